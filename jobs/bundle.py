@@ -1,0 +1,146 @@
+"""Bundles: self-describing saved models. Nothing in one is ever unpickled.
+
+`model.safetensors` (weights, latent moments), `calibration.parquet` (held-out scores) and
+`model.json` (all the rest), which is written last: a bundle without it is not there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import safetensors.torch
+import torch
+
+from jobs.errors import InputError
+from jobs.lake import Lake
+from jobs.storage import create_or_keep, join, read, read_if_there
+from jobs.units import digest
+from vae_core.config import ModelConfig
+from vae_core.moments import LatentMoments
+from vae_core.scores import Scorer
+from vae_core.vae import VAE
+
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """about: what `model.json` says beyond the model's config: lineage, metrics, settings."""
+
+    model: str
+    version: str
+    config: ModelConfig
+    weights: dict[str, torch.Tensor]
+    moments: LatentMoments
+    calibration_scores: np.ndarray  # (n,) of about["decision_score"], sorted ascending
+    about: dict[str, Any]
+
+    def network(self) -> VAE:
+        """The model with its weights, in evaluation mode."""
+        model = VAE(self.config)
+        model.load_state_dict(self.weights)
+        return model.eval()
+
+    def scorer(self, batch_size: int | None = None) -> Scorer:
+        """The one code path that calibration, embedding and evaluation score with."""
+        return make_scorer(self.network(), self.about, self.moments, batch_size)
+
+
+def make_scorer(
+    model: VAE, about: dict[str, Any], moments: LatentMoments, batch_size: int | None = None
+) -> Scorer:
+    scoring = about["scoring"]
+    return Scorer(
+        model=model,
+        batch_size=batch_size or scoring["batch_size"],
+        samples=scoring["samples"],
+        seed=scoring["seed"],
+        moments=moments,
+        heldout_neg_elbo=about["metrics"]["validation_nats"],
+    )
+
+
+def compute_fingerprint(batch_size: int) -> str:
+    """What fixes the last digits of a score: device kind, dtype, batch shape, torch version."""
+    return digest("cpu", "float32", batch_size, torch.__version__)
+
+
+def save(lake: Lake, bundle: Bundle) -> None:
+    """Writes the bundle, `model.json` last; a complete one of that version is kept."""
+    folder = lake.bundle(bundle.model, bundle.version)
+    tensors = {f"model.{name}": value for name, value in bundle.weights.items()}
+    tensors["latent.mean"] = bundle.moments.mean_D
+    tensors["latent.precision"] = bundle.moments.precision_DD
+    weights = safetensors.torch.save({name: t.contiguous() for name, t in tensors.items()})
+    calibration = pa.table({"score": bundle.calibration_scores})
+    buffer = io.BytesIO()
+    pq.write_table(calibration, buffer, compression="zstd", use_dictionary=False)
+    # Names carry the content, so that two attempts never mix their files in one bundle.
+    names = {
+        "weights": f"model-{_content(weights)}.safetensors",
+        "calibration": f"calibration-{_content(buffer.getvalue())}.parquet",
+    }
+    create_or_keep(join(folder, names["weights"]), weights)
+    create_or_keep(join(folder, names["calibration"]), buffer.getvalue())
+    body = {
+        "format": FORMAT,
+        "model": bundle.model,
+        "version": bundle.version,
+        "files": names,
+        "config": bundle.config.to_dict(),
+        **bundle.about,
+    }
+    create_or_keep(join(folder, "model.json"), json.dumps(body, indent=1).encode())
+
+
+def _content(data: bytes) -> str:
+    import hashlib
+
+    return hashlib.sha256(data).hexdigest()[:12]
+
+
+def is_complete(lake: Lake, model: str, version: str) -> bool:
+    return read_if_there(join(lake.bundle(model, version), "model.json")) is not None
+
+
+def read_about(lake: Lake, model: str, version: str) -> dict[str, Any]:
+    """`model.json`. Raises InputError where the bundle is not complete."""
+    folder = lake.bundle(model, version)
+    data = read_if_there(join(folder, "model.json"))
+    if data is None:
+        raise InputError(f"{folder} holds no complete bundle: model.json is missing; train it")
+    about = json.loads(data)
+    if about["format"] > FORMAT:
+        raise InputError(f"{folder} was written by a newer latentlake; upgrade this one")
+    return about
+
+
+def load(lake: Lake, model: str, version: str) -> Bundle:
+    """Raises InputError that names what is missing or broken."""
+    folder = lake.bundle(model, version)
+    about = read_about(lake, model, version)
+    weights_uri = join(folder, about["files"]["weights"])
+    data = read(weights_uri)
+    if _content(data) not in about["files"]["weights"]:
+        raise InputError(f"{weights_uri} does not hold what was written there; train again")
+    tensors = safetensors.torch.load(data)
+    calibration = pq.read_table(io.BytesIO(read(join(folder, about["files"]["calibration"]))))
+    return Bundle(
+        model=model,
+        version=version,
+        config=ModelConfig.from_dict(about["config"]),
+        weights={
+            name.removeprefix("model."): value
+            for name, value in tensors.items()
+            if name.startswith("model.")
+        },
+        moments=LatentMoments(tensors["latent.mean"], tensors["latent.precision"]),
+        calibration_scores=calibration["score"].to_numpy(),
+        about=about,
+    )

@@ -1,0 +1,96 @@
+"""What a lake holds: datasets, models, bundles, aliases, runs, and which snapshots are published."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from jobs.errors import InputError, unknown_name
+from jobs.lake import Lake
+from jobs.storage import exists, folder_names, join
+from jobs.tables import Snapshot, open_snapshot
+
+
+def datasets(lake: Lake) -> list[str]:
+    return folder_names(lake.datasets)
+
+
+def models(lake: Lake) -> list[str]:
+    return folder_names(lake.models)
+
+
+def bundle_versions(lake: Lake, model: str) -> list[str]:
+    """Versions whose bundle is complete."""
+    folder = join(lake.models, model, "bundles")
+    return [v for v in folder_names(folder) if exists(join(folder, v, "model.json"))]
+
+
+def catalog_rows(lake: Lake, table: str) -> list[dict[str, Any]]:
+    snapshot = open_snapshot(lake.catalog(table))
+    if snapshot is None:
+        return []
+    rows = snapshot.read(snapshot.schema.names)
+    return rows.to_pylist() if rows is not None else []
+
+
+def runs(lake: Lake) -> list[dict[str, Any]]:
+    """Finished jobs, oldest first."""
+    return sorted(catalog_rows(lake, "runs"), key=lambda row: row["finished_at"])
+
+
+def aliases(lake: Lake, model: str) -> dict[str, str]:
+    """Version by alias, as they stand now."""
+    rows = [row for row in catalog_rows(lake, "aliases") if row["model"] == model]
+    return {row["alias"]: row["version"] for row in sorted(rows, key=lambda r: r["sequence"])}
+
+
+def published_versions(lake: Lake) -> dict[str, int]:
+    """By table, relative to the lake: the newest version that a finished job published."""
+    newest: dict[str, int] = {}
+    for row in catalog_rows(lake, "runs"):
+        for table, version in json.loads(row["versions"]).items():
+            newest[table] = max(version, newest.get(table, -1))
+    return newest
+
+
+def require_dataset(lake: Lake, dataset: str) -> None:
+    known = datasets(lake)
+    if dataset not in known:
+        raise unknown_name("dataset", dataset, known, f"; {lake.uri} has no datasets")
+
+
+def images_snapshot(lake: Lake, dataset: str, version: int | None = None) -> Snapshot:
+    """The images of a dataset: the newest published snapshot, or the given one."""
+    require_dataset(lake, dataset)
+    uri = lake.dataset(dataset, "images")
+    if version is None:
+        version = published_versions(lake).get(uri.removeprefix(lake.uri + "/"))
+        if version is None:
+            raise InputError(
+                f"dataset {dataset!r} has no published images yet; run latentlake stage first"
+            )
+    snapshot = open_snapshot(uri, version)
+    if snapshot is None:
+        raise InputError(f"dataset {dataset!r} has no images table")
+    return snapshot
+
+
+def resolve_model(lake: Lake, reference: str) -> tuple[str, str]:
+    """Model and bundle version of NAME, NAME@VERSION or NAME@ALIAS (champion if only NAME).
+
+    Raises InputError that lists what is known.
+    """
+    model, _, label = reference.partition("@")
+    known = models(lake)
+    if model not in known:
+        raise unknown_name("model", model, known, f"; {lake.uri} has no models")
+    label = label or "champion"
+    named = aliases(lake, model)
+    if label in named:
+        return model, named[label]
+    versions = bundle_versions(lake, model)
+    if label in versions:
+        return model, label
+    raise unknown_name(
+        f"version or alias of model {model!r}:", label, [*named, *versions], "; train it first"
+    )

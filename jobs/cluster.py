@@ -1,0 +1,124 @@
+"""A Ray cluster to run on: an embedded one by default, or one at an address."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import ray
+
+from jobs.config import RaySettings
+from jobs.errors import InputError, JobError
+
+log = logging.getLogger("latentlake")
+
+GRACE_S = 5.0  # how long busy workers may take to become free where nothing scales up
+SOCKET_PATH_LIMIT = 42  # Ray's socket names under its temporary folder must stay short
+
+
+def cpu_count() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def ensure(settings: RaySettings, workers: int) -> None:
+    """Connects once a process, and makes sure that `workers` one-CPU workers can run.
+
+    Raises InputError within 10 s that says what is free, or, where the settings say that the
+    cluster scales up, after `resource_timeout_s`.
+    """
+    if settings.address is None and not ray.is_initialized():
+        _refuse_more_than(embedded_cpus(settings), workers)
+        _start_embedded(embedded_cpus(settings))
+    elif not ray.is_initialized():
+        _quiet()
+        try:
+            ray.init(address=settings.address, log_to_driver=False, logging_level="warning")
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise JobError(
+                f"cannot reach the Ray cluster at {settings.address}: {error}"
+            ) from error
+    _wait_for_cpus(workers, settings)
+
+
+def embedded_cpus(settings: RaySettings) -> int:
+    return settings.cpus or cpu_count()
+
+
+def _refuse_more_than(total: int, workers: int) -> None:
+    if workers > total:
+        raise InputError(
+            f"{workers} workers asked for, one CPU each, but this machine gives {total} in all "
+            f"({total} free); ask for at most {total}, or name a larger cluster with --ray-address"
+        )
+
+
+def _wait_for_cpus(workers: int, settings: RaySettings) -> None:
+    wait_s = settings.resource_timeout_s if settings.autoscaling else GRACE_S
+    deadline = time.monotonic() + wait_s
+    while True:
+        free = int(ray.available_resources().get("CPU", 0))
+        total = int(ray.cluster_resources().get("CPU", 0))
+        if workers <= free:
+            return
+        hopeless = workers > total and not settings.autoscaling
+        if hopeless or time.monotonic() > deadline:
+            raise InputError(
+                f"{workers} workers asked for, one CPU each, but the cluster has {total} CPUs, "
+                f"{free} of them free; ask for fewer workers, free some, or, if the cluster "
+                "scales up by itself, say --autoscaling and --resource-timeout"
+            )
+        time.sleep(0.2)
+
+
+def _quiet() -> None:
+    """Nothing calls home, and nobody is told that the token we made is in use."""
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+
+
+def temporary_folder(prefix: str) -> Path:
+    """A new private folder that goes with the process; its path is short enough for sockets."""
+    base = tempfile.gettempdir()
+    if len(base) + len(prefix) + 16 > SOCKET_PATH_LIMIT:
+        base = "/tmp"
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=base))
+    owner = os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == owner:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+    return folder
+
+
+def _start_embedded(cpus: int) -> None:
+    _quiet()
+    folder = temporary_folder("ll-ray-")
+    # Ray turns its token authentication on by itself and, finding no token, would write one into
+    # the home folder. (Setting RAY_AUTH_MODE here is too late: Ray read it when imported.)
+    token = folder / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    os.environ.setdefault("RAY_AUTH_TOKEN_PATH", str(token))
+    started = time.monotonic()
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        num_gpus=None,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="warning",
+        _temp_dir=str(folder),
+    )
+    atexit.register(ray.shutdown)
+    log.info("Ray: embedded, %d CPUs, started in %.1f s", cpus, time.monotonic() - started)

@@ -1,0 +1,180 @@
+"""What a run is told: strict, frozen settings, with one-line descriptions for every form.
+
+`fingerprint` covers what changes outputs; worker counts, addresses and limits stay out of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from jobs.errors import InputError
+from vae_core.config import LikelihoodConfig, NetworkConfig, ObjectiveConfig
+from vae_core.score_names import SCORES
+
+T = TypeVar("T", bound="Settings")
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseModel):
+    """A misspelt key is an error that names it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RaySettings(Settings):
+    """Where the work runs."""
+
+    address: str | None = Field(None, description="Ray cluster; embedded in this process if none")
+    cpus: int | None = Field(None, ge=1, description="CPUs of the embedded cluster; all if none")
+    autoscaling: bool = Field(False, description="the cluster adds nodes when asked for more")
+    resource_timeout_s: float = Field(
+        600.0, ge=0, description="how long to wait for an autoscaling cluster, in seconds"
+    )
+
+
+class StageSettings(Settings):
+    """From a source to the images table."""
+
+    source: str = Field(description="URI of Parquet: a file, a folder or a glob pattern")
+    dataset: str = Field(description="name of the table of staged images")
+    image_column: str | None = Field(None, description="column with the encoded images")
+    height: Positive = Field(64, description="height of the staged images, in pixels")
+    width: Positive = Field(64, description="width of the staged images, in pixels")
+    channels: int = Field(3, description="1 for grey, 3 for colour")
+    rows_per_unit: Positive = Field(20_000, description="source rows a unit, and a shard")
+    max_refused: float = Field(
+        0.05, ge=0, le=1, description="fail above this share of refused rows"
+    )
+    workers: int | None = Field(None, ge=1, description="workers; one a CPU if none")
+
+    @field_validator("channels")
+    @classmethod
+    def _grey_or_colour(cls, value: int) -> int:
+        if value not in (1, 3):
+            raise ValueError("channels must be 1 or 3")
+        return value
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return (self.height, self.width, self.channels)
+
+    def fingerprint_of(self) -> dict[str, Any]:
+        return {"image_shape": list(self.image_shape), "image_column": self.image_column}
+
+
+class TrainSettings(Settings):
+    """From an images snapshot to a bundle."""
+
+    dataset: str = Field(description="dataset to train on")
+    model: str = Field(description="name of the model")
+    latent_dim: Positive = Field(32, description="latent dimensions")
+    network: NetworkConfig = Field(NetworkConfig(), description="encoder and decoder")
+    likelihood: LikelihoodConfig = Field(LikelihoodConfig(), description="of pixels")
+    objective: ObjectiveConfig = Field(ObjectiveConfig(), description="what is minimised")
+    epochs: Positive = Field(20, description="passes over the train split")
+    batch_size: Positive = Field(128, description="global batch, whatever the worker count")
+    learning_rate: float = Field(1e-3, gt=0, description="peak, after a linear warm-up")
+    clip_norm: float | None = Field(None, gt=0, description="gradient norm bound; none if null")
+    seed: int = Field(0, ge=0, description="of weights, order and noise")
+    score_batch: Positive = Field(256, description="images a batch when scoring")
+    score_samples: Positive = Field(4, description="posterior samples a score (K)")
+    decision_score: str = Field("neg_elbo", description="the score that p-values come from")
+    images_version: int | None = Field(None, ge=0, description="snapshot; the newest if none")
+    workers: int = Field(1, ge=1, description="data-parallel workers")
+    alias: str = Field("champion", description="alias to give the bundle")
+    promote: bool = Field(False, description="move the alias although another bundle has it")
+
+    @field_validator("decision_score")
+    @classmethod
+    def _known_score(cls, value: str) -> str:
+        if value not in SCORES:
+            raise ValueError(f"unknown score {value!r}; known: {', '.join(SCORES)}")
+        return value
+
+    def fingerprint_of(self) -> dict[str, Any]:
+        outside = {"workers", "alias", "promote", "images_version", "dataset", "model"}
+        return self.model_dump(mode="json", exclude=outside)
+
+
+class EmbedSettings(Settings):
+    """From images and a bundle to the embeddings table."""
+
+    dataset: str = Field(description="dataset to embed")
+    model: str = Field(description="NAME, NAME@VERSION or NAME@ALIAS; the champion if only NAME")
+    reconstructions: bool = Field(False, description="write reconstructions as PNG, too")
+    batch_size: int | None = Field(
+        None, ge=1, description="images a forward pass; the bundle's scoring batch if none"
+    )
+    workers: int | None = Field(None, ge=1, description="workers; one a CPU if none")
+
+
+class NightlySettings(Settings):
+    """The whole flow: stage, train where there is no champion yet, embed."""
+
+    lake: str = Field("./lake", description="root URI of the lake")
+    stage: StageSettings
+    train: TrainSettings
+    embed: EmbedSettings
+    ray: RaySettings = RaySettings()
+
+
+def tonight() -> str:
+    """The logical night of a run that is not given one: today's date."""
+    return dt.date.today().isoformat()
+
+
+def valid_night(night: str) -> str:
+    try:
+        return dt.date.fromisoformat(night).isoformat()
+    except ValueError as error:
+        raise InputError(f"night {night!r} is not a date; write YYYY-MM-DD") from error
+
+
+def build(kind: type[T], values: dict[str, Any]) -> T:
+    """Validated settings; raises InputError that names every wrong key in a line."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        problems = []
+        for issue in error.errors():
+            where = ".".join(str(part) for part in issue["loc"]) or kind.__name__
+            text = issue["msg"].removeprefix("Value error, ")
+            if issue["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+                text = f"unknown key; known: {', '.join(_known_keys(kind, issue['loc']))}"
+            problems.append(f"{where}: {text}")
+        raise InputError("; ".join(problems)) from error
+
+
+def _known_keys(kind: Any, path: tuple[Any, ...]) -> list[str]:
+    for part in path[:-1]:
+        fields = kind.model_fields if hasattr(kind, "model_fields") else {}
+        if part not in fields:
+            break
+        kind = fields[part].annotation
+    if dataclasses.is_dataclass(kind):
+        return [field.name for field in dataclasses.fields(kind)]
+    return list(kind.model_fields)
+
+
+def load_yaml(path: str) -> dict[str, Any]:
+    """A config file as a dict; raises InputError that says what is wrong with it."""
+    try:
+        data = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise InputError(f"cannot read the config file {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise InputError(f"{path} holds no mapping of settings")
+    return data
+
+
+def load_nightly(path: str) -> NightlySettings:
+    return build(NightlySettings, load_yaml(path))
+

@@ -1,0 +1,143 @@
+"""What an embed unit does: read a shard's images, encode, score, write."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from jobs import bundle as bundles
+from jobs.corrections import correction_details, is_correction
+from jobs.embed import embed_tables
+from jobs.images import encode_png
+from jobs.lake import Lake
+from jobs.loader import pixels_of
+from jobs.shards import read_shard, write_shard
+from jobs.storage import join
+from jobs.tables import Table
+from jobs.units import Completion, JobContext, Unit
+from vae_core.conformal import p_values
+from vae_core.scores import ScoredBatch
+
+TRAINED = ("train", "validation")
+
+
+class EmbedWorker:
+    """One a worker process; holds the bundle."""
+
+    def __init__(self, lake: Lake, context: JobContext) -> None:
+        torch.set_num_threads(1)
+        settings = context.settings
+        self.context = context
+        self.partition = {key: settings[key] for key in ("model_version", "dataset")}
+        self.images_uri = lake.dataset(settings["dataset"], "images")
+        self.bundle = bundles.load(lake, settings["model"], settings["model_version"])
+        self.scorer = self.bundle.scorer(settings["batch_size"])
+        self.tables = embed_tables(lake, settings["model"], settings["latent_dim"])
+
+    def execute(self, unit: Unit, attempt: str) -> Completion:
+        started = time.monotonic()
+        details: dict[str, Any] = {}
+        if is_correction(unit):
+            rows, details = self._corrected(unit), correction_details(unit)
+        else:
+            rows = self._embedded(unit)
+        name = f"{unit.unit_id}-{attempt}"
+        outputs = [
+            write_shard(table.uri, table.spec, rows[table.spec.name], name, self.partition)
+            for table in self.tables
+            if table.spec.name in rows and rows[table.spec.name].num_rows
+        ]
+        return Completion(
+            unit_id=unit.unit_id,
+            attempt=attempt,
+            outputs=outputs,
+            counts={"embedded": rows["embeddings"].num_rows},
+            seconds=time.monotonic() - started,
+            details=details,
+        )
+
+    def _embedded(self, unit: Unit) -> dict[str, pa.Table]:
+        uri = join(self.images_uri, unit.inputs["path"])
+        images = read_shard(uri, ["image_id", "image", "split"])
+        if unit.inputs["rows"] is not None:
+            images = images.take(unit.inputs["rows"])
+        # Sorted, so that a look-up by id reads few row groups.
+        images = images.sort_by("image_id")
+        ids = images["image_id"].to_pylist()
+        pixels = pixels_of(images["image"], self.bundle.config.image_shape)
+        scored = self.scorer.score(pixels, ids)
+        stamp = {
+            "night": self.context.night,
+            "job_id": self.context.job_id,
+            "unit_id": unit.unit_id,
+        }
+        p_value = self._p_values(scored, images["split"], unit.inputs["trained_on"])
+        rows = {"embeddings": self._embedding_rows(ids, scored, p_value, stamp)}
+        if self.context.settings["reconstructions"]:
+            pngs = [encode_png(image) for image in scored.reconstruction_NHWC]
+            columns = {"image_id": ids, "png": pngs, **_repeated(stamp, len(ids))}
+            rows["reconstructions"] = pa.table(columns, schema=self.tables[0].spec.file_schema)
+        return rows
+
+    def _p_values(self, scored: ScoredBatch, split: pa.ChunkedArray, trained_on: bool) -> pa.Array:
+        calibration = self.bundle.calibration_scores
+        scores = scored.scores[self.bundle.about["decision_score"]]
+        if scores is None or not len(calibration):
+            return pa.nulls(len(split), pa.float64())
+        values = p_values(scores, calibration)
+        if not trained_on:
+            return pa.array(values, from_pandas=True)
+        # Images that shaped the model get none; its calibration images, leave-one-out.
+        splits = np.array(split.to_pylist())
+        alone = p_values(scores, calibration, leave_one_out=True)
+        values = np.where(splits == "calibration", alone, values)
+        return pa.array(np.where(np.isin(splits, TRAINED), np.nan, values), from_pandas=True)
+
+    def _embedding_rows(
+        self, ids: list[str], scored: ScoredBatch, p_value: pa.Array, stamp: dict[str, str]
+    ) -> pa.Table:
+        count = len(ids)
+        columns: dict[str, Any] = {
+            "image_id": ids,
+            "images_version": [self.context.settings["images_version"]] * count,
+            "embedding": _vectors(scored.mean_ND),
+            "embedding_log_var": _vectors(scored.log_var_ND),
+            "p_value": p_value,
+            **_repeated(stamp, count),
+        }
+        for name, values in scored.scores.items():
+            columns[name] = pa.nulls(count, pa.float64()) if values is None else pa.array(values)
+        schema = self.tables[-1].spec.file_schema
+        return pa.table([columns[name] for name in schema.names], schema=schema)
+
+    def _corrected(self, unit: Unit) -> dict[str, pa.Table]:
+        """An earlier unit's rows, less the images that another job has embedded meanwhile."""
+        lost = pa.array(unit.inputs["lost"], pa.string())
+        rows = {}
+        for table in self.tables:
+            path = unit.inputs["outputs"].get(table.spec.name)
+            if path is not None:
+                batch = read_shard(join(table.uri, path))
+                rows[table.spec.name] = _without(batch, table, lost)
+        return rows
+
+
+def _without(batch: pa.Table, table: Table, image_ids: pa.Array) -> pa.Table:
+    kept = batch.filter(pc.invert(pc.is_in(batch["image_id"], image_ids)))  # type: ignore[attr-defined]
+    return kept.select(table.spec.file_schema.names)
+
+
+def _repeated(stamp: dict[str, str], count: int) -> dict[str, list[str]]:
+    return {name: [value] * count for name, value in stamp.items()}
+
+
+def _vectors(values_ND: np.ndarray) -> pa.Array:
+    count, dim = values_ND.shape
+    offsets = pa.array(np.arange(0, (count + 1) * dim, dim, dtype=np.int32))
+    flat = pa.array(np.ascontiguousarray(values_ND, dtype=np.float32).reshape(-1))
+    return pa.ListArray.from_arrays(offsets, flat)

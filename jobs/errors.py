@@ -1,0 +1,29 @@
+"""What can go wrong, sorted by who can mend it. The command line turns these into exit codes."""
+
+from __future__ import annotations
+
+
+class LatentlakeError(Exception):
+    """Base of all errors that are told in a sentence, without a traceback."""
+
+    exit_code = 1
+
+
+class InputError(LatentlakeError):
+    """A source, a name, a setting or a credential that the user has to change."""
+
+    exit_code = 2
+
+
+class StorageError(LatentlakeError):
+    """Storage did not answer, or not as it should; trying again later may help."""
+
+
+class JobError(LatentlakeError):
+    """A job ended without publishing anything."""
+
+
+def unknown_name(kind: str, name: str, known: list[str], hint: str = "") -> InputError:
+    """The error for a name that is not there, listing those that are."""
+    listed = ", ".join(sorted(known)) if known else f"none yet{hint}"
+    return InputError(f"unknown {kind} {name!r}; known: {listed}")

@@ -1,0 +1,172 @@
+"""One pattern for all distributed work: plan, execute, commit."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from jobs import publish, records
+from jobs.lake import Lake
+from jobs.tables import Conflict, Snapshot, Table
+from jobs.units import Completion, Output, Plan, Unit, total_counts
+
+log = logging.getLogger("latentlake")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JobReport:
+    """What one call of a job did. `units` is what it executed itself; 0 units: nothing to do."""
+
+    job: str
+    target: str
+    job_ids: list[str] = dataclasses.field(default_factory=list)
+    units: int = 0
+    counts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    versions: dict[str, int] = dataclasses.field(default_factory=dict)
+    seconds: float = 0.0
+    rows_per_s: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+class Job(abc.ABC):
+    """What differs from job to job. `run` below does what does not."""
+
+    name: str
+    rows_counted: str  # the count that throughput is stated in
+
+    def __init__(self, lake: Lake, target: str) -> None:
+        self.lake = lake
+        self.target = target
+
+    @abc.abstractmethod
+    def plan(self) -> Plan:
+        """A function of what is published and what the inputs list; no units: nothing to do."""
+
+    @property
+    @abc.abstractmethod
+    def first_table(self) -> str:
+        """URI of the first of its tables, the one that jobs compete for."""
+
+    @abc.abstractmethod
+    def tables(self, plan: Plan) -> list[Table]:
+        """The tables it publishes, in commit order."""
+
+    @abc.abstractmethod
+    def is_current(self, plan: Plan) -> bool:
+        """Whether a plan that an earlier run left behind can still be finished as it is."""
+
+    @abc.abstractmethod
+    def execute(self, plan: Plan, units: Sequence[Unit]) -> None:
+        """Runs units; each leaves a completion record."""
+
+    @abc.abstractmethod
+    def settle(
+        self, plan: Plan, completions: dict[str, Completion], head: Snapshot
+    ) -> list[Unit] | dict[str, list[Output]]:
+        """Holds what was done against what is published at `head`.
+
+        Returns units that must run first (rows that another unit or job has published meanwhile
+        are dropped so), or the files to commit by table URI. Raises JobError to publish nothing.
+        """
+
+    def summarise(
+        self, plan: Plan, completions: dict[str, Completion], files: dict[str, list[Output]]
+    ) -> dict[str, Any]:
+        """The counts to report; by default those of the completions, added up."""
+        return total_counts(list(completions.values()))
+
+
+def run(job: Job) -> JobReport:
+    """Finishes what an earlier run of the job left, then plans and does what is missing."""
+    report = JobReport(job=job.name, target=job.target)
+    publish.recover(job.lake, job.first_table)
+    for plan in records.unfinished_plans(job.lake, job.name, job.target):
+        if publish.is_published(plan, job.tables(plan)) or job.is_current(plan):
+            log.info("%s %s: finishing %s", job.name, job.target, plan.job_id)
+            report = _merged(report, _finish(job, plan))
+        else:
+            log.info("%s %s: %s is out of date, dropped", job.name, job.target, plan.job_id)
+            records.clear(job.lake, plan.job_id)
+    plan = job.plan()
+    if not plan.units:
+        log.info("%s %s: nothing to do", job.name, job.target)
+        return report
+    return _merged(report, _finish(job, records.save_plan(job.lake, plan)))
+
+
+def _merged(first: JobReport, second: JobReport) -> JobReport:
+    if not first.job_ids:
+        return second
+    counts = dict(first.counts)
+    for name, value in second.counts.items():
+        both = isinstance(value, int) and isinstance(counts.get(name), int)
+        counts[name] = counts[name] + value if both else value
+    return dataclasses.replace(
+        second,
+        job_ids=first.job_ids + second.job_ids,
+        units=first.units + second.units,
+        counts=counts,
+        seconds=first.seconds + second.seconds,
+    )
+
+
+def _finish(job: Job, plan: Plan) -> JobReport:
+    started = time.monotonic()
+    tables = job.tables(plan)
+    executed: set[str] = set()
+
+    def one_round() -> dict[str, Any]:
+        head = publish.completed_head(job.lake, tables)
+        if publish.is_published(plan, tables):
+            done = records.load_completions(job.lake, plan.job_id, plan.units)
+            return total_counts(list(done.values()))
+        completions = _execute_all(job, plan, plan.units, executed)
+        settled = job.settle(plan, completions, head)
+        while isinstance(settled, list):
+            completions |= _execute_all(job, plan, settled, executed)
+            settled = job.settle(plan, completions, head)
+        publish.commit(job.lake, plan, head, settled)
+        return job.summarise(plan, completions, settled)
+
+    try:
+        counts = publish.retrying(one_round, f"{job.name} {job.target}")
+    except Conflict as error:  # pragma: no cover - retrying turns it into JobError
+        raise AssertionError from error
+    seconds = time.monotonic() - started
+    versions = publish.published_versions(plan, job.lake, tables)
+    publish.record_run(job.lake, plan, versions, counts, seconds)
+    records.clear(job.lake, plan.job_id)
+    rows = counts.get(job.rows_counted, 0)
+    return JobReport(
+        job=job.name,
+        target=job.target,
+        job_ids=[plan.job_id],
+        units=len(executed),
+        counts=counts,
+        versions=versions,
+        seconds=seconds,
+        rows_per_s=rows / seconds if rows else None,
+    )
+
+
+def _execute_all(
+    job: Job, plan: Plan, units: Sequence[Unit], executed: set[str]
+) -> dict[str, Completion]:
+    done = records.load_completions(job.lake, plan.job_id, units)
+    missing = [unit for unit in units if unit.unit_id not in done]
+    if missing:
+        log.info("%s %s: %d of %d units to do", job.name, job.target, len(missing), len(units))
+        job.execute(plan, missing)
+        executed.update(unit.unit_id for unit in missing)
+        done |= records.load_completions(job.lake, plan.job_id, missing)
+    lost = [unit.unit_id for unit in units if unit.unit_id not in done]
+    if lost:
+        # Another run of the same job may have committed and cleared the records meanwhile.
+        raise Conflict(f"{plan.job_id}: no completion of {lost[0]}")
+    return done

@@ -1,0 +1,139 @@
+"""Commit: the files of a job become visible, table by table, in a fixed order, exactly once.
+
+The order is the job's: the table that readers start from comes last. A commit record, saved
+before the first table is touched, lets anyone complete a commit that was cut short. Whoever
+commits to the first table has completed the one before, so at most one is ever half-done.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import random
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from jobs.errors import JobError
+from jobs.lake import Lake
+from jobs.records import load_commit, save_commit
+from jobs.schema import RUNS
+from jobs.shards import write_shard
+from jobs.tables import Conflict, Snapshot, Table, open_snapshot
+from jobs.units import Output, Plan
+
+ROUNDS = 30
+
+
+def retrying(action: Callable[[], Any], what: str) -> Any:
+    """Runs an optimistic commit again after a Conflict, with jitter, bounded."""
+    for round_ in range(ROUNDS):
+        try:
+            return action()
+        except Conflict:
+            time.sleep(random.uniform(0.0, min(2.0, 0.05 * 2**round_)))
+    raise JobError(f"{what}: {ROUNDS} commits in a row met another writer; run it again")
+
+
+def completed_head(lake: Lake, tables: Sequence[Table]) -> Snapshot:
+    """The newest snapshot of the first table, every commit up to it complete in all tables."""
+    head = tables[0].ensure()
+    for table in tables[1:]:
+        table.ensure()
+    _complete_last(lake, head)
+    return head
+
+
+def recover(lake: Lake, first_table: str) -> None:
+    """Completes the commit that a killed job may have left half-done."""
+    head = open_snapshot(first_table)
+    if head is not None:
+        _complete_last(lake, head)
+
+
+def _complete_last(lake: Lake, head: Snapshot) -> None:
+    last = head.last_commit()
+    if "commit" in last:
+        complete(lake, last["job_id"], last["commit"])
+
+
+def commit(lake: Lake, plan: Plan, head: Snapshot, files: dict[str, list[Output]]) -> None:
+    """Publishes `files` (by table URI, in commit order) on top of `head`, the first table.
+
+    Raises Conflict where another job came first: nothing is published then.
+    """
+    name = save_commit(lake, plan.job_id, files)
+    first = next(iter(files))
+    assert head.uri == first
+    head.commit(plan.job_id, files[first], {"commit": name, "night": plan.night})
+    complete(lake, plan.job_id, name)
+
+
+def complete(lake: Lake, job_id: str, name: str) -> None:
+    """Commits a job's files to every table that does not have them yet."""
+    files = load_commit(lake, job_id, name)
+    if files is None:
+        return
+    for uri, outputs in files.items():
+        retrying(lambda u=uri, o=outputs: _commit_one(u, job_id, o, name), uri)
+
+
+def _commit_one(uri: str, job_id: str, outputs: list[Output], name: str) -> None:
+    snapshot = open_snapshot(uri)
+    assert snapshot is not None, f"{uri} is created before the first commit"
+    if not snapshot.has(job_id):
+        snapshot.commit(job_id, outputs, {"commit": name})
+
+
+def is_published(plan: Plan, tables: Sequence[Table]) -> bool:
+    """Whether every table has the job's commit."""
+    snapshots = [table.snapshot() for table in tables]
+    return all(s is not None and s.has(plan.job_id) for s in snapshots)
+
+
+def published_versions(plan: Plan, lake: Lake, tables: Sequence[Table]) -> dict[str, int]:
+    """By table, relative to the lake: the version that the job published."""
+    versions = {}
+    for table in tables:
+        snapshot = table.snapshot()
+        assert snapshot is not None
+        versions[table.uri.removeprefix(lake.uri + "/")] = snapshot.version_of(plan.job_id)
+    return versions
+
+
+def append_rows(table: Table, job_id: str, rows: list[dict[str, Any]]) -> None:
+    """Publishes a few rows in a catalog table, once a job id."""
+
+    def action() -> None:
+        snapshot = table.ensure()
+        if snapshot.has(job_id):
+            return
+        batch = pa.Table.from_pylist(rows, schema=table.spec.schema)
+        output = write_shard(table.uri, table.spec, batch, f"{job_id}-{uuid.uuid4().hex[:8]}")
+        snapshot.commit(job_id, [output], {})
+
+    retrying(action, table.uri)
+
+
+def record_run(
+    lake: Lake, plan: Plan, versions: dict[str, int], counts: dict[str, Any], seconds: float
+) -> None:
+    """The job's row in `catalog/runs`: from here on our own views read what it published."""
+    from importlib.metadata import version
+
+    row = {
+        "job_id": plan.job_id,
+        "job": plan.job,
+        "target": plan.target,
+        "night": plan.night,
+        "finished_at": dt.datetime.now(dt.UTC),
+        "seconds": seconds,
+        "counts": json.dumps(counts, sort_keys=True),
+        "versions": json.dumps(versions, sort_keys=True),
+        "config": json.dumps(plan.settings, sort_keys=True),
+        "code": version("latentlake"),
+    }
+    append_rows(Table(lake.catalog("runs"), RUNS), plan.job_id, [row])

@@ -1,0 +1,85 @@
+"""What a job keeps in the lake while it runs: its plan, its units' completions, its commit.
+
+All of it lies under `units/<job_id>/`, is written create-only, and goes after the commit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+
+from jobs.lake import Lake
+from jobs.storage import (
+    create_or_keep,
+    delete_tree,
+    folder_names,
+    join,
+    list_folder,
+    read,
+    read_if_there,
+)
+from jobs.units import Completion, Output, Plan, Unit, digest
+
+
+def save_plan(lake: Lake, plan: Plan) -> Plan:
+    """Saves the plan under its job id, and returns the saved one: a plan once saved holds."""
+    uri = join(lake.units(plan.job_id), "plan.json")
+    if create_or_keep(uri, plan.to_json()):
+        return plan
+    return Plan.from_json(read(uri))
+
+
+def unfinished_plans(lake: Lake, job: str, target: str) -> list[Plan]:
+    """Saved plans of earlier runs of this job on this target that have not been cleared."""
+    plans = []
+    for job_id in folder_names(lake.all_units):
+        if not job_id.startswith(f"{job}-"):
+            continue
+        data = read_if_there(join(lake.units(job_id), "plan.json"))
+        if data is not None:
+            plan = Plan.from_json(data)
+            if (plan.job, plan.target) == (job, target):
+                plans.append(plan)
+    return plans
+
+
+def _completion_uri(lake: Lake, job_id: str, unit_id: str) -> str:
+    return join(lake.units(job_id), "completions", f"{unit_id}.json")
+
+
+def save_completion(lake: Lake, job_id: str, completion: Completion) -> None:
+    """The first completion of a unit wins; a later one is dropped."""
+    create_or_keep(_completion_uri(lake, job_id, completion.unit_id), completion.to_json())
+
+
+def load_completions(lake: Lake, job_id: str, units: Sequence[Unit]) -> dict[str, Completion]:
+    """Completions by unit id; units that have none are left out."""
+    folder = join(lake.units(job_id), "completions")
+    # The listing only saves requests: a unit that it misses is done again, and loses.
+    present = {entry["name"].rsplit("/", 1)[-1] for entry in list_folder(folder)}
+    return {
+        unit.unit_id: Completion.from_json(read(_completion_uri(lake, job_id, unit.unit_id)))
+        for unit in units
+        if f"{unit.unit_id}.json" in present
+    }
+
+
+def save_commit(lake: Lake, job_id: str, files: dict[str, list[Output]]) -> str:
+    """Saves which files go into which table URI; returns the record's name."""
+    body = {uri: [dataclasses.asdict(o) for o in outputs] for uri, outputs in files.items()}
+    name = f"commit-{digest(body)}"
+    create_or_keep(join(lake.units(job_id), f"{name}.json"), json.dumps(body).encode())
+    return name
+
+
+def load_commit(lake: Lake, job_id: str, name: str) -> dict[str, list[Output]] | None:
+    """None where the job has been cleared: then all its tables were committed."""
+    data = read_if_there(join(lake.units(job_id), f"{name}.json"))
+    if data is None:
+        return None
+    return {uri: [Output(**o) for o in outputs] for uri, outputs in json.loads(data).items()}
+
+
+def clear(lake: Lake, job_id: str) -> None:
+    delete_tree(lake.units(job_id))

@@ -1,0 +1,216 @@
+"""The tables of a lake: columns, types, units and directions.
+
+Imports neither ray nor torch, so that planning and querying start fast.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pyarrow as pa
+
+from vae_core.score_names import SCORES
+
+# What turns source bytes into staged pixels, as a number: it changes whenever the same bytes
+# would give other pixels, and outputs of different numbers never mix. Guarded by golden pixels.
+PREPROCESSING = 1
+
+SPLITS = (("train", 80), ("validation", 5), ("calibration", 10), ("test", 5))
+
+
+@dataclasses.dataclass(frozen=True)
+class TableSpec:
+    """A kind of table. `schema` is that of the rows; partition columns are part of it."""
+
+    name: str
+    schema: pa.Schema
+    partition_by: tuple[str, ...] = ()
+    stats: tuple[str, ...] = ()
+
+    @property
+    def file_schema(self) -> pa.Schema:
+        """Columns that are inside a file: all but the partition columns."""
+        return pa.schema([f for f in self.schema if f.name not in self.partition_by])
+
+
+def split_of(image_id: str) -> str:
+    """The split of an image, by its id alone, so that it never changes."""
+    point = int(image_id[-8:], 16) % 100
+    for split, share in SPLITS:
+        if point < share:
+            return split
+        point -= share
+    raise AssertionError("shares add up to 100")
+
+
+# Field metadata that two runs on one table must agree on.
+CONTRACT_KEYS = ("shape", "preprocessing", "dimension")
+
+
+def _field(
+    name: str, kind: pa.DataType, comment: str, *, required: bool = False, **extra: str
+) -> pa.Field:
+    return pa.field(name, kind, nullable=not required, metadata={"comment": comment, **extra})
+
+
+def _provenance() -> list[pa.Field]:
+    return [
+        _field("night", pa.string(), "logical night of the run (YYYY-MM-DD)"),
+        _field("job_id", pa.string(), "the job that published the row"),
+        _field("unit_id", pa.string(), "the unit that wrote the row"),
+    ]
+
+
+def images_spec(image_shape: tuple[int, int, int], passthrough: pa.Schema) -> TableSpec:
+    """image_shape: H, W, C of every image of the dataset."""
+    size = image_shape[0] * image_shape[1] * image_shape[2]
+    columns = [
+        _field("image_id", pa.string(), "sha256 of the encoded source bytes", required=True),
+        _field(
+            "image",
+            pa.binary(size),
+            "uint8 pixels, H·W·C",
+            shape=json.dumps(list(image_shape)),
+            preprocessing=str(PREPROCESSING),
+        ),
+        _field("pixels_hash", pa.string(), "sha256 of the staged pixels"),
+        _field("source_uri", pa.string(), "where its first occurrence was read"),
+        _field("source_row", pa.int64(), "row of its first occurrence"),
+        _field("source_width", pa.int32(), "width before resizing, in pixels"),
+        _field("source_height", pa.int32(), "height before resizing, in pixels"),
+        _field("split", pa.string(), "train / validation / calibration / test, by image_id"),
+        *_provenance(),
+        *passthrough,
+    ]
+    return TableSpec("images", pa.schema(columns), stats=("image_id", "split", "night"))
+
+
+def image_shape_of(schema: pa.Schema) -> tuple[int, int, int]:
+    """H, W, C of an images table, from its schema's metadata."""
+    height, width, channels = json.loads(schema.field("image").metadata[b"shape"])
+    return (height, width, channels)
+
+
+def passthrough_of(schema: pa.Schema) -> pa.Schema:
+    """The columns of an images table that came from its source."""
+    own = set(images_spec((1, 1, 1), pa.schema([])).schema.names)
+    return pa.schema([field for field in schema if field.name not in own])
+
+
+SOURCES = TableSpec(
+    "sources",
+    pa.schema(
+        [
+            _field("source_uri", pa.string(), "file of the source", required=True),
+            _field("source_row", pa.int64(), "row in that file", required=True),
+            _field("etag", pa.string(), "version of the file that was read"),
+            _field("image_id", pa.string(), "sha256 of the row's bytes; null without bytes"),
+            _field("fate", pa.string(), "staged / refused / duplicate"),
+            _field("removed_night", pa.string(), "night on which the row left its source"),
+            *_provenance(),
+        ]
+    ),
+    stats=("source_uri", "night"),
+)
+
+QUARANTINE = TableSpec(
+    "quarantine",
+    pa.schema(
+        [
+            _field("source_uri", pa.string(), "file of the source", required=True),
+            _field("source_row", pa.int64(), "row in that file", required=True),
+            _field("byte_length", pa.int64(), "size of the refused bytes; null without bytes"),
+            _field("content_hash", pa.string(), "sha256 of the refused bytes"),
+            _field("reason", pa.string(), "reason code", required=True),
+            _field("message", pa.string(), "what the decoder said"),
+            *_provenance(),
+        ]
+    ),
+    stats=("reason", "night"),
+)
+
+
+def embeddings_spec(latent_dim: int) -> TableSpec:
+    vector = pa.list_(pa.field("element", pa.float32()))
+    dimension = str(latent_dim)
+    columns = [
+        _field("image_id", pa.string(), "the image", required=True),
+        _field("images_version", pa.int64(), "snapshot of the images table that was read"),
+        _field("embedding", vector, "posterior mean", dimension=dimension),
+        _field("embedding_log_var", vector, "posterior log-variance", dimension=dimension),
+        *(
+            _field(name, pa.float64(), info.meaning, unit=info.unit, anomalous=info.anomalous)
+            for name, info in SCORES.items()
+        ),
+        _field(
+            "p_value",
+            pa.float64(),
+            "conformal p-value of the bundle's decision score; null for images trained on",
+            unit="probability",
+            anomalous="lower",
+        ),
+        *_provenance(),
+    ]
+    return TableSpec(
+        "embeddings",
+        pa.schema([*columns, *_model_partition()]),
+        partition_by=("model_version", "dataset"),
+        stats=("image_id", "night", "recon_nll", "kl", "neg_elbo", "recon_mse", "p_value"),
+    )
+
+
+def _model_partition() -> list[pa.Field]:
+    return [
+        _field("model_version", pa.string(), "version of the bundle", required=True),
+        _field("dataset", pa.string(), "dataset of the image", required=True),
+    ]
+
+
+RECONSTRUCTIONS = TableSpec(
+    "reconstructions",
+    pa.schema(
+        [
+            _field("image_id", pa.string(), "the image", required=True),
+            _field("png", pa.binary(), "reconstruction at the posterior mean, PNG bytes"),
+            *_provenance(),
+            *_model_partition(),
+        ]
+    ),
+    partition_by=("model_version", "dataset"),
+    stats=("image_id", "night"),
+)
+
+ALIASES = TableSpec(
+    "aliases",
+    pa.schema(
+        [
+            _field("sequence", pa.int64(), "grows by one a change; the last one holds"),
+            _field("model", pa.string(), "the model", required=True),
+            _field("alias", pa.string(), "the name", required=True),
+            _field("version", pa.string(), "version of the bundle it names", required=True),
+            _field("reason", pa.string(), "why it was moved"),
+            _field("job_id", pa.string(), "the job that moved it"),
+        ]
+    ),
+    stats=("sequence",),
+)
+
+RUNS = TableSpec(
+    "runs",
+    pa.schema(
+        [
+            _field("job_id", pa.string(), "the job", required=True),
+            _field("job", pa.string(), "stage / train / embed"),
+            _field("target", pa.string(), "dataset or model it worked on"),
+            _field("night", pa.string(), "logical night"),
+            _field("finished_at", pa.timestamp("us", "UTC"), "wall clock at the commit"),
+            _field("seconds", pa.float64(), "wall time of the process that finished it", unit="s"),
+            _field("counts", pa.string(), "JSON: what was counted"),
+            _field("versions", pa.string(), "JSON: version of each table it published"),
+            _field("config", pa.string(), "JSON: the config that made it"),
+            _field("code", pa.string(), "version of latentlake"),
+        ]
+    ),
+    stats=("job", "night"),
+)

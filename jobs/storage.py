@@ -1,0 +1,287 @@
+"""Bytes at URIs: local disk and S3 behind one small set of verbs.
+
+Every put is create-only and atomic: an object is there whole, or not at all, and is never
+replaced. Waits are bounded, faults are retried a few times, and errors say what to change.
+Credentials come from the environment or the usual AWS files, and are never shown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import random
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+from urllib.parse import unquote, urlsplit
+
+import fsspec
+
+from jobs.errors import InputError, LatentlakeError, StorageError
+
+CONNECT_TIMEOUT_S = 5
+READ_TIMEOUT_S = 20
+ATTEMPTS = 3
+SCHEMES = ("file", "s3")
+
+T = TypeVar("T")
+
+
+class AlreadyThere(Exception):
+    """A create-only put found an object of that name."""
+
+
+def resolve_uri(uri: str) -> str:
+    """An absolute URI without a trailing slash; plain paths become `file:///…`."""
+    scheme = urlsplit(uri).scheme
+    if scheme == "" or len(scheme) == 1:
+        return Path(uri).expanduser().absolute().as_uri().rstrip("/")
+    if scheme not in SCHEMES:
+        raise InputError(f"{uri}: scheme {scheme!r} is not supported; use {', '.join(SCHEMES)}")
+    if scheme == "s3" and not urlsplit(uri).netloc:
+        raise InputError(f"{uri}: no bucket; write s3://BUCKET/PREFIX")
+    return uri.rstrip("/")
+
+
+def join(uri: str, *parts: str) -> str:
+    return "/".join([uri.rstrip("/"), *parts])
+
+
+def local_path(uri: str) -> Path | None:
+    """The path of a `file:` URI; None for any other."""
+    split = urlsplit(uri)
+    return Path(unquote(split.path)) if split.scheme == "file" else None
+
+
+@functools.cache
+def _filesystem(scheme: str, process: int) -> fsspec.AbstractFileSystem:
+    # Keyed by process: an event loop does not survive a fork.
+    if scheme == "file":
+        return fsspec.filesystem("file", skip_instance_cache=True)
+    config = {
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "read_timeout": READ_TIMEOUT_S,
+        "retries": {"max_attempts": 1, "mode": "standard"},
+    }
+    s3 = fsspec.filesystem(
+        "s3", config_kwargs=config, use_listings_cache=False, skip_instance_cache=True
+    )
+    s3.retries = 2  # ours come on top; together they stay far below a minute
+    return s3
+
+
+def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The fsspec filesystem of a resolved URI, and the path within it."""
+    path = local_path(uri)
+    if path is not None:
+        return _filesystem("file", os.getpid()), str(path)
+    split = urlsplit(uri)
+    return _filesystem(split.scheme, os.getpid()), f"{split.netloc}{split.path}"
+
+
+def delta_options(uri: str) -> dict[str, str]:
+    """Bounds for deltalake's own S3 client; credentials it finds by itself."""
+    if local_path(uri) is not None:
+        return {}
+    return {
+        "connect_timeout": f"{CONNECT_TIMEOUT_S}s",
+        "timeout": f"{READ_TIMEOUT_S}s",
+        "max_retries": str(ATTEMPTS),
+        "retry_timeout": "30s",
+    }
+
+
+DENIED = (
+    "accessdenied",
+    "invalidaccesskeyid",
+    "signaturedoesnotmatch",
+    "expiredtoken",
+    "forbidden",
+    "unable to locate credentials",
+    "nocredentials",
+    "permission denied",
+    "not a directory",
+    "read-only file system",
+    "access key id",
+)
+NO_BUCKET = ("nosuchbucket", "bucket does not exist")
+# What an S3 client may say when the store did not answer; such faults pass.
+TRANSIENT = (
+    "timeout",
+    "timed out",
+    "connect",
+    "slowdown",
+    "serviceunavailable",
+    "internalerror",
+    "please reduce your request rate",
+    "reset",
+    "incomplete",
+    "error sending request",
+)
+
+
+def explain(error: BaseException, uri: str, verb: str) -> LatentlakeError:
+    """The error a user reads for a storage exception: what, where, what to do."""
+    text = " ".join(str(e) or type(e).__name__ for e in _chain(error)).lower()
+    reason = (str(error) or type(error).__name__).strip().splitlines()[0][:300]
+    if any(word in text for word in NO_BUCKET):
+        return InputError(f"cannot {verb} {uri}: the bucket does not exist")
+    if isinstance(error, PermissionError) or any(word in text for word in DENIED):
+        return InputError(
+            f"cannot {verb} {uri}: access denied ({reason}); check the path, its permissions, and "
+            "for S3 the credentials in the environment or the AWS files"
+        )
+    if isinstance(error, FileNotFoundError):
+        return InputError(f"cannot {verb} {uri}: it does not exist")
+    endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
+    where = f" (endpoint {endpoint})" if endpoint and local_path(uri) is None else ""
+    return StorageError(f"cannot {verb} {uri}{where}: {reason}")
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    current: BaseException | None = error
+    while current is not None:
+        yield current
+        current = current.__cause__ or current.__context__
+
+
+def is_transient(error: BaseException) -> bool:
+    if isinstance(error, FileNotFoundError | FileExistsError | PermissionError):
+        return False
+    text = " ".join(f"{type(e).__name__} {e}" for e in _chain(error)).lower()
+    return any(word in text for word in TRANSIENT) and not any(word in text for word in DENIED)
+
+
+def attempt(action: Callable[[], T], uri: str, verb: str) -> T:
+    """Runs a storage action with bounded retries; raises LatentlakeError, or AlreadyThere."""
+    for left in reversed(range(ATTEMPTS)):
+        try:
+            return action()
+        except (AlreadyThere, LatentlakeError):
+            raise
+        except Exception as error:
+            # Clients raise several unrelated families of exceptions; this is the edge that
+            # turns them into ours.
+            if left == 0 or not is_transient(error):
+                raise explain(error, uri, verb) from error
+            time.sleep(random.uniform(0.2, 1.0) * (ATTEMPTS - left))
+    raise AssertionError("unreachable")
+
+
+def create(uri: str, data: bytes) -> None:
+    """Puts `data` at `uri`, whole or not at all. Raises AlreadyThere; the old object stays."""
+    path = local_path(uri)
+    action = (
+        functools.partial(_create_remote, uri, data)
+        if path is None
+        else functools.partial(_create_local, path, data)
+    )
+    attempt(action, uri, "write")
+
+
+def _create_local(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, path)  # unlike rename, fails where the name is taken
+    except FileExistsError as error:
+        raise AlreadyThere(str(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _create_remote(uri: str, data: bytes) -> None:
+    fs, path = filesystem(uri)
+    try:
+        fs.pipe_file(path, data, mode="create")
+    except FileExistsError as error:
+        raise AlreadyThere(uri) from error
+    except Exception as error:
+        if "preconditionfailed" in f"{type(error).__name__}{error}".lower().replace("-", ""):
+            raise AlreadyThere(uri) from error
+        raise
+
+
+def create_or_keep(uri: str, data: bytes) -> bool:
+    """Like `create`, but an object that is there is kept. True where this call created it."""
+    try:
+        create(uri, data)
+    except AlreadyThere:
+        return False
+    return True
+
+
+def read(uri: str) -> bytes:
+    """Raises InputError where the object does not exist."""
+    fs, path = filesystem(uri)
+    return attempt(lambda: bytes(fs.cat_file(path)), uri, "read")
+
+
+def read_if_there(uri: str) -> bytes | None:
+    fs, path = filesystem(uri)
+
+    def action() -> bytes | None:
+        try:
+            return bytes(fs.cat_file(path))
+        except FileNotFoundError:
+            return None
+
+    return attempt(action, uri, "read")
+
+
+def exists(uri: str) -> bool:
+    fs, path = filesystem(uri)
+    return attempt(lambda: bool(fs.exists(path)), uri, "read")
+
+
+def list_folder(uri: str) -> list[dict[str, Any]]:
+    """Entries right below `uri` as fsspec describes them (name, size, type); empty if absent."""
+    fs, path = filesystem(uri)
+
+    def action() -> list[dict[str, Any]]:
+        try:
+            entries = fs.ls(path, detail=True, **({} if fs.protocol == "file" else {}))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        # A folder's own marker object is not one of its entries.
+        return [e for e in entries if e["name"].rstrip("/") != path.rstrip("/")]
+
+    return attempt(action, uri, "list")
+
+
+def folder_names(uri: str) -> list[str]:
+    """Names of the folders right below `uri`, sorted."""
+    return sorted(
+        entry["name"].rstrip("/").rsplit("/", 1)[-1]
+        for entry in list_folder(uri)
+        if entry["type"] == "directory"
+    )
+
+
+def delete_tree(uri: str) -> None:
+    """Removes everything below `uri`; what is not there needs no removing."""
+    fs, path = filesystem(uri)
+
+    def action() -> None:
+        with contextlib.suppress(FileNotFoundError):
+            fs.rm(path, recursive=True)
+
+    attempt(action, uri, "delete")
+
+
+@contextlib.contextmanager
+def open_input(uri: str) -> Iterator[BinaryIO]:
+    """A seekable file for readers such as pyarrow's; reads in blocks, not the whole object."""
+    fs, path = filesystem(uri)
+    file = attempt(lambda: fs.open(path, "rb"), uri, "read")
+    try:
+        yield file  # type: ignore[misc]
+    finally:
+        file.close()

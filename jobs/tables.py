@@ -1,0 +1,202 @@
+"""Delta tables: snapshots to read, and the one kind of commit that publishes.
+
+Every commit carries two transactions: ("latentlake", n + 1), with n read from the same handle,
+makes it a compare-and-swap; (job_id, 1) marks the job as published, so that it cannot be
+published twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyarrow as pa
+from deltalake import DeltaTable, Schema
+from deltalake.exceptions import CommitFailedError, TableNotFoundError
+from deltalake.transaction import AddAction, CommitProperties, Transaction
+
+from jobs.errors import InputError
+from jobs.schema import CONTRACT_KEYS, TableSpec
+from jobs.shards import read_shard
+from jobs.storage import attempt, delta_options, explain, join
+from jobs.units import Output
+
+APP = "latentlake"
+
+
+class Conflict(Exception):
+    """Another job committed to the table since the handle was read."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table at a URI. The spec is used where it has to be created."""
+
+    uri: str
+    spec: TableSpec
+
+    def snapshot(self, version: int | None = None) -> Snapshot | None:
+        """The newest snapshot, or the given one; None where the table does not exist yet."""
+        return open_snapshot(self.uri, version)
+
+    def ensure(self) -> Snapshot:
+        """The newest snapshot, of a table that is created empty where there is none."""
+        found = self.snapshot()
+        if found is None:
+            attempt(self._create, self.uri, "write")
+            found = self.snapshot()
+            assert found is not None
+        self._require_same_schema(found)
+        return found
+
+    def _create(self) -> None:
+        DeltaTable.create(
+            self.uri,
+            Schema.from_arrow(_delta_schema(self.spec)),
+            mode="ignore",
+            partition_by=list(self.spec.partition_by),
+            name=self.spec.name,
+            configuration={"delta.enableExpiredLogCleanup": "false"},
+            storage_options=delta_options(self.uri),
+        )
+
+    def _require_same_schema(self, found: Snapshot) -> None:
+        ours = {f.name: f for f in _delta_schema(self.spec)}
+        theirs = {f.name: f for f in found.schema}
+        for name, field in ours.items():
+            other = theirs.get(name)
+            if other is None or other.type != field.type:
+                raise InputError(
+                    f"{self.uri}: column {name!r} would be {field.type}, but the table has "
+                    f"{other.type if other else 'no such column'}; use another name"
+                )
+            for key in CONTRACT_KEYS:
+                mine, held = ((f.metadata or {}).get(key.encode()) for f in (field, other))
+                if mine != held:
+                    raise InputError(
+                        f"{self.uri}: {name!r} has {key} "
+                        f"{(held or b'none').decode()} in the table, {(mine or b'none').decode()} "
+                        "in this run; use the same settings, or another name"
+                    )
+
+
+def _delta_schema(spec: TableSpec) -> pa.Schema:
+    # Delta has no fixed-size binary: the size lives in the field's metadata and in the files.
+    return pa.schema(
+        [
+            f.with_type(pa.binary()) if pa.types.is_fixed_size_binary(f.type) else f
+            for f in spec.schema
+        ]
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """One committed version of a table; immutable."""
+
+    uri: str
+    handle: DeltaTable
+
+    @property
+    def version(self) -> int:
+        return self.handle.version()
+
+    @property
+    def schema(self) -> pa.Schema:
+        return pa.schema(self.handle.schema().to_arrow())
+
+    def has(self, job_id: str) -> bool:
+        """Whether the job has been published in this table."""
+        return self.handle.transaction_version(job_id) is not None
+
+    def last_commit(self) -> dict[str, Any]:
+        """The newest commit's metadata: `job_id` and `commit`, where a job of ours made it."""
+        entries = attempt(lambda: self.handle.history(1), self.uri, "read")
+        return max(entries, key=lambda entry: entry["version"])
+
+    def version_of(self, job_id: str) -> int:
+        """The version that the job published; this one where it is too long ago to tell."""
+        entries = attempt(lambda: self.handle.history(100), self.uri, "read")
+        versions = [entry["version"] for entry in entries if entry.get("job_id") == job_id]
+        return max(versions, default=self.version)
+
+    def _files(self, partition: dict[str, str] | None) -> list[dict[str, Any]]:
+        actions = pa.table(self.handle.get_add_actions(flatten=True)).to_pylist()
+        wanted = (partition or {}).items()
+        return [a for a in actions if all(a[f"partition.{k}"] == v for k, v in wanted)]
+
+    def paths(self, partition: dict[str, str] | None = None) -> list[str]:
+        """Paths of the files relative to the table, sorted; of one partition where given."""
+        return sorted(action["path"] for action in self._files(partition))
+
+    def partition_rows(self, partition: dict[str, str]) -> int:
+        """Rows of a partition, from the log alone."""
+        return sum(action["num_records"] for action in self._files(partition))
+
+    def file_uris(self, partition: dict[str, str] | None = None) -> list[str]:
+        return [join(self.uri, path) for path in self.paths(partition)]
+
+    def read(
+        self, columns: Sequence[str], partition: dict[str, str] | None = None
+    ) -> pa.Table | None:
+        """The columns (none of them a partition column) of all files; None if there are none."""
+        tables = [read_shard(uri, columns) for uri in self.file_uris(partition)]
+        return pa.concat_tables(tables) if tables else None
+
+    def commit(self, job_id: str, outputs: Sequence[Output], metadata: dict[str, str]) -> int:
+        """Adds the files as the version after this one and returns it.
+
+        Raises Conflict where that version exists already.
+        """
+        sequence = (self.handle.transaction_version(APP) or 0) + 1
+        properties = CommitProperties(
+            custom_metadata={"job_id": job_id, **metadata},
+            max_commit_retries=0,
+            app_transactions=[Transaction(APP, sequence), Transaction(job_id, 1)],
+        )
+        now_ms = int(time.time() * 1000)
+        adds = [
+            AddAction(o.path, o.size, o.partition, now_ms, True, json.dumps(o.stats))
+            for o in outputs
+        ]
+
+        def action() -> None:
+            try:
+                self.handle.create_write_transaction(
+                    list(adds),
+                    "append",
+                    self.handle.schema(),
+                    self.handle.metadata().partition_columns,
+                    commit_properties=properties,
+                )
+            except CommitFailedError as error:
+                raise Conflict(str(error)) from error
+
+        _commit_once(action, self.uri)
+        return self.version + 1
+
+
+def _commit_once(action: Callable[[], None], uri: str) -> None:
+    # No retry here: whether a failed put landed is decided by reading the table again.
+    try:
+        action()
+    except Conflict:
+        raise
+    except Exception as error:
+        raise explain(error, uri, "write") from error
+
+
+def open_snapshot(uri: str, version: int | None = None) -> Snapshot | None:
+    """Raises InputError where the table exists but the version does not."""
+
+    def action() -> DeltaTable | None:
+        try:
+            return DeltaTable(uri, version=version, storage_options=delta_options(uri))
+        except TableNotFoundError:
+            return None
+
+    handle = attempt(action, uri, "read")
+    return None if handle is None else Snapshot(uri, handle)

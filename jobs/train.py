@@ -1,0 +1,202 @@
+"""train: from an images snapshot to a bundle, by data-parallel workers of Ray Train."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import uuid
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from jobs import catalog
+from jobs.config import RaySettings, TrainSettings
+from jobs.errors import InputError, JobError, LatentlakeError
+from jobs.job import Job
+from jobs.lake import Lake, valid_name
+from jobs.records import load_completions, save_completion
+from jobs.schema import ALIASES, PREPROCESSING, image_shape_of
+from jobs.shards import write_shard
+from jobs.storage import exists, join
+from jobs.tables import Snapshot, Table
+from jobs.units import Completion, Output, Plan, Unit, digest
+
+MAX_FAILURES = 2  # worker groups that Ray Train starts again after a loss
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOrder:
+    """What the training workers are told: one picklable value."""
+
+    lake: Lake
+    job_id: str
+    unit_id: str
+    attempt: str
+    model: str
+    version: str
+    dataset: str
+    images_version: int
+    image_shape: tuple[int, int, int]
+    shard_uris: list[str]
+    settings: dict[str, Any]
+
+    @property
+    def checkpoints(self) -> str:
+        return join(self.lake.run(f"{self.model}-{self.version}"), "checkpoints")
+
+
+class TrainJob(Job):
+    """One call of `latentlake train`."""
+
+    name = "train"
+    rows_counted = "images_seen"
+
+    def __init__(
+        self, lake: Lake, settings: TrainSettings, night: str, ray_settings: RaySettings
+    ) -> None:
+        super().__init__(lake, valid_name("model", settings.model))
+        self.settings = settings
+        self.night = night
+        self.ray_settings = ray_settings
+
+    @property
+    def first_table(self) -> str:
+        return self.lake.catalog(ALIASES.name)
+
+    def tables(self, plan: Plan) -> list[Table]:
+        return [Table(self.first_table, ALIASES)]
+
+    def plan(self) -> Plan:
+        settings = self.settings
+        images = catalog.images_snapshot(self.lake, settings.dataset, settings.images_version)
+        fingerprint = digest(
+            PREPROCESSING, settings.dataset, images.version, settings.fingerprint_of(), length=12
+        )
+        return Plan(
+            job=self.name,
+            target=self.target,
+            fingerprint=fingerprint,
+            night=self.night,
+            base={"images": images.version},
+            settings=settings.model_dump(mode="json"),
+            units=self._units(fingerprint, images),
+        )
+
+    def _units(self, version: str, images: Snapshot) -> list[Unit]:
+        settings = self.settings
+        done = exists(join(self.lake.bundle(self.target, version), "model.json"))
+        held = catalog.aliases(self.lake, self.target).get(settings.alias)
+        if done and (held == version or (held is not None and not settings.promote)):
+            return []
+        if not done:
+            _require_splits(images, settings.dataset)
+        inputs = {"version": version, "alias": settings.alias, "promote": settings.promote}
+        return [Unit.of(version, inputs)]
+
+    def is_current(self, plan: Plan) -> bool:
+        # A plan names its snapshot; only another config makes it another training.
+        same = TrainSettings.model_validate(plan.settings).fingerprint_of()
+        return same == self.settings.fingerprint_of()
+
+    def execute(self, plan: Plan, units: Sequence[Unit]) -> None:
+        (unit,) = units
+        version = plan.fingerprint
+        if exists(join(self.lake.bundle(self.target, version), "model.json")):
+            done = Completion(
+                unit_id=unit.unit_id, attempt="kept", outputs=[], counts={}, seconds=0.0
+            )
+            save_completion(self.lake, plan.job_id, done)
+            return
+        images = catalog.images_snapshot(
+            self.lake, plan.settings["dataset"], plan.base["images"]
+        )
+        order = TrainOrder(
+            lake=self.lake,
+            job_id=plan.job_id,
+            unit_id=unit.unit_id,
+            attempt=uuid.uuid4().hex[:8],
+            model=self.target,
+            version=version,
+            dataset=plan.settings["dataset"],
+            images_version=images.version,
+            image_shape=image_shape_of(images.schema),
+            shard_uris=images.file_uris(),
+            settings=plan.settings,
+        )
+        fit(order, self.settings.workers, self.ray_settings)
+        if not load_completions(self.lake, plan.job_id, units):
+            raise JobError(f"training of {self.target}@{version} ended without a bundle")
+
+    def settle(
+        self, plan: Plan, completions: dict[str, Completion], head: Snapshot
+    ) -> list[Unit] | dict[str, list[Output]]:
+        """The alias row: the bundle gets the alias if no bundle has it, or if asked to."""
+        settings = TrainSettings.model_validate(plan.settings)
+        rows = catalog.catalog_rows(self.lake, ALIASES.name)
+        held = catalog.aliases(self.lake, self.target).get(settings.alias)
+        if held is not None and not settings.promote:
+            return {head.uri: []}
+        row = {
+            "sequence": 1 + max((row["sequence"] for row in rows), default=0),
+            "model": self.target,
+            "alias": settings.alias,
+            "version": plan.fingerprint,
+            "reason": "promoted on request" if held is not None else "first bundle of the model",
+            "job_id": plan.job_id,
+        }
+        table = pa.Table.from_pylist([row], schema=ALIASES.schema)
+        name = f"{plan.job_id}-{uuid.uuid4().hex[:8]}"
+        return {head.uri: [write_shard(head.uri, ALIASES, table, name)]}
+
+    def summarise(
+        self, plan: Plan, completions: dict[str, Completion], files: dict[str, list[Output]]
+    ) -> dict[str, Any]:
+        (completion,) = completions.values()
+        return {"version": plan.fingerprint, **completion.counts, **completion.details}
+
+
+def _require_splits(images: Snapshot, dataset: str) -> None:
+    rows = images.read(["split"])
+    counts = Counter(rows["split"].to_pylist() if rows is not None else [])
+    for split in ("train", "validation", "calibration"):
+        if counts[split] == 0:
+            raise InputError(
+                f"dataset {dataset!r} has no images in its {split} split "
+                f"({sum(counts.values())} images in all); stage more images"
+            )
+
+
+def fit(order: TrainOrder, workers: int, ray_settings: RaySettings) -> None:
+    """Runs Ray Train until the bundle is written. Raises the workers' own error."""
+    from jobs import cluster
+
+    cluster.ensure(ray_settings, workers)
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+    from jobs.train_worker import train_loop
+
+    trainer = TorchTrainer(
+        train_loop,
+        train_loop_config={"order": order, "started": time.time()},
+        scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1}),
+        run_config=RunConfig(
+            # Derived from the fingerprint, and unique: Ray resumes a run of a known name.
+            name=f"{order.model}-{order.version}-{order.attempt}",
+            storage_path=str(cluster.temporary_folder("ll-fit-")),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+        ),
+    )
+    try:
+        trainer.fit()
+    except WorkerGroupError as error:
+        for failure in error.worker_failures.values():
+            cause = getattr(failure, "cause", None) or failure.__cause__ or failure
+            if isinstance(cause, LatentlakeError):
+                raise cause from None
+        raise JobError(f"training failed: {error}") from error
+    except TrainingFailedError as error:
+        raise JobError(f"training failed: {error}") from error

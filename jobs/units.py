@@ -1,0 +1,129 @@
+"""Units, plans and completions: pure descriptions of distributed work.
+
+A plan is a list of units; a unit's id derives from its inputs and the fingerprint of the
+config, so the same work always has the same name. Nothing here reads, writes or schedules.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+
+def digest(*parts: Any, length: int = 16) -> str:
+    """The first `length` hex digits of the sha256 of the parts' canonical JSON."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """One independent piece of work: named inputs in, named outputs out."""
+
+    unit_id: str
+    inputs: dict[str, Any]
+
+    @classmethod
+    def of(cls, fingerprint: str, inputs: dict[str, Any]) -> Unit:
+        return cls(digest(fingerprint, inputs), inputs)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What one job will do. `base` names the table versions that the planning looked at."""
+
+    job: str
+    target: str
+    fingerprint: str
+    night: str
+    base: dict[str, int]
+    settings: dict[str, Any]
+    units: list[Unit]
+
+    @property
+    def job_id(self) -> str:
+        # `base` stays out: other jobs may publish between a crash and the rerun.
+        ids = [unit.unit_id for unit in self.units]
+        return f"{self.job}-{digest(self.job, self.target, self.fingerprint, self.night, ids)}"
+
+    @property
+    def context(self) -> JobContext:
+        return JobContext(
+            job_id=self.job_id, night=self.night, base=self.base, settings=self.settings
+        )
+
+    def to_json(self) -> bytes:
+        return json.dumps(dataclasses.asdict(self)).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Plan:
+        raw = json.loads(data)
+        raw["units"] = [Unit(**unit) for unit in raw["units"]]
+        return cls(**raw)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JobContext:
+    """What all units of a job share: a plan without its units."""
+
+    job_id: str
+    night: str
+    base: dict[str, int]
+    settings: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Output:
+    """A file written for a table: all that a commit must know without opening it."""
+
+    table: str
+    path: str  # relative to the table
+    size: int
+    rows: int
+    partition: dict[str, str] = dataclasses.field(default_factory=dict)
+    stats: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Completion:
+    """What one unit did. Written after its outputs; the first one of a unit wins."""
+
+    unit_id: str
+    attempt: str
+    outputs: list[Output]
+    counts: dict[str, int]
+    seconds: float
+    details: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def to_json(self) -> bytes:
+        return json.dumps(dataclasses.asdict(self)).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Completion:
+        raw = json.loads(data)
+        raw["outputs"] = [Output(**output) for output in raw["outputs"]]
+        return cls(**raw)
+
+    def output(self, table: str) -> Output | None:
+        return next((output for output in self.outputs if output.table == table), None)
+
+
+def total_counts(completions: Sequence[Completion]) -> dict[str, int]:
+    """The counts of all completions, added up by name."""
+    totals: dict[str, int] = {}
+    for completion in completions:
+        for name, count in completion.counts.items():
+            totals[name] = totals.get(name, 0) + count
+    return totals
+
+
+def slices(rows: int, size: int) -> list[tuple[int, int]]:
+    """[start, stop) ranges that cover `rows` once, none longer than `size`, of even length."""
+    if rows == 0:
+        return []
+    pieces = -(-rows // size)
+    bounds = [rows * i // pieces for i in range(pieces + 1)]
+    return list(zip(bounds[:-1], bounds[1:], strict=True))

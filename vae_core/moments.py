@@ -1,0 +1,59 @@
+"""Moments of the aggregate posterior, from sums that add up over workers."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+
+@dataclasses.dataclass
+class LatentSums:
+    """Sufficient statistics in float64: count, Σμ (D,), Σμμᵀ (D, D), Σσ² (D,)."""
+
+    count: Tensor
+    mean_D: Tensor
+    outer_DD: Tensor
+    var_D: Tensor
+
+    @classmethod
+    def zeros(cls, dim: int) -> LatentSums:
+        return cls(
+            torch.zeros((), dtype=torch.float64),
+            torch.zeros(dim, dtype=torch.float64),
+            torch.zeros(dim, dim, dtype=torch.float64),
+            torch.zeros(dim, dtype=torch.float64),
+        )
+
+    def add(self, mean_ND: Tensor, log_var_ND: Tensor) -> None:
+        mean = mean_ND.double()
+        self.count += len(mean)
+        self.mean_D += mean.sum(0)
+        self.outer_DD += mean.T @ mean
+        self.var_D += log_var_ND.double().exp().sum(0)
+
+    def tensors(self) -> list[Tensor]:
+        """For an all-reduce in place."""
+        return [self.count, self.mean_D, self.outer_DD, self.var_D]
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentMoments:
+    """m (D,) and (Cov[μ] + E[diag σ²])⁻¹ (D, D), float64."""
+
+    mean_D: Tensor
+    precision_DD: Tensor
+
+    @classmethod
+    def fit(cls, sums: LatentSums) -> LatentMoments:
+        mean_D = sums.mean_D / sums.count
+        cov_DD = sums.outer_DD / sums.count - torch.outer(mean_D, mean_D)
+        # E[diag σ²] keeps collapsed dimensions (Cov ≈ 0, σ² ≈ 1) from exploding the distance.
+        total_DD = cov_DD + torch.diag(sums.var_D / sums.count)
+        return cls(mean_D, torch.linalg.inv(total_DD))
+
+    def mahalanobis(self, mean_ND: Tensor) -> Tensor:
+        """(μ − m)ᵀ (Cov[μ] + E[diag σ²])⁻¹ (μ − m), shape (N,), float64."""
+        centred = mean_ND.double() - self.mean_D.to(mean_ND.device)
+        return ((centred @ self.precision_DD.to(mean_ND.device)) * centred).sum(1)

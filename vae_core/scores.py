@@ -1,0 +1,130 @@
+"""Per-image scores: higher is more anomalous, raw and unclamped."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import zlib
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vae_core.gaussian import kl_to_standard_normal, reparameterise
+from vae_core.moments import LatentMoments
+from vae_core.noise import image_keys, image_noise
+from vae_core.score_names import SCORES
+from vae_core.vae import VAE, to_unit_range
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoredBatch:
+    """Arrays of N rows. `scores` has every name of SCORES; None where the family has no such."""
+
+    mean_ND: np.ndarray
+    log_var_ND: np.ndarray
+    reconstruction_NHWC: np.ndarray  # uint8
+    scores: dict[str, np.ndarray | None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scorer:
+    """Encodes, reconstructs and scores images, a pure function of (model, image, image id).
+
+    Batches have one fixed shape (the last is padded and the padding dropped), so that the
+    numbers do not depend on how images were dealt to workers.
+
+    samples: K posterior samples in recon_nll. moments, heldout_neg_elbo: None before they are
+    known; the scores that need them are then None.
+    """
+
+    model: VAE
+    batch_size: int
+    samples: int
+    seed: int
+    moments: LatentMoments | None = None
+    heldout_neg_elbo: float | None = None
+
+    def score(self, pixels_NHWC: np.ndarray, image_ids: list[str]) -> ScoredBatch:
+        """pixels: uint8 (N, H, W, C), N at least 1. Raises ValueError on another image shape."""
+        if pixels_NHWC.shape[1:] != self.model.config.image_shape:
+            raise ValueError(
+                f"images of shape {pixels_NHWC.shape[1:]}, the model was trained on "
+                f"{self.model.config.image_shape} (H, W, C)"
+            )
+        keys_N2 = image_keys(image_ids)
+        parts = []
+        for start in range(0, len(pixels_NHWC), self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            parts.append(self._one_batch(pixels_NHWC[rows], keys_N2[rows]))
+        merged = {
+            name: np.concatenate([part[name] for part in parts]) for name in parts[0]
+        }  # every part holds the same names
+        means, log_vars = merged.pop("mean"), merged.pop("log_var")
+        reconstruction = merged.pop("reconstruction")
+        merged["complexity_bits"] = complexity_bits(pixels_NHWC)
+        return ScoredBatch(means, log_vars, reconstruction, self._all_scores(merged))
+
+    def _all_scores(self, known: dict[str, np.ndarray]) -> dict[str, np.ndarray | None]:
+        if self.model.likelihood.discrete:
+            pixels = self.model.config.pixels
+            bits = known["neg_elbo"] / math.log(2.0)
+            known["bits_per_dim"] = bits / pixels
+            known["complexity_corrected"] = bits - known["complexity_bits"]
+        if self.heldout_neg_elbo is not None:
+            known["typicality"] = np.abs(known["neg_elbo"] - self.heldout_neg_elbo)
+        return {name: known.get(name) for name in SCORES}
+
+    @torch.inference_mode()
+    def _one_batch(self, pixels: np.ndarray, keys_N2: np.ndarray) -> dict[str, np.ndarray]:
+        count, pad = len(pixels), self.batch_size - len(pixels)
+        x = torch.from_numpy(np.concatenate([pixels, pixels[:1].repeat(pad, axis=0)]))
+        keys = torch.from_numpy(np.concatenate([keys_N2, keys_N2[:1].repeat(pad, axis=0)]))
+        device = next(self.model.parameters()).device
+        values = self._forward(to_unit_range(x.to(device)), keys.to(device))
+        return {name: value[:count].cpu().numpy() for name, value in values.items()}
+
+    def _forward(self, x_NCHW: Tensor, keys_N2: Tensor) -> dict[str, Tensor]:
+        model, likelihood = self.model, self.model.likelihood
+        target, log_sigma = likelihood.target(x_NCHW), likelihood.scale()
+        mean, log_var = model.encode(x_NCHW)
+        nll = torch.zeros(len(x_NCHW), dtype=torch.float64, device=x_NCHW.device)
+        for k in range(self.samples):
+            eps = image_noise(keys_N2, seed=self.seed, k=k, dim=mean.shape[1])
+            params = model.decode(reparameterise(mean, log_var, eps))
+            nll -= likelihood.log_prob(params, log_sigma, target).double()
+        nll /= self.samples
+        kl = kl_to_standard_normal(mean, log_var).double().sum(1)
+        recon = likelihood.mean(model.decode(mean))
+        error = (recon - target).square().mean(1, keepdim=True)
+        shown = recon.clamp(0.0, 1.0).mul(255.0).round().to(torch.uint8)
+        values = {
+            "mean": mean,
+            "log_var": log_var,
+            "reconstruction": shown.permute(0, 2, 3, 1).contiguous(),
+            "recon_nll": nll,
+            "kl": kl,
+            "neg_elbo": nll + kl,
+            "recon_mse": error.flatten(1).double().mean(1),
+            "max_patch_error": patch_errors(error).flatten(1).amax(1).double(),
+        }
+        if self.moments is not None:
+            values["latent_mahalanobis"] = self.moments.mahalanobis(mean)
+        return values
+
+
+def patch_errors(error_N1HW: Tensor) -> Tensor:
+    """Mean error of every square patch a seventh of the image wide (at least 2 pixels)."""
+    height, width = error_N1HW.shape[2:]
+    side = min(height, width, max(2, min(height, width) // 7))
+    return F.avg_pool2d(error_N1HW, side, stride=1)
+
+
+def complexity_bits(pixels_NHWC: np.ndarray) -> np.ndarray:
+    """Lossless (DEFLATE) size of each image's uint8 pixels in bits, (N,) float64.
+
+    The covariate of Serrà et al. 2020, "Input complexity and out-of-distribution detection".
+    """
+    sizes = [len(zlib.compress(image.tobytes(), 6)) for image in pixels_NHWC]
+    return 8.0 * np.array(sizes, dtype=np.float64)
