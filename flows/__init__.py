@@ -1,0 +1,1 @@
+"""The schedule and the front door: Prefect flows and the command line."""

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import json
 from typing import Any
@@ -17,16 +18,15 @@ import pyarrow.parquet as pq
 import safetensors.torch
 import torch
 
+from jobs.bundle_about import FORMAT, read_about
 from jobs.errors import InputError
 from jobs.lake import Lake
-from jobs.storage import create_or_keep, join, read, read_if_there
+from jobs.storage import create_or_keep, join, read
 from jobs.units import digest
 from vae_core.config import ModelConfig
 from vae_core.moments import LatentMoments
 from vae_core.scores import Scorer
 from vae_core.vae import VAE
-
-FORMAT = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,25 +100,7 @@ def save(lake: Lake, bundle: Bundle) -> None:
 
 
 def _content(data: bytes) -> str:
-    import hashlib
-
     return hashlib.sha256(data).hexdigest()[:12]
-
-
-def is_complete(lake: Lake, model: str, version: str) -> bool:
-    return read_if_there(join(lake.bundle(model, version), "model.json")) is not None
-
-
-def read_about(lake: Lake, model: str, version: str) -> dict[str, Any]:
-    """`model.json`. Raises InputError where the bundle is not complete."""
-    folder = lake.bundle(model, version)
-    data = read_if_there(join(folder, "model.json"))
-    if data is None:
-        raise InputError(f"{folder} holds no complete bundle: model.json is missing; train it")
-    about = json.loads(data)
-    if about["format"] > FORMAT:
-        raise InputError(f"{folder} was written by a newer latentlake; upgrade this one")
-    return about
 
 
 def load(lake: Lake, model: str, version: str) -> Bundle:

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs import bundle as bundles
 from jobs import catalog
+from jobs.bundle_about import read_about
 from jobs.config import EmbedSettings, RaySettings
 from jobs.corrections import correction_unit, latest_completions
 from jobs.errors import InputError
@@ -45,7 +45,7 @@ class EmbedJob(Job):
         super().__init__(lake, model)
         self.settings = settings
         self.version = version
-        self.about = bundles.read_about(lake, model, version)
+        self.about = read_about(lake, model, version)
         self.night = night
         self.ray_settings = ray_settings
 

@@ -3,35 +3,18 @@
 from __future__ import annotations
 
 import abc
-import dataclasses
 import logging
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from jobs import publish, records
+from jobs.job_report import JobReport, merged
 from jobs.lake import Lake
 from jobs.tables import Conflict, Snapshot, Table
 from jobs.units import Completion, Output, Plan, Unit, total_counts
 
 log = logging.getLogger("latentlake")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class JobReport:
-    """What one call of a job did. `units` is what it executed itself; 0 units: nothing to do."""
-
-    job: str
-    target: str
-    job_ids: list[str] = dataclasses.field(default_factory=list)
-    units: int = 0
-    counts: dict[str, Any] = dataclasses.field(default_factory=dict)
-    versions: dict[str, int] = dataclasses.field(default_factory=dict)
-    seconds: float = 0.0
-    rows_per_s: float | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
 
 
 class Job(abc.ABC):
@@ -89,7 +72,7 @@ def run(job: Job) -> JobReport:
     for plan in records.unfinished_plans(job.lake, job.name, job.target):
         if publish.is_published(plan, job.tables(plan)) or job.is_current(plan):
             log.info("%s %s: finishing %s", job.name, job.target, plan.job_id)
-            report = _merged(report, _finish(job, plan))
+            report = merged(report, _finish(job, plan))
         else:
             log.info("%s %s: %s is out of date, dropped", job.name, job.target, plan.job_id)
             records.clear(job.lake, plan.job_id)
@@ -97,23 +80,7 @@ def run(job: Job) -> JobReport:
     if not plan.units:
         log.info("%s %s: nothing to do", job.name, job.target)
         return report
-    return _merged(report, _finish(job, records.save_plan(job.lake, plan)))
-
-
-def _merged(first: JobReport, second: JobReport) -> JobReport:
-    if not first.job_ids:
-        return second
-    counts = dict(first.counts)
-    for name, value in second.counts.items():
-        both = isinstance(value, int) and isinstance(counts.get(name), int)
-        counts[name] = counts[name] + value if both else value
-    return dataclasses.replace(
-        second,
-        job_ids=first.job_ids + second.job_ids,
-        units=first.units + second.units,
-        counts=counts,
-        seconds=first.seconds + second.seconds,
-    )
+    return merged(report, _finish(job, records.save_plan(job.lake, plan)))
 
 
 def _finish(job: Job, plan: Plan) -> JobReport:

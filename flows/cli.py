@@ -1,0 +1,411 @@
+"""The command line. Heavy imports happen inside the commands that need them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from jobs.config import (
+    EmbedSettings,
+    RaySettings,
+    StageSettings,
+    TrainSettings,
+    build,
+    load_nightly,
+    load_yaml,
+    tonight,
+    valid_night,
+)
+from jobs.errors import InputError, LatentlakeError
+
+if TYPE_CHECKING:
+    from jobs.job import Job
+    from jobs.lake import Lake
+
+DEFAULT_LAKE = "./lake"
+
+
+def _common(function: Callable[..., Any]) -> Callable[..., Any]:
+    function = click.option(
+        "--json", "as_json", is_flag=True, help="One JSON result on stdout; logs go to stderr."
+    )(function)
+    return click.option(
+        "--lake",
+        envvar="LATENTLAKE_LAKE",
+        default=DEFAULT_LAKE,
+        show_default=True,
+        metavar="URI",
+        help="Root of the lake: a folder or s3://BUCKET/PREFIX; also $LATENTLAKE_LAKE.",
+    )(function)
+
+
+def _job_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    options = [
+        click.option("--workers", type=int, metavar="N", help="Workers of one CPU each."),
+        click.option("--night", metavar="DATE", help="Logical night, YYYY-MM-DD; today if none."),
+        click.option("--ray-address", metavar="ADDRESS", help="Ray cluster; embedded if none."),
+        click.option("--autoscaling", is_flag=True, help="The cluster adds nodes when asked."),
+        click.option(
+            "--resource-timeout",
+            type=float,
+            metavar="S",
+            help="Seconds to wait for an autoscaling cluster.",
+        ),
+        click.option("--dry-run", is_flag=True, help="Print the plan; do nothing."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return _common(function)
+
+
+def _lake(uri: str) -> Lake:
+    from jobs.lake import Lake
+    from jobs.storage import resolve_uri
+
+    return Lake(resolve_uri(uri))
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _ray_settings(options: dict[str, Any]) -> RaySettings:
+    return build(
+        RaySettings,
+        _given(
+            address=options["ray_address"],
+            autoscaling=options["autoscaling"],
+            resource_timeout_s=options["resource_timeout"],
+        ),
+    )
+
+
+def _night(options: dict[str, Any]) -> str:
+    return valid_night(options["night"] or tonight())
+
+
+def _run(job: Job, options: dict[str, Any]) -> None:
+    from flows.output import emit, report_text
+    from jobs.job import run
+
+    if options["dry_run"]:
+        plan = job.plan()
+        units = [{"unit_id": unit.unit_id, **unit.inputs} for unit in plan.units]
+        lines = [f"{plan.job} {plan.target}: {len(units)} units to do"]
+        lines += [json.dumps(unit) for unit in units]
+        emit({"job": plan.job, "target": plan.target, "units": units}, options["as_json"],
+             "\n".join(lines))
+        return
+    report = run(job)
+    emit(report.to_dict(), options["as_json"], report_text(report))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="latentlake")
+@click.option("-v", "--verbose", is_flag=True, help="Log more.")
+def cli(verbose: bool) -> None:
+    """From a bucket of images to a queryable table of embeddings and anomaly scores.
+
+    Example: latentlake demo
+    """
+    logging.basicConfig(
+        stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
+    )
+    logging.getLogger("latentlake").setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+@cli.command()
+@click.option("--source", required=True, metavar="URI", help="Parquet file, folder or glob.")
+@click.option("--dataset", required=True, metavar="NAME", help="Table of staged images.")
+@click.option("--image-column", metavar="NAME", help="Column of the images; found if none.")
+@click.option("--size", metavar="N|HxW", default="64", show_default=True, help="Staged size.")
+@click.option("--channels", type=int, default=3, show_default=True, help="1 grey, 3 colour.")
+@click.option("--rows-per-unit", type=int, metavar="N", help="Source rows a unit, and a shard.")
+@click.option("--max-refused", metavar="SHARE", help="Fail above it: 5% (default) or 0.05.")
+@_job_options
+def stage(
+    source: str,
+    dataset: str,
+    image_column: str | None,
+    size: str,
+    channels: int,
+    rows_per_unit: int | None,
+    max_refused: str | None,
+    **options: Any,
+) -> None:
+    """Stage new images of a source into a dataset.
+
+    Example: latentlake stage --source s3://bucket/photos --dataset photos --size 64
+    """
+    height, width = _size(size)
+    settings = build(
+        StageSettings,
+        _given(
+            source=source,
+            dataset=dataset,
+            image_column=image_column,
+            height=height,
+            width=width,
+            channels=channels,
+            rows_per_unit=rows_per_unit,
+            max_refused=None if max_refused is None else _share(max_refused),
+            workers=options["workers"],
+        ),
+    )
+    from jobs.stage import StageJob
+
+    job = StageJob(_lake(options["lake"]), settings, _night(options), _ray_settings(options))
+    _run(job, options)
+
+
+def _size(text: str) -> tuple[int, int]:
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdigit() for part in parts):
+        raise InputError(f"--size {text!r}: write one number, or HEIGHTxWIDTH")
+    return int(parts[0]), int(parts[-1])
+
+
+def _share(text: str) -> float:
+    try:
+        return float(text[:-1]) / 100.0 if text.endswith("%") else float(text)
+    except ValueError as error:
+        raise InputError(f"--max-refused {text!r}: write 5% or 0.05") from error
+
+
+@cli.command()
+@click.option("--dataset", metavar="NAME", help="Dataset to train on.")
+@click.option("--model", metavar="NAME", help="Name of the model.")
+@click.option("--config", metavar="FILE", help="YAML of training settings; options override it.")
+@click.option("--epochs", type=int, metavar="N", help="Passes over the train split.")
+@click.option("--batch-size", type=int, metavar="N", help="Global batch, for any worker count.")
+@click.option("--learning-rate", type=float, metavar="X", help="Peak learning rate.")
+@click.option("--latent-dim", type=int, metavar="D", help="Latent dimensions.")
+@click.option("--network", type=click.Choice(["mlp", "conv"]), help="Encoder and decoder.")
+@click.option("--likelihood", type=click.Choice(["bernoulli", "gaussian"]), help="Of pixels.")
+@click.option("--beta", type=float, metavar="X", help="Weight of the KL term.")
+@click.option("--seed", type=int, metavar="N", help="Of weights, order and noise.")
+@click.option("--images-version", type=int, metavar="V", help="Snapshot; the newest if none.")
+@click.option("--alias", metavar="NAME", help="Alias for the bundle; champion if none.")
+@click.option("--promote", is_flag=True, default=None, help="Move the alias here.")
+@_job_options
+def train(
+    config: str | None,
+    network: str | None,
+    likelihood: str | None,
+    beta: float | None,
+    **options: Any,
+) -> None:
+    """Train a VAE on a dataset and publish it as a bundle.
+
+    Example: latentlake train --dataset photos --model photos --epochs 20 --workers 2
+    """
+    values = load_yaml(config) if config is not None else {}
+    for key, name, value in (
+        ("network", "kind", network),
+        ("likelihood", "kind", likelihood),
+        ("objective", "beta", beta),
+    ):
+        if value is not None:
+            values[key] = {**values.get(key, {}), name: value}
+    plain = "dataset model epochs batch_size learning_rate latent_dim seed images_version alias "
+    values |= _given(**{name: options[name] for name in (plain + "promote workers").split()})
+    for name in ("dataset", "model"):
+        if name not in values:
+            raise click.UsageError(f"Missing option '--{name}' (or '{name}' in --config).")
+    settings = build(TrainSettings, values)
+    from jobs.train import TrainJob
+
+    job = TrainJob(_lake(options["lake"]), settings, _night(options), _ray_settings(options))
+    _run(job, options)
+
+
+@cli.command()
+@click.option("--dataset", required=True, metavar="NAME", help="Dataset to embed.")
+@click.option("--model", required=True, metavar="NAME[@VERSION|@ALIAS]", help="The bundle.")
+@click.option("--reconstructions", is_flag=True, help="Write reconstructions as PNG, too.")
+@click.option("--batch-size", type=int, metavar="N", help="Images a forward pass.")
+@_job_options
+def embed(
+    dataset: str, model: str, reconstructions: bool, batch_size: int | None, **options: Any
+) -> None:
+    """Embed and score the images that the model has not seen yet.
+
+    Example: latentlake embed --dataset photos --model photos@champion
+    """
+    settings = build(
+        EmbedSettings,
+        _given(
+            dataset=dataset,
+            model=model,
+            reconstructions=reconstructions,
+            batch_size=batch_size,
+            workers=options["workers"],
+        ),
+    )
+    from jobs.embed import EmbedJob
+
+    job = EmbedJob(_lake(options["lake"]), settings, _night(options), _ray_settings(options))
+    _run(job, options)
+
+
+@cli.group()
+def query() -> None:
+    """Ask the tables.
+
+    Example: latentlake query anomalies --model photos --top 10
+    """
+
+
+@query.command("anomalies")
+@click.option("--model", required=True, metavar="NAME[@VERSION|@ALIAS]", help="The bundle.")
+@click.option("--score", metavar="NAME", help="Score to rank by; the bundle's own if none.")
+@click.option("--top", type=click.IntRange(1), default=20, show_default=True, help="Rows.")
+@click.option("--night", metavar="DATE", help="Only images embedded on that night.")
+@click.option("--dataset", metavar="NAME", help="Only images of that dataset.")
+@_common
+def query_anomalies(
+    lake: str,
+    as_json: bool,
+    model: str,
+    score: str | None,
+    top: int,
+    night: str | None,
+    dataset: str | None,
+) -> None:
+    """The most anomalous images, worst first.
+
+    Example: latentlake query anomalies --model photos --score neg_elbo --top 10
+    """
+    from jobs import query as queries
+
+    _emit_rows(
+        queries.anomalies(
+            _lake(lake), model, score=score, top=top, night=night, dataset=dataset
+        ),
+        as_json,
+    )
+
+
+@query.command("neighbours")
+@click.option("--model", required=True, metavar="NAME[@VERSION|@ALIAS]", help="The bundle.")
+@click.option("--image-id", required=True, metavar="ID", help="Or a unique beginning of it.")
+@click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="How many.")
+@click.option(
+    "--metric",
+    type=click.Choice(["cosine", "euclidean"]),
+    default="cosine",
+    show_default=True,
+    help="Distance between embeddings.",
+)
+@_common
+def query_neighbours(
+    lake: str, as_json: bool, model: str, image_id: str, k: int, metric: str
+) -> None:
+    """The images nearest to one by embedding.
+
+    Example: latentlake query neighbours --model photos --image-id 3f7a09 -k 5
+    """
+    from jobs import query as queries
+
+    _emit_rows(
+        queries.neighbours(_lake(lake), model, image_id, k=k, metric=metric), as_json
+    )
+
+
+@query.command("sql")
+@click.argument("statement")
+@_common
+def query_sql(lake: str, as_json: bool, statement: str) -> None:
+    """SQL (DuckDB) over images, sources, quarantine, embeddings, reconstructions, aliases, runs.
+
+    Example: latentlake query sql "SELECT dataset, count(*) FROM images GROUP BY ALL"
+    """
+    from jobs import query as queries
+
+    _emit_rows(queries.sql(_lake(lake), statement), as_json)
+
+
+def _emit_rows(table: Any, as_json: bool) -> None:
+    from flows.output import emit, records_text
+    from jobs.query import to_records
+
+    records = to_records(table)
+    emit(records, as_json, "" if as_json else records_text(records))
+
+
+@cli.command("list")
+@_common
+def list_(lake: str, as_json: bool) -> None:
+    """Datasets, models with their versions and aliases, and the last runs.
+
+    Example: latentlake list
+    """
+    from flows.inventory import inventory, inventory_text
+    from flows.output import emit
+
+    found = inventory(_lake(lake))
+    emit(found, as_json, inventory_text(found))
+
+
+@cli.command()
+@click.option("--config", required=True, metavar="FILE", help="YAML of the nightly settings.")
+@click.option("--night", metavar="DATE", help="Logical night, YYYY-MM-DD; today if none.")
+@click.option("--lake", envvar="LATENTLAKE_LAKE", metavar="URI", help="Overrides the config's.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON result on stdout.")
+def nightly(config: str, night: str | None, lake: str | None, as_json: bool) -> None:
+    """The whole flow, as Prefect runs it: stage, train if there is no champion, embed.
+
+    Example: latentlake nightly --config nightly.yaml --night 2026-11-21
+    """
+    settings = load_nightly(config)
+    if lake is not None:
+        settings = settings.model_copy(update={"lake": lake})
+    night = valid_night(night or tonight())
+    from flows import nightly as flow
+    from flows.output import emit, report_text
+
+    reports = flow.nightly(settings, night)
+    emit(
+        [report.to_dict() for report in reports],
+        as_json,
+        "\n".join(report_text(report) for report in reports),
+    )
+
+
+@cli.command()
+@_common
+def demo(lake: str, as_json: bool) -> None:
+    """Two nights on the sample that ships with the project: nine kinds of clothing, then a tenth.
+
+    Example: latentlake demo
+    """
+    from flows.demo import run_demo
+    from flows.output import emit
+
+    told = run_demo(lake)
+    emit(told.result, as_json, told.text)
+
+
+def main() -> None:
+    """Entry point: exit code 0, 1 failed, 2 bad usage or bad input."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("stopped", err=True)
+        sys.exit(1)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except LatentlakeError as error:
+        click.echo(f"latentlake: {error}", err=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader of our output has left; so do we, without a second complaint at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

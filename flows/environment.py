@@ -1,0 +1,58 @@
+"""What has to be set before prefect is imported."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from pathlib import Path
+
+from jobs.errors import LatentlakeError
+
+HEARTBEAT_OFF = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "PREFECT_LOGGING_LEVEL": "WARNING",
+    "PREFECT_CLI_PROMPT": "false",
+    "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
+}
+
+
+def prepare_prefect() -> None:
+    """Without PREFECT_API_URL, Prefect runs a temporary server with a home of our own.
+
+    The home lies in the temporary folder, is kept between runs (a new one costs the server's
+    migrations), and the user's `~/.prefect` stays as it is.
+    """
+    for name, value in HEARTBEAT_OFF.items():
+        os.environ.setdefault(name, value)
+    if "PREFECT_API_URL" not in os.environ:
+        os.environ.setdefault("PREFECT_HOME", str(private_folder() / "prefect"))
+        os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "true"
+
+
+def private_folder() -> Path:
+    """`latentlake-<user>` in the temporary folder, readable by this user alone."""
+    user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
+    folder = Path(tempfile.gettempdir()) / f"latentlake-{user}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
+        folder = Path(tempfile.mkdtemp(prefix="latentlake-"))
+    return folder
+
+
+class ToldInASentence(logging.Filter):
+    """Takes the traceback off log records of errors that are the user's to mend."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+        if isinstance(error, LatentlakeError):
+            record.exc_info, record.exc_text = None, None
+        return True
+
+
+def quiet_prefect() -> None:
+    """Call after prefect has set its logging up."""
+    for name in ("prefect", "prefect.flow_runs", "prefect.task_runs"):
+        for handler in logging.getLogger(name).handlers:
+            handler.addFilter(ToldInASentence())

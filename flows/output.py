@@ -1,0 +1,64 @@
+"""How results look on a terminal: a table, JSON, or a line."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from jobs.job_report import JobReport
+
+ID_DIGITS = 12  # of a hash, enough to name a row on a screen
+
+
+def emit(value: Any, as_json: bool, text: str) -> None:
+    """One machine-readable value on stdout, or the text for people."""
+    click.echo(json.dumps(value, default=str) if as_json else text)
+
+
+def report_text(report: JobReport) -> str:
+    """A job's report for people."""
+    if not report.job_ids:
+        return f"{report.job} {report.target}: nothing to do"
+    lines = [f"{report.job} {report.target}: done in {report.seconds:.1f} s"]
+    lines += [f"  {name.replace('_', ' ')}: {_number(v)}" for name, v in report.counts.items()]
+    if report.rows_per_s:
+        lines.append(f"  rows/s, start-up included: {report.rows_per_s:,.0f}")
+    lines += [f"  {table} is at version {v}" for table, v in report.versions.items()]
+    return "\n".join(lines)
+
+
+def records_text(records: list[dict[str, Any]]) -> str:
+    """Rows as a table; long hashes and lists are cut."""
+    if not records:
+        return "no rows"
+    table = RichTable(show_edge=False, pad_edge=False)
+    for name in records[0]:
+        table.add_column(name, overflow="fold")
+    for record in records:
+        table.add_row(*(_cell(name, value) for name, value in record.items()))
+    console = Console(width=None if Console().is_terminal else 160)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get().rstrip("\n")
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, str) and name.endswith(("_id", "_hash")) and len(value) > 40:
+        return value[:ID_DIGITS]
+    if isinstance(value, list):
+        return f"[{len(value)} numbers]"
+    return _number(value)
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.1f}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value)

@@ -1,0 +1,40 @@
+"""What a job tells when it ends."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JobReport:
+    """What one call of a job did. `units` is what it executed itself; 0 units: nothing to do."""
+
+    job: str
+    target: str
+    job_ids: list[str] = dataclasses.field(default_factory=list)
+    units: int = 0
+    counts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    versions: dict[str, int] = dataclasses.field(default_factory=dict)
+    seconds: float = 0.0
+    rows_per_s: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def merged(first: JobReport, second: JobReport) -> JobReport:
+    """Two runs of one job as one report."""
+    if not first.job_ids:
+        return second
+    counts = dict(first.counts)
+    for name, value in second.counts.items():
+        both = isinstance(value, int) and isinstance(counts.get(name), int)
+        counts[name] = counts[name] + value if both else value
+    return dataclasses.replace(
+        second,
+        job_ids=first.job_ids + second.job_ids,
+        units=first.units + second.units,
+        counts=counts,
+        seconds=first.seconds + second.seconds,
+    )
