@@ -22,7 +22,7 @@ from jobs.config import (  # noqa: E402
 )
 from jobs.embed import EmbedJob  # noqa: E402
 from jobs.errors import StorageError  # noqa: E402
-from jobs.job import JobReport  # noqa: E402
+from jobs.job_report import JobReport  # noqa: E402
 from jobs.lake import Lake  # noqa: E402
 from jobs.stage import StageJob  # noqa: E402
 from jobs.storage import resolve_uri  # noqa: E402

@@ -99,7 +99,8 @@ def _finish(job: Job, plan: Plan) -> JobReport:
             completions |= _execute_all(job, plan, settled, executed)
             settled = job.settle(plan, completions, head)
         publish.commit(job.lake, plan, head, settled)
-        return job.summarise(plan, completions, settled)
+        worked = sum(completion.seconds for completion in completions.values())
+        return {**job.summarise(plan, completions, settled), "unit_seconds": worked}
 
     try:
         counts = publish.retrying(one_round, f"{job.name} {job.target}")
