@@ -99,8 +99,11 @@ def _run(job: Job, options: dict[str, Any]) -> None:
         units = [{"unit_id": unit.unit_id, **unit.inputs} for unit in plan.units]
         lines = [f"{plan.job} {plan.target}: {len(units)} units to do"]
         lines += [json.dumps(unit) for unit in units]
-        emit({"job": plan.job, "target": plan.target, "units": units}, options["as_json"],
-             "\n".join(lines))
+        emit(
+            {"job": plan.job, "target": plan.target, "units": units},
+            options["as_json"],
+            "\n".join(lines),
+        )
         return
     report = run(job)
     emit(report.to_dict(), options["as_json"], report_text(report))
@@ -285,9 +288,7 @@ def query_anomalies(
     from jobs import query as queries
 
     _emit_rows(
-        queries.anomalies(
-            _lake(lake), model, score=score, top=top, night=night, dataset=dataset
-        ),
+        queries.anomalies(_lake(lake), model, score=score, top=top, night=night, dataset=dataset),
         as_json,
     )
 
@@ -313,9 +314,7 @@ def query_neighbours(
     """
     from jobs import query as queries
 
-    _emit_rows(
-        queries.neighbours(_lake(lake), model, image_id, k=k, metric=metric), as_json
-    )
+    _emit_rows(queries.neighbours(_lake(lake), model, image_id, k=k, metric=metric), as_json)
 
 
 @query.command("sql")

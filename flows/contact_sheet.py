@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 CELL = 84
 GAP = 6
 MARGIN = 16
-CAPTION = 16
+CAPTION = 30
 TITLE = 30
 INK, FAINT, PAPER = (30, 30, 30), (120, 120, 120), (255, 255, 255)
 

@@ -56,6 +56,7 @@ UNSEEN_IMAGES = 300  # of the tenth kind, about a tenth of night two
 CUT_SHORT = 3  # files of night two that are truncated on purpose, for the quarantine to catch
 SHAPE = (28, 28, 1)
 SHOWN = 10
+QUARANTINE_QUERY = "SELECT night, reason, count(*) AS n FROM quarantine GROUP BY ALL"
 
 log = logging.getLogger("latentlake")
 
@@ -216,9 +217,7 @@ def _aurocs(lake: Lake, version: str) -> dict[str, float | None]:
     rows = _night_two(lake, version, ", ".join(f"e.{name}" for name in SCORES))
     unseen = np.array(rows["label"]) == UNSEEN
     return {
-        name: None
-        if rows[name].null_count
-        else auroc(rows[name].to_numpy(), unseen)
+        name: None if rows[name].null_count else auroc(rows[name].to_numpy(), unseen)
         for name, info in SCORES.items()
         if info.anomalous != "none"
     }
@@ -239,7 +238,7 @@ def _picture(lake: Lake) -> bytes:
     # The middle of the ranking, spread over it, stands for an ordinary image.
     ranked = query.anomalies(lake, NAME, top=100_000, night=NIGHTS[1])["image_id"].to_pylist()
     step = len(ranked) // (SHOWN + 2)
-    usual = ranked[step :: step][:SHOWN]
+    usual = ranked[step::step][:SHOWN]
     return contact_sheet(
         f"latentlake demo, night two: unseen kind is {KINDS[UNSEEN]!r}",
         [*_pair(lake, usual, "images of night two"), *_pair(lake, worst, "top anomalies")],
@@ -262,7 +261,7 @@ def _pair(lake: Lake, image_ids: list[str], title: str) -> list[Row]:
     originals = list(pixels_of(rows["image"], SHAPE))
     pngs = [np.asarray(Image.open(io.BytesIO(png)))[:, :, None] for png in rows["png"].to_pylist()]
     captions = [
-        f"{KINDS[label]}  p={p:.3f}"
+        f"{KINDS[label]}\np = {p:.3f}"
         for label, p in zip(rows["label"].to_pylist(), rows["p_value"].to_pylist(), strict=True)
     ]
     return [
@@ -278,8 +277,13 @@ def _shown(uri: str) -> str:
 
 def _text(lake: Lake, lake_uri: str, result: dict[str, Any]) -> str:
     training = result["training"]
-    lines = ["", "Nothing to do: both nights are in the tables already." if result["nothing_to_do"]
-             else "Measured", ""]
+    lines = [
+        "",
+        "Nothing to do: both nights are in the tables already."
+        if result["nothing_to_do"]
+        else "Measured",
+        "",
+    ]
     for row in result["rows"]:
         lines.append(f"  {row['night']}  rows {row['fate']:9} {row['n']:7,}")
     lines += ["", f"  model {NAME}@{result['model_version']} (champion)"]
@@ -309,8 +313,7 @@ def _text(lake: Lake, lake_uri: str, result: dict[str, Any]) -> str:
         "",
         "Try next",
         f"  latentlake query anomalies --model {NAME} --night {NIGHTS[1]} --top 10{option}",
-        f'  latentlake query sql "SELECT night, reason, count(*) FROM quarantine GROUP BY ALL"'
-        f"{option}",
+        f"  latentlake query sql '{QUARANTINE_QUERY}'{option}",
         f"  latentlake list{option}",
     ]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What a lake holds: datasets, models, bundles, aliases, runs, and which snapshots are published."""
+"""What a lake holds: datasets, models, bundles, aliases, runs and published snapshots."""
 
 from __future__ import annotations
 

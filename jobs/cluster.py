@@ -38,7 +38,7 @@ def ensure(settings: RaySettings, workers: int) -> None:
     elif not ray.is_initialized():
         _quiet()
         try:
-            ray.init(address=settings.address, log_to_driver=False, logging_level="warning")
+            ray.init(address=settings.address, log_to_driver=False, logging_level=logging.WARNING)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise JobError(
                 f"cannot reach the Ray cluster at {settings.address}: {error}"
@@ -117,7 +117,7 @@ def _start_embedded(cpus: int) -> None:
         num_gpus=None,
         include_dashboard=False,
         log_to_driver=False,
-        logging_level="warning",
+        logging_level=logging.WARNING,
         _temp_dir=str(folder),
     )
     atexit.register(ray.shutdown)

@@ -30,11 +30,17 @@ class Settings(BaseModel):
 class RaySettings(Settings):
     """Where the work runs."""
 
-    address: str | None = Field(None, description="Ray cluster; embedded in this process if none")
-    cpus: int | None = Field(None, ge=1, description="CPUs of the embedded cluster; all if none")
-    autoscaling: bool = Field(False, description="the cluster adds nodes when asked for more")
+    address: str | None = Field(
+        default=None, description="Ray cluster; embedded in this process if none"
+    )
+    cpus: int | None = Field(
+        default=None, ge=1, description="CPUs of the embedded cluster; all if none"
+    )
+    autoscaling: bool = Field(
+        default=False, description="the cluster adds nodes when asked for more"
+    )
     resource_timeout_s: float = Field(
-        600.0, ge=0, description="how long to wait for an autoscaling cluster, in seconds"
+        default=600.0, ge=0, description="how long to wait for an autoscaling cluster, in seconds"
     )
 
 
@@ -43,15 +49,15 @@ class StageSettings(Settings):
 
     source: str = Field(description="URI of Parquet: a file, a folder or a glob pattern")
     dataset: str = Field(description="name of the table of staged images")
-    image_column: str | None = Field(None, description="column with the encoded images")
-    height: Positive = Field(64, description="height of the staged images, in pixels")
-    width: Positive = Field(64, description="width of the staged images, in pixels")
-    channels: int = Field(3, description="1 for grey, 3 for colour")
-    rows_per_unit: Positive = Field(20_000, description="source rows a unit, and a shard")
+    image_column: str | None = Field(default=None, description="column with the encoded images")
+    height: Positive = Field(default=64, description="height of the staged images, in pixels")
+    width: Positive = Field(default=64, description="width of the staged images, in pixels")
+    channels: int = Field(default=3, description="1 for grey, 3 for colour")
+    rows_per_unit: Positive = Field(default=20_000, description="source rows a unit, and a shard")
     max_refused: float = Field(
-        0.05, ge=0, le=1, description="fail above this share of refused rows"
+        default=0.05, ge=0, le=1, description="fail above this share of refused rows"
     )
-    workers: int | None = Field(None, ge=1, description="workers; one a CPU if none")
+    workers: int | None = Field(default=None, ge=1, description="workers; one a CPU if none")
 
     @field_validator("channels")
     @classmethod
@@ -73,22 +79,28 @@ class TrainSettings(Settings):
 
     dataset: str = Field(description="dataset to train on")
     model: str = Field(description="name of the model")
-    latent_dim: Positive = Field(32, description="latent dimensions")
-    network: NetworkConfig = Field(NetworkConfig(), description="encoder and decoder")
-    likelihood: LikelihoodConfig = Field(LikelihoodConfig(), description="of pixels")
-    objective: ObjectiveConfig = Field(ObjectiveConfig(), description="what is minimised")
-    epochs: Positive = Field(20, description="passes over the train split")
-    batch_size: Positive = Field(128, description="global batch, whatever the worker count")
-    learning_rate: float = Field(1e-3, gt=0, description="peak, after a linear warm-up")
-    clip_norm: float | None = Field(None, gt=0, description="gradient norm bound; none if null")
-    seed: int = Field(0, ge=0, description="of weights, order and noise")
-    score_batch: Positive = Field(256, description="images a batch when scoring")
-    score_samples: Positive = Field(4, description="posterior samples a score (K)")
-    decision_score: str = Field("neg_elbo", description="the score that p-values come from")
-    images_version: int | None = Field(None, ge=0, description="snapshot; the newest if none")
-    workers: int = Field(1, ge=1, description="data-parallel workers")
-    alias: str = Field("champion", description="alias to give the bundle")
-    promote: bool = Field(False, description="move the alias although another bundle has it")
+    latent_dim: Positive = Field(default=32, description="latent dimensions")
+    network: NetworkConfig = Field(default=NetworkConfig(), description="encoder and decoder")
+    likelihood: LikelihoodConfig = Field(default=LikelihoodConfig(), description="of pixels")
+    objective: ObjectiveConfig = Field(default=ObjectiveConfig(), description="what is minimised")
+    epochs: Positive = Field(default=20, description="passes over the train split")
+    batch_size: Positive = Field(default=128, description="global batch, whatever the worker count")
+    learning_rate: float = Field(default=1e-3, gt=0, description="peak, after a linear warm-up")
+    clip_norm: float | None = Field(
+        default=None, gt=0, description="gradient norm bound; none if null"
+    )
+    seed: int = Field(default=0, ge=0, description="of weights, order and noise")
+    score_batch: Positive = Field(default=256, description="images a batch when scoring")
+    score_samples: Positive = Field(default=4, description="posterior samples a score (K)")
+    decision_score: str = Field(default="neg_elbo", description="the score that p-values come from")
+    images_version: int | None = Field(
+        default=None, ge=0, description="snapshot; the newest if none"
+    )
+    workers: int = Field(default=1, ge=1, description="data-parallel workers")
+    alias: str = Field(default="champion", description="alias to give the bundle")
+    promote: bool = Field(
+        default=False, description="move the alias although another bundle has it"
+    )
 
     @field_validator("decision_score")
     @classmethod
@@ -107,17 +119,17 @@ class EmbedSettings(Settings):
 
     dataset: str = Field(description="dataset to embed")
     model: str = Field(description="NAME, NAME@VERSION or NAME@ALIAS; the champion if only NAME")
-    reconstructions: bool = Field(False, description="write reconstructions as PNG, too")
+    reconstructions: bool = Field(default=False, description="write reconstructions as PNG, too")
     batch_size: int | None = Field(
-        None, ge=1, description="images a forward pass; the bundle's scoring batch if none"
+        default=None, ge=1, description="images a forward pass; the bundle's scoring batch if none"
     )
-    workers: int | None = Field(None, ge=1, description="workers; one a CPU if none")
+    workers: int | None = Field(default=None, ge=1, description="workers; one a CPU if none")
 
 
 class NightlySettings(Settings):
     """The whole flow: stage, train where there is no champion yet, embed."""
 
-    lake: str = Field("./lake", description="root URI of the lake")
+    lake: str = Field(default="./lake", description="root URI of the lake")
     stage: StageSettings
     train: TrainSettings
     embed: EmbedSettings
@@ -177,4 +189,3 @@ def load_yaml(path: str) -> dict[str, Any]:
 
 def load_nightly(path: str) -> NightlySettings:
     return build(NightlySettings, load_yaml(path))
-

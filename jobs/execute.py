@@ -7,7 +7,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -73,10 +73,10 @@ def run_units(
         _drain(actors, deque(units), len(units), f"{plan.job} {plan.target}", report_count)
     finally:
         for actor in actors:
-            ray.kill(actor)
+            ray.kill(cast(Any, actor))
 
 
-def _drain(actors: list[Any], waiting: deque[Unit], total: int, title: str, count: str) -> None:
+def _drain(actors: Sequence[Any], waiting: deque[Unit], total: int, title: str, count: str) -> None:
     running: dict[ray.ObjectRef, tuple[Unit, Any]] = {}
     attempts: dict[str, int] = {}
     load = dict.fromkeys(range(len(actors)), 0)

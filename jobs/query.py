@@ -12,8 +12,16 @@ import pyarrow.compute as pc
 from jobs import catalog
 from jobs.errors import InputError, unknown_name
 from jobs.lake import Lake
-from jobs.schema import ALIASES, QUARANTINE, RECONSTRUCTIONS, RUNS, SOURCES, TableSpec
-from jobs.schema import embeddings_spec, images_spec
+from jobs.schema import (
+    ALIASES,
+    QUARANTINE,
+    RECONSTRUCTIONS,
+    RUNS,
+    SOURCES,
+    TableSpec,
+    embeddings_spec,
+    images_spec,
+)
 from jobs.storage import filesystem, local_path
 from jobs.tables import Snapshot, open_snapshot
 from vae_core.score_names import SCORES

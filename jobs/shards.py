@@ -61,7 +61,7 @@ def _encode(spec: TableSpec, rows: pa.Table, metadata: Mapping[str, str]) -> byt
         rows.schema,
         compression="zstd",
         compression_level=1,
-        use_dictionary=plain_strings,
+        use_dictionary=plain_strings,  # pyright: ignore[reportArgumentType]
         store_schema=False,
     ) as writer:
         writer.write_table(rows, row_group_size=ROW_GROUP_ROWS)

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.errors import InputError
+from jobs.schema import images_spec
 from jobs.storage import attempt, filesystem, local_path, open_input, resolve_uri
 
 IMAGE_COLUMNS = ("image", "img", "bytes", "image_bytes", "jpg", "png", "data")
@@ -42,17 +43,17 @@ def list_source(source: str) -> list[SourceFile]:
     uri = resolve_uri(source)
     fs, path = filesystem(uri)
 
-    def action() -> dict[str, dict[str, Any]]:
+    def action() -> dict[Any, Any]:
         if any(mark in path for mark in "*?["):
             found = fs.glob(path, detail=True)
             assert isinstance(found, dict)
             return found
         info = fs.info(path)
         if info["type"] == "file":
-            return {info["name"]: info}
+            return {str(info["name"]): info}
         inside = fs.find(path, detail=True)
         assert isinstance(inside, dict)
-        return {n: i for n, i in inside.items() if n.endswith((".parquet", ".pq"))}
+        return {n: i for n, i in inside.items() if str(n).endswith((".parquet", ".pq"))}
 
     try:
         entries = attempt(action, uri, "read the source")
@@ -144,10 +145,7 @@ _PLAIN = (
     pa.types.is_signed_integer,
     pa.types.is_date32,
 )
-RESERVED = frozenset(
-    "image_id image pixels_hash source_uri source_row source_width source_height split night "
-    "job_id unit_id dataset model".split()
-)
+RESERVED = frozenset((*images_spec((1, 1, 1), pa.schema([])).schema.names, "dataset", "model"))
 
 
 def _passes(field: pa.Field, image_column: str) -> bool:
@@ -168,7 +166,7 @@ class SourceBatch:
 def read_rows(
     uri: str, start: int, stop: int, image_column: str, passthrough: list[str]
 ) -> Iterator[SourceBatch]:
-    """Rows [start, stop) of a file in batches; a passthrough column that is not there is left out."""
+    """Rows [start, stop) of a file in batches, without passthrough columns that it lacks."""
     with open_input(uri) as file:
         parquet = pq.ParquetFile(file)
         present = [name for name in passthrough if name in parquet.schema_arrow.names]
@@ -181,7 +179,9 @@ def read_rows(
             if low < high:
                 piece = batch.slice(low - position, high - low)
                 yield SourceBatch(
-                    low, _bytes(piece.column(image_column)), pa.Table.from_batches([piece]).select(present)
+                    low,
+                    _bytes(piece.column(image_column)),
+                    pa.Table.from_batches([piece]).select(present),
                 )
             position += batch.num_rows
 
@@ -203,9 +203,5 @@ def _bytes(column: pa.Array) -> list[bytes | None]:
     if pa.types.is_struct(column.type):
         nulls = column.is_null().to_pylist()
         inner = column.field("bytes").to_pylist()
-        return [
-            None if null else value for null, value in zip(nulls, inner, strict=True)
-        ]
+        return [None if null else value for null, value in zip(nulls, inner, strict=True)]
     return column.to_pylist()
-
-

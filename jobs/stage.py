@@ -19,8 +19,8 @@ from jobs.errors import InputError, JobError
 from jobs.job import Job
 from jobs.lake import Lake, valid_name
 from jobs.schema import PREPROCESSING, QUARANTINE, SOURCES, images_spec, passthrough_of
-from jobs.sources import SourceFile, SourceShape, current_etag, list_source, read_shape
 from jobs.shards import read_shard
+from jobs.sources import SourceFile, SourceShape, current_etag, list_source, read_shape
 from jobs.storage import join
 from jobs.tables import Snapshot, Table, open_snapshot
 from jobs.units import Completion, Output, Plan, Unit, digest, slices, total_counts
@@ -36,9 +36,7 @@ def stage_tables(lake: Lake, dataset: str, settings: dict[str, Any]) -> list[Tab
         [pa.field(name, pa.type_for_alias(kind)) for name, kind in settings["passthrough"]]
     )
     images = images_spec(tuple(settings["image_shape"]), passthrough)
-    return [
-        Table(lake.dataset(dataset, spec.name), spec) for spec in (QUARANTINE, SOURCES, images)
-    ]
+    return [Table(lake.dataset(dataset, spec.name), spec) for spec in (QUARANTINE, SOURCES, images)]
 
 
 class StageJob(Job):
@@ -69,9 +67,7 @@ class StageJob(Job):
         known = _known_files(sources)
         new = [file for file in files if (file.uri, file.etag) not in known]
         with ThreadPoolExecutor(FOOTER_THREADS) as pool:
-            shapes = list(
-                pool.map(lambda f: read_shape(f.uri, self.settings.image_column), new)
-            )
+            shapes = list(pool.map(lambda f: read_shape(f.uri, self.settings.image_column), new))
         if images is None and sum(shape.rows for shape in shapes) == 0:
             raise InputError(f"the source {self.settings.source} is empty: no file has a row")
         passthrough = _passthrough(images, shapes)
@@ -173,9 +169,7 @@ def _known_files(sources: Snapshot | None) -> set[tuple[str, str]]:
     if rows is None:
         return set()
     distinct = rows.group_by(["source_uri", "etag"]).aggregate([])
-    return set(
-        zip(distinct["source_uri"].to_pylist(), distinct["etag"].to_pylist(), strict=True)
-    )
+    return set(zip(distinct["source_uri"].to_pylist(), distinct["etag"].to_pylist(), strict=True))
 
 
 def _passthrough(images: Snapshot | None, shapes: list[SourceShape]) -> list[list[str]]:
@@ -243,5 +237,3 @@ def _require_few_refused(latest: dict[str, Completion], max_refused: float) -> N
             f"--max-refused {max_refused:.1%}; nothing was published. Mend the source, or allow "
             "more and run it again: the work done is kept"
         )
-
-

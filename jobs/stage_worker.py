@@ -244,6 +244,4 @@ class _Rows:
 
 
 def _table(table: Table, rows: list[dict[str, Any]], stamp: dict[str, Any]) -> pa.Table:
-    return pa.Table.from_pylist(
-        [{**row, **stamp} for row in rows], schema=table.spec.file_schema
-    )
+    return pa.Table.from_pylist([{**row, **stamp} for row in rows], schema=table.spec.file_schema)

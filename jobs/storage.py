@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 import fsspec
@@ -186,7 +186,7 @@ def _create_local(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
     try:
-        with open(temporary, "xb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -221,7 +221,7 @@ def create_or_keep(uri: str, data: bytes) -> bool:
 def read(uri: str) -> bytes:
     """Raises InputError where the object does not exist."""
     fs, path = filesystem(uri)
-    return attempt(lambda: bytes(fs.cat_file(path)), uri, "read")
+    return attempt(lambda: cast(bytes, fs.cat_file(path)), uri, "read")
 
 
 def read_if_there(uri: str) -> bytes | None:
@@ -229,7 +229,7 @@ def read_if_there(uri: str) -> bytes | None:
 
     def action() -> bytes | None:
         try:
-            return bytes(fs.cat_file(path))
+            return cast(bytes, fs.cat_file(path))
         except FileNotFoundError:
             return None
 
@@ -247,7 +247,7 @@ def list_folder(uri: str) -> list[dict[str, Any]]:
 
     def action() -> list[dict[str, Any]]:
         try:
-            entries = fs.ls(path, detail=True, **({} if fs.protocol == "file" else {}))
+            entries = fs.ls(path, detail=True)
         except (FileNotFoundError, NotADirectoryError):
             return []
         # A folder's own marker object is not one of its entries.

@@ -109,9 +109,7 @@ class TrainJob(Job):
             )
             save_completion(self.lake, plan.job_id, done)
             return
-        images = catalog.images_snapshot(
-            self.lake, plan.settings["dataset"], plan.base["images"]
-        )
+        images = catalog.images_snapshot(self.lake, plan.settings["dataset"], plan.base["images"])
         order = TrainOrder(
             lake=self.lake,
             job_id=plan.job_id,

@@ -170,7 +170,7 @@ class Training:
                 )
             except NonFiniteLoss as error:
                 raise JobError(f"training stopped: {error}; lower --learning-rate") from error
-            sums += torch.tensor([done.recon_nll, done.kl, done.count], dtype=torch.float64)
+            sums += torch.tensor([done.recon_nll, done.kl, done.images], dtype=torch.float64)
             self.step += 1
         return self.rank.sum(sums)
 
@@ -291,12 +291,12 @@ class Training:
         checkpoints.clear(order.checkpoints)
 
 
-
 def _score_sums(scorer: Scorer, images: ImageSet) -> tuple[float, float]:
     """Sums of neg_elbo and kl over a rank's images, in nats."""
     if not len(images):
         return 0.0, 0.0
     scores = scorer.score(images.pixels_NHWC, images.image_ids).scores
     neg_elbo, kl = scores["neg_elbo"], scores["kl"]
-    assert neg_elbo is not None and kl is not None
+    assert neg_elbo is not None
+    assert kl is not None
     return float(neg_elbo.sum()), float(kl.sum())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -126,4 +127,4 @@ def slices(rows: int, size: int) -> list[tuple[int, int]]:
         return []
     pieces = -(-rows // size)
     bounds = [rows * i // pieces for i in range(pieces + 1)]
-    return list(zip(bounds[:-1], bounds[1:], strict=True))
+    return list(itertools.pairwise(bounds))

@@ -6,12 +6,13 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 NetworkKind = Literal["mlp", "conv"]
 LikelihoodKind = Literal["bernoulli", "gaussian"]
 
 
+@dataclasses.dataclass(frozen=True)
 class ConfigTree:
     """Strict conversion between a frozen dataclass and plain JSON values."""
 
@@ -22,7 +23,8 @@ class ConfigTree:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Raises ValueError that names a key it does not know, and lists the known ones."""
-        hints = typing.get_type_hints(cls)
+        resolved = typing.get_type_hints(cls)
+        hints = {field.name: resolved[field.name] for field in dataclasses.fields(cls)}
         unknown = sorted(set(data) - set(hints))
         if unknown:
             raise ValueError(
@@ -61,7 +63,7 @@ def _choice(name: str, value: str, kind: Any) -> None:
 class NetworkConfig(ConfigTree):
     """Encoder and decoder. `widths` are hidden units (mlp) or channels, one per halving (conv)."""
 
-    __pydantic_config__ = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     kind: NetworkKind = "conv"
     widths: tuple[int, ...] = (32, 64)
@@ -84,7 +86,7 @@ class LikelihoodConfig(ConfigTree):
     gaussian: one σ for all pixels, learned with the weights, or fixed where `sigma` is given.
     """
 
-    __pydantic_config__ = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     kind: LikelihoodKind = "gaussian"
     threshold: float = 0.5
@@ -106,7 +108,7 @@ class LikelihoodConfig(ConfigTree):
 class ObjectiveConfig(ConfigTree):
     """loss = Σ recon_nll + β·KL per image, β rising linearly from 0 over the KL warm-up."""
 
-    __pydantic_config__ = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     beta: float = 1.0
     kl_warmup_steps: int = 0
@@ -129,7 +131,7 @@ class ObjectiveConfig(ConfigTree):
 class ModelConfig(ConfigTree):
     """Everything that fixes the shape of a model's weights and the meaning of its outputs."""
 
-    __pydantic_config__ = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     image_shape: tuple[int, int, int]  # H, W, C
     latent_dim: int = 32

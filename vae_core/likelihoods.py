@@ -51,6 +51,7 @@ class Bernoulli(nn.Module):
     def __init__(self, config: LikelihoodConfig) -> None:
         super().__init__()
         self.threshold = config.threshold
+        self._no_sigma: Tensor
         self.register_buffer("_no_sigma", torch.zeros(()), persistent=False)
 
     def target(self, x_NCHW: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from vae_core.config import ModelConfig
 
 def _mlp_layers(sizes: list[int]) -> list[nn.Module]:
     layers: list[nn.Module] = []
-    for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True):
+    for n_in, n_out in itertools.pairwise(sizes):
         layers += [nn.Linear(n_in, n_out), nn.SiLU()]
     return layers
 
@@ -70,7 +71,7 @@ def conv_decoder(config: ModelConfig) -> nn.Module:
     outputs = [*widths[1:], widths[-1]]
     for n_in, n_out, small, large in zip(widths, outputs, sizes[:-1], sizes[1:], strict=True):
         # (n - 1)·2 - 2 + 3 + padding gives 2n - 1 or 2n: the size that the encoder halved.
-        padding = tuple(big - (2 * low - 1) for low, big in zip(small, large, strict=True))
+        padding = (large[0] - (2 * small[0] - 1), large[1] - (2 * small[1] - 1))
         layers.append(
             nn.ConvTranspose2d(n_in, n_out, 3, stride=2, padding=1, output_padding=padding)
         )

@@ -22,11 +22,11 @@ class StepSums(NamedTuple):
 
     recon_nll: float
     kl: float
-    count: int
+    images: int
 
 
 def learning_rate(step: int, *, total_steps: int, base: float, warmup_steps: int) -> float:
-    """Linear warm-up, then cosine to zero. A pure function of the step, so resume needs no state."""
+    """Linear warm-up, then cosine to zero: a function of the step, so that resuming is exact."""
     if step < warmup_steps:
         return base * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)

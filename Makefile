@@ -1,0 +1,63 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Both install first, from the lock
+# files, into .venv; nothing else is needed but Python 3.11, git and make.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
+TORCH  := $(shell sed -n 's/.*"\(torch==[0-9.]*\)".*/\1/p' pyproject.toml)
+
+.PHONY: demo test fast faults lint format bench lock clean help
+
+help:            ## this list
+	@grep -hE '^[a-z]+: .*##|^[a-z]+:  *##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+
+demo: $(VENV)/.runtime   ## two nights on the sample that ships with the project
+	$(BIN)/latentlake demo
+
+test: $(VENV)/.dev       ## every test
+	$(BIN)/python -m pytest
+
+fast: $(VENV)/.dev       ## the tests that need no server and no Ray
+	$(BIN)/python -m pytest tests/unit
+
+faults: $(VENV)/.dev     ## kill processes at random moments, many rounds
+	LATENTLAKE_FAULT_ROUNDS=25 $(BIN)/python -m pytest tests/faults --timeout 7200
+
+lint: $(VENV)/.dev       ## ruff and pyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(VENV)/.dev     ## let ruff write what it can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.dev      ## the numbers of docs/benchmarks.md
+	$(BIN)/python tests/benchmarks/bench_demo.py
+
+# torch goes in first and without a hash: its CPU and CUDA builds differ in hash and in what they
+# bring, and one lock serves both. Everything else is exact and checked.
+$(VENV)/.runtime: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "latentlake needs Python 3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install $(TORCH)
+	$(PIP) install --no-deps --require-hashes -r requirements.lock
+	$(PIP) install --no-deps --no-build-isolation -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime requirements-dev.lock
+	$(PIP) install --no-deps --require-hashes -r requirements-dev.lock
+	touch $@
+
+# Writes both lock files anew. torch's CPU build must be the one that is found (PIP_FIND_LINKS),
+# else its CUDA packages would be locked, too.
+LOCK := $(BIN)/uv pip compile -q --generate-hashes --python-version 3.11 \
+	--python-platform x86_64-manylinux_2_28 --no-emit-package torch --no-emit-index-url \
+	--no-header --no-annotate $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS))
+lock: $(VENV)/.runtime   ## write the lock files anew from pyproject.toml
+	$(PIP) install uv==0.13.8
+	$(LOCK) pyproject.toml -o requirements.lock
+	$(LOCK) pyproject.toml --extra dev -c requirements.lock -o requirements-dev.lock
+
+clean:                   ## remove the environment and the demo's lake
+	rm -rf $(VENV) lake
