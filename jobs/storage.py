@@ -23,8 +23,9 @@ import fsspec
 from jobs.errors import InputError, LatentlakeError, StorageError
 
 CONNECT_TIMEOUT_S = 5
-READ_TIMEOUT_S = 20
+READ_TIMEOUT_S = 15
 ATTEMPTS = 3
+PATIENCE_S = 20  # after this long no further attempt is made, so that errors come within a minute
 SCHEMES = ("file", "s3")
 
 T = TypeVar("T")
@@ -69,7 +70,7 @@ def _filesystem(scheme: str, process: int) -> fsspec.AbstractFileSystem:
     s3 = fsspec.filesystem(
         "s3", config_kwargs=config, use_listings_cache=False, skip_instance_cache=True
     )
-    s3.retries = 2  # ours come on top; together they stay far below a minute
+    s3.retries = 1  # `attempt` retries
     return s3
 
 
@@ -89,8 +90,8 @@ def delta_options(uri: str) -> dict[str, str]:
     return {
         "connect_timeout": f"{CONNECT_TIMEOUT_S}s",
         "timeout": f"{READ_TIMEOUT_S}s",
-        "max_retries": str(ATTEMPTS),
-        "retry_timeout": "30s",
+        "max_retries": "1",
+        "retry_timeout": f"{READ_TIMEOUT_S}s",
     }
 
 
@@ -126,7 +127,7 @@ TRANSIENT = (
 def explain(error: BaseException, uri: str, verb: str) -> LatentlakeError:
     """The error a user reads for a storage exception: what, where, what to do."""
     text = " ".join(str(e) or type(e).__name__ for e in _chain(error)).lower()
-    reason = (str(error) or type(error).__name__).strip().splitlines()[0][:300]
+    reason = " ".join((str(error) or type(error).__name__).split())[:300]
     if any(word in text for word in NO_BUCKET):
         return InputError(f"cannot {verb} {uri}: the bucket does not exist")
     if isinstance(error, PermissionError) or any(word in text for word in DENIED):
@@ -157,6 +158,7 @@ def is_transient(error: BaseException) -> bool:
 
 def attempt(action: Callable[[], T], uri: str, verb: str) -> T:
     """Runs a storage action with bounded retries; raises LatentlakeError, or AlreadyThere."""
+    deadline = time.monotonic() + PATIENCE_S
     for left in reversed(range(ATTEMPTS)):
         try:
             return action()
@@ -165,7 +167,7 @@ def attempt(action: Callable[[], T], uri: str, verb: str) -> T:
         except Exception as error:
             # Clients raise several unrelated families of exceptions; this is the edge that
             # turns them into ours.
-            if left == 0 or not is_transient(error):
+            if left == 0 or time.monotonic() > deadline or not is_transient(error):
                 raise explain(error, uri, verb) from error
             time.sleep(random.uniform(0.2, 1.0) * (ATTEMPTS - left))
     raise AssertionError("unreachable")
