@@ -68,16 +68,20 @@ def _open(data: bytes) -> Image.Image:
         raise Refused("not_an_image", "no known image format") from error
     except Exception as error:
         # Decoders of foreign bytes fail in many ways; all of them are this row's refusal.
-        raise Refused("decode_error", _told(error)) from error
+        raise _refusal(error) from error
 
 
 def _load(image: Image.Image) -> None:
     try:
         image.load()
     except Exception as error:
-        text = _told(error)
-        cut = any(word in text.lower() for word in ("truncated", "end of", "unexpected end"))
-        raise Refused("truncated" if cut else "decode_error", text) from error
+        raise _refusal(error) from error
+
+
+def _refusal(error: Exception) -> Refused:
+    text = _told(error)
+    cut = any(word in text.lower() for word in ("truncated", "end of file", "unexpected end"))
+    return Refused("truncated" if cut else "decode_error", text)
 
 
 def _told(error: Exception) -> str:

@@ -44,7 +44,7 @@ def test_gaussian_carries_every_constant(sigma: float) -> None:
     expected = Normal(params, sigma).log_prob(x).flatten(1).sum(1)
     log_sigma = torch.tensor(math.log(sigma), dtype=torch.float64)
     torch.testing.assert_close(likelihood.log_prob(params, log_sigma, x), expected)
-    assert list(likelihood.parameters())[0].requires_grad is False
+    assert next(iter(likelihood.parameters())).requires_grad is False
     torch.testing.assert_close(likelihood.scale().exp().item(), sigma)
 
 

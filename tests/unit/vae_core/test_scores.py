@@ -78,7 +78,7 @@ def test_what_a_family_does_not_have_is_none_and_every_name_is_there() -> None:
 
 def test_the_scores_are_what_their_names_say() -> None:
     images, names, one = pixels(5), ids(5), scorer("bernoulli")
-    found = {name: values for name, values in one.score(images, names).scores.items()}
+    found = dict(one.score(images, names).scores)
     np.testing.assert_allclose(found["neg_elbo"], found["recon_nll"] + found["kl"])
     np.testing.assert_allclose(
         found["bits_per_dim"], found["neg_elbo"] / (14 * 11 * 2 * math.log(2.0))

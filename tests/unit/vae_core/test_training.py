@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
 from pathlib import Path
@@ -112,5 +113,5 @@ def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
     rates = [learning_rate(step, total_steps=100, base=1.0, warmup_steps=10) for step in range(101)]
     assert rates[0] == 0.1
     assert rates[9] == 1.0
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
     assert rates[100] == pytest.approx(0.0)

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from flows.cli import cli
+from tests.helpers import run_cli
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "cli.json"
+
+
+def surface(command: click.Command) -> dict[str, Any]:
+    """Every option of every command: what scripts of users rely on."""
+    found: dict[str, Any] = {
+        "options": sorted("/".join(p.opts) for p in command.params),
+        "required": sorted("/".join(p.opts) for p in command.params if p.required),
+    }
+    if isinstance(command, click.Group):
+        found["commands"] = {name: surface(c) for name, c in sorted(command.commands.items())}
+    return found
+
+
+def commands(command: click.Command, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    found = [path]
+    if isinstance(command, click.Group):
+        for name, child in command.commands.items():
+            found += commands(child, (*path, name))
+    return found
+
+
+def test_the_list_of_options_is_frozen() -> None:
+    """A new option is added to the golden file; one that is there never leaves."""
+    assert surface(cli) == json.loads(GOLDEN.read_text())
+
+
+@pytest.mark.parametrize("path", commands(cli), ids=" ".join)
+def test_every_help_page_shows_an_example_that_parses(path: tuple[str, ...]) -> None:
+    command: click.Command = cli
+    for name in path:
+        assert isinstance(command, click.Group)
+        command = command.commands[name]
+    assert command.help is not None
+    example = command.help.split("Example: latentlake ", 1)[1].strip()
+    import shlex
+
+    words = shlex.split(example)
+    target: click.Command = cli
+    context = click.Context(cli, info_name="latentlake")
+    while isinstance(target, click.Group):
+        name = words.pop(0)
+        target = target.commands[name]
+        context = click.Context(target, parent=context, info_name=name)
+    target.parse_args(context, words)
+
+
+@pytest.mark.parametrize("path", commands(cli), ids=" ".join)
+def test_every_option_is_described(path: tuple[str, ...]) -> None:
+    command: click.Command = cli
+    for name in path:
+        assert isinstance(command, click.Group)
+        command = command.commands[name]
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, parameter.name
+
+
+def bad(*arguments: str, lake: Path, told: str) -> None:
+    ran = run_cli(*arguments, "--lake", lake)
+    assert ran.code == 2, ran.err
+    assert told in ran.err, ran.err
+    assert "Traceback" not in ran.err
+    assert not ran.out
+
+
+def test_mistakes_end_with_2_and_a_sentence(tmp_path: Path) -> None:
+    lake = tmp_path / "lake"
+    stage = ("stage", "--dataset", "d", "--source")
+    bad(*stage, str(tmp_path / "none"), lake=lake, told="does not exist")
+    bad(*stage, "ftp://host/x", lake=lake, told="scheme 'ftp' is not supported; use file, s3")
+    bad(*stage, str(tmp_path), "--size", "ten", lake=lake, told="--size 'ten'")
+    bad(*stage, str(tmp_path), "--channels", "2", lake=lake, told="channels must be 1 or 3")
+    bad(*stage, str(tmp_path), "--max-refused", "7x", lake=lake, told="write 5% or 0.05")
+    bad(*stage, str(tmp_path), "--night", "soon", lake=lake, told="write YYYY-MM-DD")
+    bad("stage", "--dataset", "A b", "--source", ".", lake=lake, told="use lower-case letters")
+    bad("train", "--dataset", "d", "--model", "m", lake=lake, told="unknown dataset 'd'")
+    bad("train", "--dataset", "d", lake=lake, told="--model")
+    bad("embed", "--dataset", "d", "--model", "m", lake=lake, told="unknown dataset 'd'")
+    bad("query", "anomalies", "--model", "m", lake=lake, told="unknown model 'm'")
+    bad("query", "sql", "SELECT nothing FROM nowhere", lake=lake, told="nowhere")
+    assert not lake.exists()
+
+
+def test_a_training_config_with_a_misspelt_key_names_it(tmp_path: Path) -> None:
+    config = tmp_path / "train.yaml"
+    config.write_text("dataset: d\nmodel: m\nnetwork: {kind: conv, wdths: [8]}\nepoch: 3\n")
+    ran = run_cli("train", "--config", config, "--lake", tmp_path / "lake")
+    assert ran.code == 2
+    assert "epoch: unknown key; known: dataset, model, latent_dim" in ran.err
+    assert "network.wdths: unknown key; known: kind, widths, hidden" in ran.err

@@ -1,0 +1,108 @@
+"""The rules of the house, read from the sources."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("vae_core", "jobs", "flows")
+JOB_MODULES = {"stage", "train", "embed", "evaluate", "query"}
+
+
+def imports_of(path: Path) -> set[str]:
+    """Every module that a file imports, wherever in the file."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.add(node.module or "")
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return found
+
+
+def tops(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imports_of(path)}
+
+
+def files(package: str) -> list[Path]:
+    found = sorted((ROOT / package).rglob("*.py"))
+    assert found
+    return found
+
+
+@pytest.mark.parametrize("path", files("vae_core"), ids=lambda p: p.name)
+def test_the_core_imports_torch_numpy_and_the_standard_library_alone(path: Path) -> None:
+    allowed = {"torch", "numpy", "vae_core"} | set(sys.stdlib_module_names)
+    assert tops(path) <= allowed
+
+
+@pytest.mark.parametrize("path", files("jobs"), ids=lambda p: p.name)
+def test_jobs_import_neither_flows_nor_prefect(path: Path) -> None:
+    assert not tops(path) & {"flows", "prefect", "tests"}
+
+
+@pytest.mark.parametrize("name", sorted(JOB_MODULES))
+def test_job_modules_do_not_import_each_other(name: str) -> None:
+    others = {f"jobs.{other}" for other in JOB_MODULES - {name}}
+    for path in (ROOT / "jobs" / f"{name}.py", ROOT / "jobs" / f"{name}_worker.py"):
+        if path.exists():
+            assert not imports_of(path) & others, path
+
+
+def test_only_flows_import_prefect() -> None:
+    users = {p for package in PACKAGES for p in files(package) if "prefect" in tops(p)}
+    assert users
+    assert {p.parent.name for p in users} == {"flows"}
+
+
+def loaded_after(code: str) -> set[str]:
+    """Top-level modules in a fresh process after running `code`."""
+    script = f"{code}\nimport sys; print(' '.join({{m.split('.')[0] for m in sys.modules}}))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    )
+    return set(done.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("module", ["config", "schema", "units", "lake"])
+def test_modules_that_describe_start_without_ray_and_torch(module: str) -> None:
+    assert not loaded_after(f"import jobs.{module}") & {"ray", "torch", "prefect"}
+
+
+def test_query_needs_neither_prefect_nor_ray_nor_torch() -> None:
+    help_page = (
+        "from flows.cli import cli\n"
+        "cli.main(['query', 'anomalies', '--help'], standalone_mode=False)"
+    )
+    assert not loaded_after(help_page) & {"ray", "torch", "prefect"}
+    assert not loaded_after("import jobs.query") & {"ray", "torch", "prefect"}
+
+
+def test_the_core_and_the_loader_run_without_ray() -> None:
+    loaded = loaded_after("import jobs.loader, vae_core.scores, vae_core.training")
+    assert "torch" in loaded
+    assert not loaded & {"ray", "prefect"}
+
+
+def test_no_print_and_no_pickle_in_the_product() -> None:
+    for package in PACKAGES:
+        for path in files(package):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call):
+                    name = ast.unparse(node.func)
+                    assert name not in {"print", "torch.load", "pickle.load", "pickle.loads"}, path
+                    assert "allow_pickle" not in {k.arg for k in node.keywords}, path
+
+
+def test_ruff_is_clean() -> None:
+    ruff = Path(sys.executable).parent / "ruff"
+    for arguments in (["check", "."], ["format", "--check", "."]):
+        done = subprocess.run([str(ruff), *arguments], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-3000:]
