@@ -91,8 +91,7 @@ def _finish(job: Job, plan: Plan) -> JobReport:
     def one_round() -> dict[str, Any]:
         head = publish.completed_head(job.lake, tables)
         if publish.is_published(plan, tables):
-            done = records.load_completions(job.lake, plan.job_id, plan.units)
-            return total_counts(list(done.values()))
+            return _counts_of_finished(job, plan)
         completions = _execute_all(job, plan, plan.units, executed)
         settled = job.settle(plan, completions, head)
         while isinstance(settled, list):
@@ -121,6 +120,15 @@ def _finish(job: Job, plan: Plan) -> JobReport:
         seconds=seconds,
         rows_per_s=rows / seconds if rows else None,
     )
+
+
+def _counts_of_finished(job: Job, plan: Plan) -> dict[str, Any]:
+    """What a job counted whose tables are published, by another process or before a crash."""
+    recorded = publish.recorded_counts(job.lake, plan.job_id)
+    if recorded is not None:
+        return recorded
+    done = records.load_completions(job.lake, plan.job_id, plan.units)
+    return total_counts(list(done.values()))
 
 
 def _execute_all(

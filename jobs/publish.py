@@ -118,6 +118,16 @@ def append_rows(table: Table, job_id: str, rows: list[dict[str, Any]]) -> None:
     retrying(action, table.uri)
 
 
+def recorded_counts(lake: Lake, job_id: str) -> dict[str, Any] | None:
+    """The counts of a finished job, from its row in `catalog/runs`."""
+    runs = open_snapshot(lake.catalog(RUNS.name))
+    if runs is None or not runs.has(job_id):
+        return None
+    rows = runs.read(["job_id", "counts"])
+    assert rows is not None
+    return next(json.loads(r["counts"]) for r in rows.to_pylist() if r["job_id"] == job_id)
+
+
 def record_run(
     lake: Lake, plan: Plan, versions: dict[str, int], counts: dict[str, Any], seconds: float
 ) -> None:
@@ -136,4 +146,4 @@ def record_run(
         "config": json.dumps(plan.settings, sort_keys=True),
         "code": version("latentlake"),
     }
-    append_rows(Table(lake.catalog("runs"), RUNS), plan.job_id, [row])
+    append_rows(Table(lake.catalog(RUNS.name), RUNS), plan.job_id, [row])

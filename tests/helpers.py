@@ -26,11 +26,12 @@ def sample() -> pa.Table:
 
 def image_bytes(rows: Iterable[int]) -> list[bytes]:
     """Encoded images of the sample, by row."""
-    return sample()["image"].combine_chunks().field("bytes").take(list(rows)).to_pylist()
+    encoded = sample()["image"].combine_chunks().field("bytes")
+    return encoded.take(pa.array(rows, pa.int64())).to_pylist()
 
 
 def labels(rows: Iterable[int]) -> list[int]:
-    return sample()["label"].take(list(rows)).to_pylist()
+    return sample()["label"].take(pa.array(rows, pa.int64())).to_pylist()
 
 
 def write_source(

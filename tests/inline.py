@@ -1,0 +1,49 @@
+"""Jobs whose units run in this process: all of a job but Ray, so that tests can crash it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs.config import EmbedSettings, RaySettings, StageSettings
+from jobs.embed import EmbedJob
+from jobs.lake import Lake
+from jobs.records import save_completion
+from jobs.stage import StageJob
+from jobs.units import Plan, Unit
+
+NIGHT = "2026-01-01"
+
+
+def _work(worker, job, plan: Plan, units: Sequence[Unit]) -> None:
+    made = worker(job.lake, plan.context)
+    for unit in units:
+        save_completion(job.lake, plan.job_id, made.execute(unit, uuid.uuid4().hex[:8]))
+        job.executed.append(unit.unit_id)
+
+
+class InlineStage(StageJob):
+    def __init__(self, lake: Lake, source: Path | str, night: str = NIGHT, **settings) -> None:
+        values = {"height": 28, "width": 28, "channels": 1, "rows_per_unit": 100} | settings
+        staged = StageSettings(source=str(source), dataset="d", **values)
+        super().__init__(lake, staged, night, RaySettings())
+        self.executed: list[str] = []
+
+    def execute(self, plan: Plan, units: Sequence[Unit]) -> None:
+        from jobs.stage_worker import StageWorker
+
+        _work(StageWorker, self, plan, units)
+
+
+class InlineEmbed(EmbedJob):
+    def __init__(self, lake: Lake, night: str = NIGHT, **settings) -> None:
+        super().__init__(
+            lake, EmbedSettings(dataset="d", model="m", **settings), night, RaySettings()
+        )
+        self.executed: list[str] = []
+
+    def execute(self, plan: Plan, units: Sequence[Unit]) -> None:
+        from jobs.embed_worker import EmbedWorker
+
+        _work(EmbedWorker, self, plan, units)

@@ -1,0 +1,318 @@
+"""stage as a whole, but for Ray: exactly once across reruns, crashes, duplicates and rivals."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs import job, publish, query, records
+from jobs.errors import InputError, JobError
+from jobs.lake import Lake
+from jobs.tables import Conflict, open_snapshot
+from tests.helpers import image_bytes, labels, write_source
+from tests.inline import InlineStage
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    return Lake((tmp_path / "lake").as_uri())
+
+
+def images(lake: Lake) -> dict[str, int]:
+    """Label by image id; fails on an image that is there twice."""
+    rows = query.sql(lake, "SELECT image_id, label FROM images").to_pylist()
+    found = {row["image_id"]: row["label"] for row in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+def expected(rows: range | list[int]) -> dict[str, int]:
+    ids = [hashlib.sha256(data).hexdigest() for data in image_bytes(rows)]
+    return dict(zip(ids, labels(rows), strict=True))
+
+
+def test_every_image_is_staged_once_and_a_rerun_has_nothing_to_do(lake, source) -> None:
+    report = job.run(InlineStage(lake, source.parent))
+    assert report.counts["rows_in"] == report.counts["staged"] == 300
+    assert report.units == 3
+    assert images(lake) == expected(range(300))
+    again = InlineStage(lake, source.parent, night="2026-01-02")
+    assert job.run(again).units == 0
+    assert again.executed == []
+    assert not list((Path(lake.uri.removeprefix("file://")) / "units").iterdir())
+
+
+def test_a_new_file_is_the_only_work_of_the_next_night(lake, source) -> None:
+    job.run(InlineStage(lake, source.parent))
+    write_source(source.parent / "b.parquet", range(290, 350))
+    report = job.run(InlineStage(lake, source.parent, night="2026-01-02"))
+    assert report.counts["rows_in"] == 60
+    assert report.counts["staged"] == 50
+    assert report.counts["duplicates"] == 10
+    assert images(lake) == expected(range(350))
+    nights = query.sql(lake, "SELECT night, count(*) AS n FROM images GROUP BY ALL ORDER BY ALL")
+    assert nights.to_pylist() == [
+        {"night": "2026-01-01", "n": 300},
+        {"night": "2026-01-02", "n": 50},
+    ]
+
+
+def test_the_same_image_in_several_units_is_kept_once_where_it_came_first(lake, tmp_path) -> None:
+    write_source(tmp_path / "s" / "a.parquet", [*range(150), *range(40)])  # within one file
+    write_source(tmp_path / "s" / "b.parquet", range(100, 180))  # and across files
+    report = job.run(InlineStage(lake, tmp_path / "s", rows_per_unit=50))
+    assert report.counts["rows_in"] == 270
+    assert report.counts["staged"] == 180
+    assert report.counts["duplicates"] == 90
+    assert images(lake) == expected(range(180))
+    places = query.sql(
+        lake,
+        """SELECT i.source_uri = s.source_uri AND i.source_row = s.source_row AS first, s.fate,
+                  count(*) AS n FROM sources s JOIN images i USING (image_id)
+           GROUP BY ALL ORDER BY ALL""",
+    ).to_pylist()
+    assert places == [
+        {"first": False, "fate": "duplicate", "n": 90},
+        {"first": True, "fate": "staged", "n": 180},
+    ]
+    late = query.sql(
+        lake, "SELECT max(source_row) AS r FROM images WHERE source_uri LIKE '%a.parquet'"
+    ).to_pylist()
+    assert late == [{"r": 149}]
+
+
+def test_broken_images_go_to_quarantine_with_their_place_and_reason(lake, tmp_path) -> None:
+    write_source(tmp_path / "s" / "a.parquet", range(300), broken=[7, 150, 299])
+    report = job.run(InlineStage(lake, tmp_path / "s"))
+    assert report.counts["refused"] == report.counts["refused_truncated"] == 3
+    assert report.counts["staged"] == 297
+    rows = query.sql(
+        lake, "SELECT source_row, reason, byte_length > 0 AS sized FROM quarantine ORDER BY 1"
+    ).to_pylist()
+    assert [row["source_row"] for row in rows] == [7, 150, 299]
+    assert all(row["reason"] == "truncated" and row["sized"] for row in rows)
+    assert job.run(InlineStage(lake, tmp_path / "s")).units == 0
+
+
+def test_too_many_refusals_publish_nothing_and_keep_the_work(lake, tmp_path) -> None:
+    write_source(tmp_path / "s" / "a.parquet", range(200), broken=range(0, 200, 2))
+    with pytest.raises(JobError, match=r"100 of 200 rows refused \(50.0%; truncated: 100\)"):
+        job.run(InlineStage(lake, tmp_path / "s"))
+    for table in ("images", "sources", "quarantine"):
+        snapshot = open_snapshot(lake.dataset("d", table))
+        assert snapshot is None or snapshot.partition_rows({}) == 0
+    allowed = InlineStage(lake, tmp_path / "s", max_refused=0.5)
+    report = job.run(allowed)
+    assert allowed.executed == []  # what was done before is used
+    assert report.counts["staged"] == 100
+
+
+@pytest.mark.parametrize("tables_committed", [0, 1, 2, 3])
+def test_a_crash_between_commits_is_completed_by_the_next_run(
+    lake, source, monkeypatch, tables_committed: int
+) -> None:
+    commits = {"left": tables_committed}
+    from jobs.tables import Snapshot
+
+    real = Snapshot.commit
+
+    def commit(self, job_id, outputs, metadata):
+        if "datasets" in self.uri:
+            if commits["left"] == 0:
+                raise KeyboardInterrupt
+            commits["left"] -= 1
+        elif tables_committed == 3:
+            raise KeyboardInterrupt  # before the row in catalog/runs
+        return real(self, job_id, outputs, metadata)
+
+    monkeypatch.setattr(Snapshot, "commit", commit)
+    with pytest.raises(KeyboardInterrupt):
+        job.run(InlineStage(lake, source.parent))
+    monkeypatch.undo()
+    shown = query.sql(lake, "SELECT count(*) AS n FROM images").to_pylist()
+    assert shown == [{"n": 0}]  # views show finished jobs only
+    write_source(source.parent / "b.parquet", range(300, 350))
+    again = InlineStage(lake, source.parent, night="2026-01-02")
+    job.run(again)
+    assert len(again.executed) == 1  # the new file's unit; the others were done
+    assert images(lake) == expected(range(350))
+    counts = query.sql(lake, "SELECT fate, count(*) AS n FROM sources GROUP BY ALL").to_pylist()
+    assert counts == [{"fate": "staged", "n": 350}]
+
+
+def test_a_crash_after_some_units_leaves_only_the_others_to_do(lake, source, monkeypatch) -> None:
+    from jobs import stage_worker
+
+    real, done = stage_worker.StageWorker.execute, []
+
+    def execute(self, unit, attempt):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(unit.unit_id)
+        return real(self, unit, attempt)
+
+    monkeypatch.setattr(stage_worker.StageWorker, "execute", execute)
+    with pytest.raises(KeyboardInterrupt):
+        job.run(InlineStage(lake, source.parent))
+    monkeypatch.undo()
+    again = InlineStage(lake, source.parent)
+    job.run(again)
+    assert len(again.executed) == 1
+    assert again.executed[0] not in done
+    assert images(lake) == expected(range(300))
+
+
+class Overtaken(InlineStage):
+    """Another job publishes between this one's work and its commit."""
+
+    def __init__(self, lake, source, rival, **settings) -> None:
+        super().__init__(lake, source, **settings)
+        self.rival = rival
+
+    def settle(self, plan, completions, head):
+        settled = super().settle(plan, completions, head)
+        if self.rival is not None and not isinstance(settled, list):
+            rival, self.rival = self.rival, None
+            # At the same moment: the rival has not seen this job's plan.
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(records, "unfinished_plans", lambda *a: [])
+                job.run(rival)
+        return settled
+
+
+def test_a_rival_that_stages_the_same_files_first_costs_no_row(lake, source) -> None:
+    rival = InlineStage(lake, source.parent, night="2026-01-02")
+    report = job.run(Overtaken(lake, source.parent, rival))
+    assert images(lake) == expected(range(300))
+    rows = query.sql(lake, "SELECT count(*) AS n FROM sources").to_pylist()
+    assert rows == [{"n": 300}]
+    assert report.counts["rows_in"] == 0  # all of it was the rival's
+
+
+def test_a_rival_with_some_of_the_images_leaves_each_once(lake, source, tmp_path) -> None:
+    write_source(tmp_path / "other" / "x.parquet", range(250, 320))
+    rival = InlineStage(lake, tmp_path / "other", night="2026-01-02")
+    report = job.run(Overtaken(lake, source.parent, rival))
+    assert report.counts["staged"] == 250
+    assert report.counts["duplicates"] == 50
+    assert images(lake) == expected(range(320))
+
+
+def test_two_runs_of_the_very_same_job_publish_it_once(lake, source) -> None:
+    report = job.run(Overtaken(lake, source.parent, InlineStage(lake, source.parent)))
+    assert images(lake) == expected(range(300))
+    assert report.counts["rows_in"] == 300
+    assert len(query.sql(lake, "SELECT * FROM runs")) == 1
+
+
+def test_a_worker_that_wakes_up_after_the_end_changes_nothing(lake, source) -> None:
+    late = InlineStage(lake, source.parent)
+    plan = late.plan()
+    job.run(InlineStage(lake, source.parent))
+    before = images(lake)
+    late.execute(plan, plan.units)  # writes files and completion records of a finished job
+    assert images(lake) == before
+    assert job.run(InlineStage(lake, source.parent)).units == 0
+    assert images(lake) == before
+
+
+def test_a_plan_whose_source_was_replaced_is_dropped(lake, source, monkeypatch) -> None:
+    monkeypatch.setattr(publish, "commit", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        job.run(InlineStage(lake, source.parent))
+    monkeypatch.undo()
+    source.unlink()
+    write_source(source, range(400, 520))
+    job.run(InlineStage(lake, source.parent))
+    assert images(lake) == expected(range(400, 520))
+    assert records.unfinished_plans(lake, "stage", "d") == []
+
+
+def test_a_file_replaced_while_it_is_read_is_noticed(lake, source, monkeypatch) -> None:
+    from jobs import stage_worker
+
+    real = stage_worker.read_rows
+
+    def read_and_replace(uri, *arguments):
+        yield from real(uri, *arguments)
+        write_source(source, range(500, 800))
+
+    monkeypatch.setattr(stage_worker, "read_rows", read_and_replace)
+    with pytest.raises(InputError, match="was replaced while it was read"):
+        job.run(InlineStage(lake, source.parent))
+    monkeypatch.undo()
+    job.run(InlineStage(lake, source.parent))
+    assert images(lake) == expected(range(500, 800))
+
+
+def test_endless_conflicts_end(lake, source, monkeypatch) -> None:
+    monkeypatch.setattr(publish, "ROUNDS", 3)
+    monkeypatch.setattr(publish, "commit", lambda *a: (_ for _ in ()).throw(Conflict("x")))
+    with pytest.raises(JobError, match="3 commits in a row met another writer"):
+        job.run(InlineStage(lake, source.parent))
+
+
+def test_a_plain_binary_column_is_found_and_strings_pass_through(lake, tmp_path) -> None:
+    path = tmp_path / "s" / "plain.parquet"
+    path.parent.mkdir()
+    pq.write_table(
+        pa.table(
+            {
+                "id": [f"n{i}" for i in range(20)],
+                "photo": pa.array(image_bytes(range(20)), pa.large_binary()),
+                "weight": [0.5] * 20,
+                "nested": [[1, 2]] * 20,
+            }
+        ),
+        path,
+    )
+    job.run(InlineStage(lake, path))
+    rows = query.sql(lake, "SELECT id, weight FROM images ORDER BY source_row").to_pylist()
+    assert rows == [{"id": f"n{i}", "weight": 0.5} for i in range(20)]
+
+
+def test_a_source_without_images_lists_its_columns(lake, tmp_path) -> None:
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"name": ["a"], "size": [1]}), path)
+    with pytest.raises(InputError, match=r"no image column.*name: string, size: int64"):
+        job.run(InlineStage(lake, path))
+    write_source(tmp_path / "u.parquet", range(3))
+    with pytest.raises(InputError, match=r"no image column 'photo'.*image: struct"):
+        job.run(InlineStage(lake, tmp_path / "u.parquet", image_column="photo"))
+
+
+def test_empty_and_unreadable_sources_are_told_apart(lake, tmp_path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="has no Parquet files"):
+        job.run(InlineStage(lake, tmp_path / "empty"))
+    write_source(tmp_path / "none" / "a.parquet", [])
+    with pytest.raises(InputError, match="is empty: no file has a row"):
+        job.run(InlineStage(lake, tmp_path / "none"))
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 this is no Parquet file PAR1")
+    with pytest.raises(InputError, match=r"bad.parquet is not a readable Parquet file"):
+        job.run(InlineStage(lake, tmp_path / "bad.parquet"))
+    with pytest.raises(InputError, match="does not exist"):
+        job.run(InlineStage(lake, tmp_path / "nowhere"))
+
+
+def test_files_that_lack_a_passthrough_column_hold_null_there(lake, tmp_path) -> None:
+    write_source(tmp_path / "s" / "a.parquet", range(10))
+    kind = pa.struct([("bytes", pa.binary())])
+    bare = pa.array([{"bytes": data} for data in image_bytes(range(10, 20))], kind)
+    pq.write_table(pa.table({"image": bare}), tmp_path / "s" / "b.parquet")
+    job.run(InlineStage(lake, tmp_path / "s"))
+    known = expected(range(10))
+    for image_id, label in images(lake).items():
+        assert label == known.get(image_id)
+
+
+def test_another_size_for_the_same_dataset_is_refused(lake, source) -> None:
+    job.run(InlineStage(lake, source.parent))
+    write_source(source.parent / "b.parquet", range(300, 310))
+    with pytest.raises(InputError, match=r"shape \[28, 28, 1\] in the table, \[32, 32, 1\]"):
+        job.run(InlineStage(lake, source.parent, height=32, width=32))
+    assert images(lake) == expected(range(300))

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.errors import InputError
+from jobs.lake import Lake
+from jobs.publish import append_rows
+from jobs.schema import ALIASES, images_spec, split_of
+from jobs.shards import write_shard
+from jobs.tables import Conflict, Table
+
+
+def alias_rows(count: int, start: int = 0) -> pa.Table:
+    rows = [
+        {"sequence": i, "model": "m", "alias": "a", "version": str(i), "reason": "", "job_id": "j"}
+        for i in range(start, start + count)
+    ]
+    return pa.Table.from_pylist(rows, schema=ALIASES.schema)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Table:
+    return Table(Lake(tmp_path.as_uri()).catalog("aliases"), ALIASES)
+
+
+def test_a_snapshot_stays_what_it_was_while_the_table_goes_on(table: Table) -> None:
+    first = table.ensure()
+    one = first.commit("job-1", [write_shard(table.uri, ALIASES, alias_rows(2), "a")], {})
+    held = table.snapshot()
+    assert held is not None
+    assert held.version == one
+    held.commit("job-2", [write_shard(table.uri, ALIASES, alias_rows(3), "b")], {})
+    old, new = table.snapshot(one), table.snapshot()
+    assert old is not None
+    assert new is not None
+    assert (old.partition_rows({}), new.partition_rows({})) == (2, 5)
+    assert new.version_of("job-1") == one
+    assert new.last_commit()["job_id"] == "job-2"
+
+
+def test_a_commit_on_an_old_snapshot_meets_a_conflict(table: Table) -> None:
+    first, second = table.ensure(), table.ensure()
+    first.commit("job-1", [], {})
+    with pytest.raises(Conflict):
+        second.commit("job-2", [write_shard(table.uri, ALIASES, alias_rows(1), "a")], {})
+    held = table.snapshot()
+    assert held is not None
+    assert held.has("job-1")
+    assert not held.has("job-2")
+    assert held.partition_rows({}) == 0
+
+
+def test_rows_of_many_writers_land_once_each(table: Table) -> None:
+    errors: list[BaseException] = []
+
+    def write(i: int) -> None:
+        rows = alias_rows(1, i).to_pylist()
+        try:
+            for _ in range(2):  # a second call of the same job adds nothing
+                append_rows(table, f"job-{i}", rows)
+        except BaseException as error:  # noqa: BLE001 - told below
+            errors.append(error)
+
+    threads = [threading.Thread(target=write, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    held = table.snapshot()
+    assert held is not None
+    rows = held.read(["sequence"])
+    assert rows is not None
+    assert sorted(rows["sequence"].to_pylist()) == list(range(8))
+
+
+def test_staged_pixels_are_fixed_size_in_the_file_and_binary_in_the_table(tmp_path) -> None:
+    spec = images_spec((2, 3, 1), pa.schema([pa.field("label", pa.int64())]))
+    table = Table((tmp_path / "images").as_uri(), spec)
+    head = table.ensure()
+    row = dict.fromkeys(spec.schema.names) | {"image_id": "ab", "image": b"123456"}
+    rows = pa.Table.from_pylist([row], schema=spec.schema)
+    output = write_shard(table.uri, spec, rows, "x", metadata={"latentlake.shape": "[2, 3, 1]"})
+    head.commit("job", [output], {})
+    held = table.snapshot()
+    assert held is not None
+    file = pq.ParquetFile(tmp_path / "images" / "x.parquet")
+    assert file.schema.column(1).physical_type == "FIXED_LEN_BYTE_ARRAY"
+    assert b"ARROW:schema" not in file.metadata.metadata
+    assert file.metadata.metadata[b"latentlake.shape"] == b"[2, 3, 1]"
+    assert pa.types.is_binary(held.schema.field("image").type)
+    assert held.schema.field("image").metadata[b"shape"] == b"[2, 3, 1]"
+    assert output.stats["minValues"]["image_id"] == "ab"
+
+
+def test_another_image_size_or_column_type_is_refused(tmp_path: Path) -> None:
+    uri = (tmp_path / "images").as_uri()
+    Table(uri, images_spec((2, 3, 1), pa.schema([pa.field("label", pa.int64())]))).ensure()
+    with pytest.raises(InputError, match=r"shape \[2, 3, 1\] in the table, \[4, 3, 1\]"):
+        Table(uri, images_spec((4, 3, 1), pa.schema([pa.field("label", pa.int64())]))).ensure()
+    with pytest.raises(InputError, match="'label' would be string, but the table has int64"):
+        Table(uri, images_spec((2, 3, 1), pa.schema([pa.field("label", pa.string())]))).ensure()
+
+
+def test_splits_follow_the_id_alone_in_the_stated_shares() -> None:
+    import hashlib
+
+    ids = [hashlib.sha256(str(i).encode()).hexdigest() for i in range(20_000)]
+    found = [split_of(image_id) for image_id in ids]
+    for split, share in (("train", 80), ("validation", 5), ("calibration", 10), ("test", 5)):
+        assert abs(found.count(split) / 20_000 - share / 100) < 0.01
+    assert found == [split_of(image_id) for image_id in ids]
