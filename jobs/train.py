@@ -123,9 +123,13 @@ class TrainJob(Job):
             shard_uris=images.file_uris(),
             settings=plan.settings,
         )
-        fit(order, self.settings.workers, self.ray_settings)
+        self.fit(order)
         if not load_completions(self.lake, plan.job_id, units):
             raise JobError(f"training of {self.target}@{version} ended without a bundle")
+
+    def fit(self, order: TrainOrder) -> None:
+        """Trains until the bundle is written and the unit completed."""
+        fit(order, self.settings.workers, self.ray_settings)
 
     def settle(
         self, plan: Plan, completions: dict[str, Completion], head: Snapshot

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.config import EmbedSettings, RaySettings, StageSettings
+from jobs.config import EmbedSettings, RaySettings, StageSettings, TrainSettings
 from jobs.embed import EmbedJob
 from jobs.lake import Lake
 from jobs.records import save_completion
 from jobs.stage import StageJob
+from jobs.train import TrainJob, TrainOrder
 from jobs.units import Plan, Unit
 
 NIGHT = "2026-01-01"
@@ -47,3 +49,29 @@ class InlineEmbed(EmbedJob):
         from jobs.embed_worker import EmbedWorker
 
         _work(EmbedWorker, self, plan, units)
+
+
+class InlineTrain(TrainJob):
+    """Training by one rank in this process: the worker's own loop, without Ray Train."""
+
+    def __init__(self, lake: Lake, night: str = NIGHT, **settings) -> None:
+        values = {
+            "epochs": 2,
+            "latent_dim": 4,
+            "network": {"kind": "mlp", "widths": [32]},
+            "batch_size": 64,
+            "score_batch": 64,
+            "score_samples": 2,
+        } | settings
+        trained = TrainSettings.model_validate({"dataset": "d", "model": "m", **values})
+        super().__init__(lake, trained, night, RaySettings())
+        self.executed: list[str] = []
+
+    def fit(self, order: TrainOrder) -> None:
+        from jobs.train_worker import Rank, Training
+
+        training = Training(order, Rank(0, 1))
+        training.restore()
+        training.run()
+        training.publish(started=time.time())
+        self.executed.append(order.version)

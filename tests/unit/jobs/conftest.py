@@ -1,0 +1,34 @@
+"""A lake with 600 staged images and a trained model, made once, copied for each test."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from jobs import job
+from jobs.lake import Lake
+from tests.helpers import write_source
+from tests.inline import InlineStage, InlineTrain
+
+
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    write_source(folder / "source" / "a.parquet", range(600))
+    lake = Lake((folder / "lake").as_uri())
+    job.run(InlineStage(lake, folder / "source", rows_per_unit=200))
+    job.run(InlineTrain(lake))
+    return folder
+
+
+@pytest.fixture
+def trained(trained_once: Path, tmp_path: Path) -> Lake:
+    shutil.copytree(trained_once / "lake", tmp_path / "lake")
+    return Lake((tmp_path / "lake").as_uri())
+
+
+@pytest.fixture
+def trained_source(trained_once: Path) -> Path:
+    return trained_once / "source"

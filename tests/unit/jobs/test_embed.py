@@ -1,0 +1,212 @@
+"""embed as a whole, but for Ray: every image once, calibrated, the same numbers every time."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from jobs import bundle, catalog, job, query
+from jobs.errors import InputError
+from jobs.lake import Lake
+from jobs.schema import RECONSTRUCTIONS, embeddings_spec
+from tests.helpers import write_source
+from tests.inline import InlineEmbed, InlineStage, InlineTrain
+from vae_core.conformal import p_values
+from vae_core.score_names import SCORES
+
+
+def embedded(lake: Lake, extra: str = "") -> pa.Table:
+    return query.sql(lake, f"SELECT * FROM embeddings {extra} ORDER BY image_id")
+
+
+def test_every_image_is_embedded_once_and_a_rerun_has_nothing_to_do(trained: Lake) -> None:
+    report = job.run(InlineEmbed(trained))
+    assert report.counts["embedded"] == 600
+    rows = embedded(trained)
+    images = query.sql(trained, "SELECT image_id FROM images ORDER BY image_id")
+    assert rows["image_id"].to_pylist() == images["image_id"].to_pylist()
+    again = InlineEmbed(trained, night="2026-01-02")
+    assert job.run(again).units == 0
+    assert again.executed == []
+
+
+def test_only_new_images_are_embedded_the_next_night(trained: Lake, tmp_path: Path) -> None:
+    job.run(InlineEmbed(trained))
+    before = embedded(trained)
+    write_source(tmp_path / "more" / "b.parquet", range(600, 650))
+    job.run(InlineStage(trained, tmp_path / "more", night="2026-01-02"))
+    report = job.run(InlineEmbed(trained, night="2026-01-02"))
+    assert report.counts["embedded"] == 50
+    rows = embedded(trained)
+    assert len(rows) == len(set(rows["image_id"].to_pylist())) == 650
+    old = embedded(trained, "WHERE night = '2026-01-01'")
+    assert old.equals(before)
+
+
+def test_the_numbers_are_the_models_own_and_deterministic(trained: Lake) -> None:
+    job.run(InlineEmbed(trained))
+    rows = embedded(trained)
+    held = bundle.load(trained, *catalog.resolve_model(trained, "m"))
+    images = query.sql(trained, "SELECT image_id, image FROM images ORDER BY image_id")
+    pixels = np.stack(
+        [np.frombuffer(b, np.uint8).reshape(28, 28, 1) for b in images["image"].to_pylist()]
+    )
+    # In another order and in other company than the units had.
+    order = np.random.default_rng(0).permutation(len(pixels))
+    ids = images["image_id"].to_pylist()
+    scored = held.scorer().score(pixels[order], [ids[i] for i in order])
+    back = np.argsort(order)
+    assert np.array_equal(np.array(rows["embedding"].to_pylist(), np.float32), scored.mean_ND[back])
+    for name in SCORES:
+        values = scored.scores[name]
+        if values is None:
+            assert rows[name].null_count == 600
+        else:
+            assert np.array_equal(rows[name].to_numpy(), values[back]), name
+
+
+def test_p_values_follow_the_rules_of_who_is_fair(trained: Lake, tmp_path: Path) -> None:
+    write_source(tmp_path / "more" / "b.parquet", range(600, 800))
+    job.run(InlineStage(trained, tmp_path / "more", night="2026-01-02"))
+    job.run(InlineEmbed(trained))
+    rows = query.sql(
+        trained,
+        """SELECT e.neg_elbo, e.p_value, i.split, i.night FROM embeddings e
+           JOIN images i USING (image_id) ORDER BY image_id""",
+    ).to_pandas()
+    calibration = bundle.load(trained, *catalog.resolve_model(trained, "m")).calibration_scores
+    old, new = rows[rows.night == "2026-01-01"], rows[rows.night == "2026-01-02"]
+    shaped = old[old.split.isin(["train", "validation"])]
+    assert len(shaped) > 400
+    assert shaped.p_value.isna().all()
+    # Later arrivals are all fair, whatever their split.
+    np.testing.assert_allclose(new.p_value, p_values(new.neg_elbo.to_numpy(), calibration))
+    test = old[old.split == "test"]
+    np.testing.assert_allclose(test.p_value, p_values(test.neg_elbo.to_numpy(), calibration))
+    own = old[old.split == "calibration"]
+    assert len(own) == len(calibration)
+    # Calibration went through the same code path: the scores are the same to the last bit.
+    assert np.array_equal(np.sort(own.neg_elbo.to_numpy()), calibration)
+    by_hand = [(calibration >= s).sum() / len(calibration) for s in own.neg_elbo]
+    np.testing.assert_allclose(own.p_value, by_hand)
+
+
+def test_reconstructions_are_pngs_in_a_table_of_their_own(trained: Lake) -> None:
+    job.run(InlineEmbed(trained, reconstructions=True))
+    rows = query.sql(trained, "SELECT image_id, png FROM reconstructions")
+    assert len(rows) == 600
+    image = Image.open(io.BytesIO(rows["png"][0].as_py()))
+    assert (image.size, image.mode) == ((28, 28), "L")
+
+
+def test_a_crash_between_the_two_tables_is_completed(trained: Lake, monkeypatch) -> None:
+    from jobs.tables import Snapshot
+
+    real = Snapshot.commit
+
+    def commit(self, job_id, outputs, metadata):
+        if self.uri.endswith("embeddings"):
+            raise KeyboardInterrupt
+        return real(self, job_id, outputs, metadata)
+
+    monkeypatch.setattr(Snapshot, "commit", commit)
+    with pytest.raises(KeyboardInterrupt):
+        job.run(InlineEmbed(trained, reconstructions=True))
+    monkeypatch.undo()
+    again = InlineEmbed(trained, night="2026-01-02", reconstructions=True)
+    job.run(again)
+    assert again.executed == []
+    for table in ("embeddings", "reconstructions"):
+        rows = query.sql(trained, f"SELECT image_id, night FROM {table}")
+        assert len(rows) == len(set(rows["image_id"].to_pylist())) == 600
+        assert set(rows["night"].to_pylist()) == {"2026-01-01"}
+
+
+def test_two_embeds_at_once_leave_every_image_once(trained: Lake, tmp_path: Path) -> None:
+    from jobs import records
+
+    class Overtaken(InlineEmbed):
+        rival: InlineEmbed | None = None
+
+        def settle(self, plan, completions, head):
+            settled = super().settle(plan, completions, head)
+            if self.rival is not None and not isinstance(settled, list):
+                rival, self.rival = self.rival, None
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(records, "unfinished_plans", lambda *a: [])
+                    job.run(rival)
+            return settled
+
+    job.run(InlineStage(trained, _more(tmp_path), night="2026-01-02"))
+    slow = Overtaken(trained, night="2026-01-02", reconstructions=True)
+    slow.rival = InlineEmbed(trained, night="2026-01-03")
+    job.run(slow)
+    for table in ("embeddings", "reconstructions"):
+        ids = query.sql(trained, f"SELECT image_id FROM {table}")["image_id"].to_pylist()
+        assert len(ids) == len(set(ids))
+    assert len(embedded(trained)) == 650
+
+
+def _more(tmp_path: Path) -> Path:
+    write_source(tmp_path / "more" / "b.parquet", range(600, 650))
+    return tmp_path / "more"
+
+
+def test_a_model_of_another_image_size_is_refused(trained: Lake, tmp_path: Path) -> None:
+    other = InlineStage(trained, _more(tmp_path), height=16, width=16)
+    other.target = "small"
+    job.run(other)
+    wrong = InlineEmbed(trained)
+    wrong.settings = wrong.settings.model_copy(update={"dataset": "small"})
+    with pytest.raises(InputError, match=r"\(16, 16, 1\).*\(28, 28, 1\)"):
+        job.run(wrong)
+
+
+def test_a_new_version_embeds_into_its_own_partition(trained: Lake) -> None:
+    job.run(InlineEmbed(trained))
+    job.run(InlineTrain(trained, seed=5, promote=True))
+    job.run(InlineEmbed(trained))
+    counts = query.sql(
+        trained, "SELECT model_version, count(*) AS n FROM embeddings GROUP BY ALL"
+    ).to_pylist()
+    assert [row["n"] for row in counts] == [600, 600]
+
+
+def test_every_score_column_states_its_unit_and_direction() -> None:
+    schema = embeddings_spec(4).schema
+    for name in (*SCORES, "p_value"):
+        metadata = schema.field(name).metadata
+        assert metadata[b"unit"]
+        assert metadata[b"anomalous"] in (b"higher", b"lower", b"none")
+    for spec in (embeddings_spec(4), RECONSTRUCTIONS):
+        assert all(field.metadata[b"comment"] for field in spec.schema)
+
+
+def test_neighbours_and_anomalies_agree_with_plain_numpy(trained: Lake) -> None:
+    job.run(InlineEmbed(trained))
+    rows = embedded(trained)
+    matrix = np.array(rows["embedding"].to_pylist(), np.float64)
+    ids = rows["image_id"].to_pylist()
+    for metric in ("cosine", "euclidean"):
+        found = query.neighbours(trained, "m", ids[5][:16], k=7, metric=metric)
+        if metric == "euclidean":
+            distance = np.sqrt(((matrix - matrix[5]) ** 2).sum(1))
+        else:
+            unit = matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
+            distance = 1 - unit @ unit[5]
+        distance[5] = np.inf
+        expected = [ids[i] for i in np.argsort(distance)[:7]]
+        assert found["image_id"].to_pylist() == expected
+    worst = query.anomalies(trained, "m", score="recon_mse", top=9)
+    order = np.argsort(-rows["recon_mse"].to_numpy())[:9]
+    assert worst["image_id"].to_pylist() == [ids[i] for i in order]
+    assert len(query.anomalies(trained, "m", night="1999-01-01")) == 0
+    with pytest.raises(InputError, match=r"unknown score 'loss'; known: .*neg_elbo"):
+        query.anomalies(trained, "m", score="loss")
+    with pytest.raises(InputError, match="no embedded image"):
+        query.neighbours(trained, "m", "zz")
