@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
+import botocore.session
 import fsspec
 
 from jobs.errors import InputError, LatentlakeError, StorageError
@@ -68,7 +69,11 @@ def _filesystem(scheme: str, process: int) -> fsspec.AbstractFileSystem:
         "retries": {"max_attempts": 1, "mode": "standard"},
     }
     s3 = fsspec.filesystem(
-        "s3", config_kwargs=config, use_listings_cache=False, skip_instance_cache=True
+        "s3",
+        config_kwargs=config,
+        client_kwargs={"region_name": _region()},
+        use_listings_cache=False,
+        skip_instance_cache=True,
     )
     s3.retries = 1  # `attempt` retries
     return s3
@@ -83,11 +88,38 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     return _filesystem(split.scheme, os.getpid()), f"{split.netloc}{split.path}"
 
 
+@functools.cache
+def _aws_session() -> botocore.session.Session:
+    return botocore.session.get_session()
+
+
+def _region() -> str:
+    named = os.environ.get("AWS_REGION") or _aws_session().get_config_variable("region")
+    return str(named or "us-east-1")
+
+
 def delta_options(uri: str) -> dict[str, str]:
-    """Bounds for deltalake's own S3 client; credentials it finds by itself."""
+    """Bounds and credentials for deltalake's own S3 client.
+
+    The credentials are those that botocore finds, so that both clients always use the same ones:
+    deltalake's own search passes over the AWS files and asks the instance metadata service even
+    where that is switched off. They go to the client and nowhere else.
+    """
     if local_path(uri) is not None:
         return {}
+    found = _aws_session().get_credentials()
+    if found is None:
+        raise InputError(
+            f"no S3 credentials for {uri}: unable to locate credentials in the environment "
+            "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or the AWS files"
+        )
+    frozen = found.get_frozen_credentials()
+    token = {"aws_session_token": frozen.token} if frozen.token else {}
     return {
+        "aws_access_key_id": frozen.access_key,
+        "aws_secret_access_key": frozen.secret_key,
+        "aws_region": _region(),
+        **token,
         "connect_timeout": f"{CONNECT_TIMEOUT_S}s",
         "timeout": f"{READ_TIMEOUT_S}s",
         "max_retries": "1",

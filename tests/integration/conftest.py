@@ -1,0 +1,62 @@
+"""Lakes made with real Ray, once a session."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from jobs import job
+from jobs.config import EmbedSettings, RaySettings, StageSettings, TrainSettings
+from jobs.embed import EmbedJob
+from jobs.job_report import JobReport
+from jobs.lake import Lake
+from jobs.stage import StageJob
+from jobs.train import TrainJob
+from tests.helpers import write_source
+
+RAY = RaySettings(cpus=2)
+NIGHT = "2026-01-01"
+TRAIN = {
+    "dataset": "d",
+    "model": "m",
+    "epochs": 3,
+    "latent_dim": 4,
+    "batch_size": 64,
+    "score_batch": 128,
+    "score_samples": 2,
+    "network": {"kind": "conv", "widths": [8, 8], "hidden": 32},
+}
+
+
+def stage(lake: Lake, source: Path, night: str = NIGHT, **settings) -> JobReport:
+    values = {"height": 28, "width": 28, "channels": 1, "rows_per_unit": 250} | settings
+    staged = StageSettings(source=str(source), dataset="d", **values)
+    return job.run(StageJob(lake, staged, night, RAY))
+
+
+def train(lake: Lake, night: str = NIGHT, **settings) -> JobReport:
+    return job.run(TrainJob(lake, TrainSettings.model_validate(TRAIN | settings), night, RAY))
+
+
+def embed(lake: Lake, night: str = NIGHT, **settings) -> JobReport:
+    settings = {"dataset": "d", "model": "m"} | settings
+    return job.run(EmbedJob(lake, EmbedSettings.model_validate(settings), night, RAY))
+
+
+@pytest.fixture(scope="session")
+def trained_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`source` with 1,000 images and `lake` with these staged and a model trained on two ranks."""
+    folder = tmp_path_factory.mktemp("integration")
+    write_source(folder / "source" / "a.parquet", range(1000))
+    lake = Lake((folder / "lake").as_uri())
+    stage(lake, folder / "source")
+    train(lake, workers=2)
+    return folder
+
+
+@pytest.fixture
+def trained(trained_folder: Path, tmp_path: Path) -> Lake:
+    shutil.copytree(trained_folder / "lake", tmp_path / "lake")
+    return Lake((tmp_path / "lake").as_uri())

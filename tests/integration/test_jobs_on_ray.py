@@ -1,0 +1,181 @@
+"""stage, train and embed on a real Ray: the same tables for any number of workers."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs import bundle, catalog, job, query
+from jobs.config import RaySettings, StageSettings
+from jobs.errors import InputError, JobError
+from jobs.lake import Lake
+from jobs.stage import StageJob
+from jobs.tables import open_snapshot
+from tests.helpers import write_source
+from tests.integration.conftest import embed, stage, train
+from vae_core.score_names import SCORES
+
+pytestmark = pytest.mark.integration
+
+
+def rows_of(lake: Lake, sql: str) -> list[dict]:
+    return query.sql(lake, sql).to_pylist()
+
+
+def test_reruns_plan_nothing_and_every_image_is_there_once(trained: Lake, trained_folder) -> None:
+    embed(trained)
+    source = trained_folder / "source"
+    assert [stage(trained, source).units, train(trained).units, embed(trained).units] == [0, 0, 0]
+    counts = rows_of(
+        trained,
+        """SELECT (SELECT count(*) FROM images) AS images,
+                  (SELECT count(DISTINCT image_id) FROM images) AS distinct_images,
+                  (SELECT count(*) FROM embeddings) AS embeddings,
+                  (SELECT count(DISTINCT image_id) FROM embeddings) AS distinct_embeddings""",
+    )
+    assert set(counts[0].values()) == {1000}
+
+
+def test_embeddings_and_scores_are_bit_equal_for_any_worker_count(
+    trained_folder: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    found = []
+    for workers, batch_size in ((1, None), (2, None), (2, 100)):
+        folder = tmp_path / f"{workers}-{batch_size}"
+        shutil.copytree(trained_folder / "lake", folder)
+        lake = Lake(folder.as_uri())
+        embed(lake, workers=workers, batch_size=batch_size)
+        found.append(query.sql(lake, "SELECT * FROM embeddings ORDER BY image_id"))
+    one, two, other_batch = found
+    for name in ("image_id", "embedding", "embedding_log_var", *SCORES, "p_value"):
+        assert one[name].equals(two[name]), name
+    for name in ("embedding", "embedding_log_var"):
+        left, right = (np.array(t[name].to_pylist()) for t in (one, other_batch))
+        np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-6)
+    for name in SCORES:
+        if one[name].null_count == 0:
+            np.testing.assert_allclose(one[name], other_batch[name], rtol=1e-5, err_msg=name)
+
+
+def test_two_ranks_train_the_model_that_one_rank_trains(trained: Lake) -> None:
+    """Same order, same noise, same global batch: equal up to the order of sums."""
+    _, version = catalog.resolve_model(trained, "m")
+    two = bundle.load(trained, "m", version)
+    train(trained, workers=1, model="alone")
+    one = bundle.load(trained, *catalog.resolve_model(trained, "alone"))
+    assert two.about["workers"] == 2
+    assert one.about["workers"] == 1
+    for name, value in one.weights.items():
+        np.testing.assert_allclose(value, two.weights[name], rtol=1e-3, atol=1e-4, err_msg=name)
+    for key in ("train_nats", "validation_nats"):
+        assert one.about["metrics"][key] == pytest.approx(two.about["metrics"][key], rel=1e-4)
+    np.testing.assert_allclose(one.calibration_scores, two.calibration_scores, rtol=1e-3)
+
+
+def test_a_reader_keeps_its_snapshot_while_jobs_publish(trained: Lake, tmp_path: Path) -> None:
+    embed(trained)
+    held = open_snapshot(trained.model("m", "embeddings"))
+    assert held is not None
+    ids = held.read(["image_id", "neg_elbo"])
+    write_source(tmp_path / "more" / "b.parquet", range(1000, 1100))
+    stage(trained, tmp_path / "more", night="2026-01-02")
+    embed(trained, night="2026-01-02")
+    assert held.read(["image_id", "neg_elbo"]).equals(ids)
+    again = open_snapshot(trained.model("m", "embeddings"), held.version)
+    assert again is not None
+    assert again.read(["image_id", "neg_elbo"]).equals(ids)
+    newest = open_snapshot(trained.model("m", "embeddings"))
+    assert newest is not None
+    assert newest.partition_rows({}) == 1100
+
+
+def test_one_percent_of_broken_images_is_quarantined(tmp_path: Path) -> None:
+    lake = Lake((tmp_path / "lake").as_uri())
+    write_source(tmp_path / "s" / "a.parquet", range(400), broken=[3, 150, 250, 399])
+    report = stage(lake, tmp_path / "s")
+    assert (report.counts["staged"], report.counts["refused"]) == (396, 4)
+    assert rows_of(lake, "SELECT count(*) AS n FROM quarantine") == [{"n": 4}]
+
+
+def test_half_of_the_images_broken_publishes_nothing(tmp_path: Path) -> None:
+    lake = Lake((tmp_path / "lake").as_uri())
+    write_source(tmp_path / "s" / "a.parquet", range(200), broken=range(100))
+    with pytest.raises(JobError, match="100 of 200 rows refused"):
+        stage(lake, tmp_path / "s")
+    assert rows_of(lake, "SELECT count(*) AS n FROM images") == [{"n": 0}]
+    assert rows_of(lake, "SELECT count(*) AS n FROM runs") == [{"n": 0}]
+
+
+@pytest.mark.parametrize("connected", [False, True])
+def test_more_workers_than_there_are_cpus_is_refused_at_once(
+    trained: Lake, tmp_path: Path, connected: bool
+) -> None:
+    write_source(tmp_path / "s" / "a.parquet", range(1200, 1300))
+    settings = StageSettings(
+        source=str(tmp_path / "s"),
+        dataset="d",
+        height=28,
+        width=28,
+        channels=1,
+        rows_per_unit=1,
+        workers=64,
+    )
+    # Connected: Ray runs already, and says what is free there.
+    ray_settings = RaySettings(cpus=None if connected else 2)
+    started = time.monotonic()
+    with pytest.raises(InputError, match=r"64 workers asked for.*free"):
+        job.run(StageJob(trained, settings, "2026-01-02", ray_settings))
+    assert time.monotonic() - started < 10
+
+
+def test_an_actor_that_is_killed_costs_its_unit_another_try(trained: Lake, monkeypatch) -> None:
+    """The worker process kills itself in its first attempt at a unit; the table is whole."""
+    from jobs import execute
+
+    flag = Path(trained.uri.removeprefix("file://")) / "killed-once"
+    execute.run_units(
+        DiesOnce,
+        trained,
+        _embed_plan(trained),
+        _embed_plan(trained).units,
+        workers=2,
+        ray_settings=RaySettings(cpus=2),
+        report_count="embedded",
+    )
+    assert flag.exists()
+    report = embed(trained)
+    assert report.counts["embedded"] == 1000
+    ids = query.sql(trained, "SELECT image_id FROM embeddings")["image_id"].to_pylist()
+    assert len(ids) == len(set(ids)) == 1000
+
+
+def _embed_plan(lake: Lake):
+    from jobs.config import EmbedSettings
+    from jobs.embed import EmbedJob
+
+    settings = EmbedSettings(dataset="d", model="m")
+    return EmbedJob(lake, settings, "2026-01-01", RaySettings(cpus=2)).plan()
+
+
+class DiesOnce:
+    """An embed worker that kills its own process the first time it is asked."""
+
+    def __init__(self, lake, context) -> None:
+        from jobs.embed_worker import EmbedWorker
+
+        self.inner = EmbedWorker(lake, context)
+        self.flag = Path(lake.uri.removeprefix("file://")) / "killed-once"
+
+    def execute(self, unit, attempt):
+        import os
+        import signal
+
+        if not self.flag.exists():
+            self.flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.inner.execute(unit, attempt)

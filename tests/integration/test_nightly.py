@@ -1,0 +1,113 @@
+"""The nightly flow through a real Prefect server, from the command line."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.helpers import ok, run_cli, write_source
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    write_source(tmp_path / "source" / "a.parquet", range(300), broken=[5])
+    settings = {
+        "lake": str(tmp_path / "lake"),
+        "stage": {
+            "source": str(tmp_path / "source"),
+            "dataset": "d",
+            "height": 28,
+            "width": 28,
+            "channels": 1,
+        },
+        "train": {
+            "dataset": "d",
+            "model": "m",
+            "epochs": 1,
+            "latent_dim": 4,
+            "network": {"kind": "mlp", "widths": [32]},
+        },
+        "embed": {"dataset": "d", "model": "m"},
+    }
+    path = tmp_path / "nightly.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def test_two_nights_through_prefect(config: Path, tmp_path: Path) -> None:
+    home = tmp_path / "prefect"
+    env = {"PREFECT_HOME": str(home)}
+    first = ok(run_cli("nightly", "--config", config, "--night", "2026-01-01", "--json", env=env))
+    assert [report["job"] for report in first.json] == ["stage", "train", "embed"]
+    assert first.json[0]["counts"]["staged"] == 299
+    assert first.json[2]["counts"]["embedded"] == 299
+    write_source(tmp_path / "source" / "b.parquet", range(300, 340))
+    second = ok(run_cli("nightly", "--config", config, "--night", "2026-01-02", "--json", env=env))
+    assert [report["job"] for report in second.json] == ["stage", "embed"]  # a champion is there
+    assert second.json[0]["counts"]["rows_in"] == 40
+    assert second.json[1]["counts"]["embedded"] == 40
+    with sqlite3.connect(home / "prefect.db") as database:
+        runs = database.execute("SELECT name, state_type FROM flow_run ORDER BY created").fetchall()
+        tasks = database.execute("SELECT name, state_type FROM task_run").fetchall()
+        artifacts = database.execute("SELECT key, data FROM artifact").fetchall()
+        parameters = database.execute("SELECT parameters FROM flow_run").fetchall()
+    assert runs == [("nightly d 2026-01-01", "COMPLETED"), ("nightly d 2026-01-02", "COMPLETED")]
+    assert {state for _, state in tasks} == {"COMPLETED"}
+    assert {name for name, _ in tasks} == {"stage d", "train m", "embed d"}
+    assert len(artifacts) == 2
+    assert all(key == "nightly-summary" and "rows in" in data for key, data in artifacts)
+    assert "secret" not in json.dumps(parameters).lower()
+
+
+def test_a_users_mistake_in_a_flow_is_a_sentence_and_no_retry(config: Path, tmp_path) -> None:
+    settings = yaml.safe_load(config.read_text())
+    settings["stage"]["source"] = str(tmp_path / "nowhere")
+    config.write_text(yaml.safe_dump(settings))
+    ran = run_cli("nightly", "--config", config)
+    assert ran.code == 2, ran.err
+    assert ran.err.count("does not exist") >= 1
+    assert "Traceback" not in ran.err
+    assert "Retry" not in ran.err.replace("Retries", "")
+
+
+def test_a_misspelt_key_of_the_config_is_named(config: Path) -> None:
+    settings = yaml.safe_load(config.read_text())
+    settings["train"]["network"]["wdths"] = [3]
+    settings["stagee"] = {}
+    config.write_text(yaml.safe_dump(settings))
+    ran = run_cli("nightly", "--config", config)
+    assert ran.code == 2
+    assert "train.network.wdths: unknown key; known: kind, widths, hidden" in ran.err
+    assert "stagee: unknown key; known: lake, stage, train, embed, ray" in ran.err
+
+
+def test_the_flow_itself_refuses_an_unknown_key(config: Path) -> None:
+    """As a run from the Prefect UI does: parameters arrive as JSON, not as our objects."""
+    settings = yaml.safe_load(config.read_text())
+    settings["train"]["network"]["wdths"] = [3]
+    code = (
+        "import json, sys\n"
+        "from flows.nightly import nightly\n"
+        "from prefect.exceptions import ParameterTypeError\n"
+        "try:\n"
+        "    nightly.validate_parameters({'settings': json.loads(sys.argv[1]), 'night': 'x'})\n"
+        "except ParameterTypeError as error:\n"
+        "    assert 'wdths' in str(error), error\n"
+        "    sys.exit(7)\n"
+    )
+    import sys
+
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(settings)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 7, done.stderr

@@ -1,0 +1,81 @@
+"""DuckDB, Polars and pandas read the tables in processes that import nothing of ours."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import embed
+
+pytestmark = pytest.mark.integration
+
+PREAMBLE = """
+import json, sys
+embeddings, images = sys.argv[1:3]
+"""
+READERS = {
+    "duckdb": """
+import duckdb
+from deltalake import DeltaTable
+e, i = (DeltaTable(uri).file_uris() for uri in (embeddings, images))
+row = duckdb.sql(f'''
+    SELECT count(*), count(DISTINCT e.image_id), min(len(e.embedding)), max(len(e.embedding)),
+           sum(e.neg_elbo), count(e.p_value), min(octet_length(i.image)), sum(e.embedding[1])
+    FROM read_parquet({e}, hive_partitioning = true) e
+    JOIN read_parquet({i}) i USING (image_id)
+    WHERE e.dataset = 'd' ''').fetchall()[0]
+cast = duckdb.sql(f"SELECT embedding::FLOAT[4] AS v FROM read_parquet({e}) LIMIT 1").fetchall()[0]
+assert len(cast[0]) == 4
+""",
+    "polars": """
+import polars as pl
+e, i = pl.scan_delta(embeddings), pl.scan_delta(images)
+t = e.join(i, on="image_id").filter(pl.col("dataset") == "d").collect()
+lengths = t["embedding"].list.len()
+row = (t.height, t["image_id"].n_unique(), lengths.min(), lengths.max(), t["neg_elbo"].sum(),
+       t["p_value"].count(), t["image"].bin.size().min(), t["embedding"].list.get(0).sum())
+assert t["embedding"].cast(pl.Array(pl.Float32, 4)).dtype == pl.Array(pl.Float32, 4)
+""",
+    "pandas": """
+from deltalake import DeltaTable
+e, i = DeltaTable(embeddings).to_pandas(), DeltaTable(images).to_pandas()
+t = e.merge(i, on="image_id")
+t = t[t.dataset == "d"]
+lengths = t.embedding.map(len)
+row = (len(t), t.image_id.nunique(), lengths.min(), lengths.max(), t.neg_elbo.sum(),
+       t.p_value.count(), t.image.map(len).min(), sum(float(v[0]) for v in t.embedding))
+""",
+}
+POSTSCRIPT = """
+ours = {"jobs", "flows", "vae_core", "ray", "torch", "prefect"}
+assert not ours & {name.split(".")[0] for name in sys.modules}
+print(json.dumps([float(value) for value in row]))
+"""
+
+
+def test_three_engines_read_the_same_rows(trained, tmp_path: Path) -> None:
+    embed(trained)
+    tables = [
+        uri.removeprefix("file://")
+        for uri in (trained.model("m", "embeddings"), trained.dataset("d", "images"))
+    ]
+    found = {}
+    for name, code in READERS.items():
+        done = subprocess.run(
+            [sys.executable, "-c", PREAMBLE + code + POSTSCRIPT, *tables],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+        )
+        assert done.returncode == 0, f"{name}: {done.stderr}"
+        found[name] = json.loads(done.stdout)
+    assert found["duckdb"][:4] == [1000, 1000, 4, 4]
+    assert 0 < found["duckdb"][5] < 1000
+    assert found["duckdb"][6] == 28 * 28
+    assert found["polars"] == pytest.approx(found["duckdb"], rel=1e-4)
+    assert found["pandas"] == pytest.approx(found["duckdb"], rel=1e-4)
