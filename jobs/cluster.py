@@ -26,15 +26,17 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def ensure(settings: RaySettings, workers: int) -> None:
+def ensure(settings: RaySettings, workers: int | None) -> int:
     """Connects once a process, and makes sure that `workers` one-CPU workers can run.
 
-    Raises InputError within 10 s that says what is free, or, where the settings say that the
-    cluster scales up, after `resource_timeout_s`.
+    Returns their number: as many as the cluster has CPUs where None was asked for. Raises
+    InputError within 10 s that says what is free, or, where the settings say that the cluster
+    scales up, after `resource_timeout_s`.
     """
     if settings.address is None and not ray.is_initialized():
-        _refuse_more_than(embedded_cpus(settings), workers)
-        _start_embedded(embedded_cpus(settings))
+        cpus = settings.cpus or cpu_count()
+        _refuse_more_than(cpus, workers or 1)
+        _start_embedded(cpus)
     elif not ray.is_initialized():
         _quiet()
         try:
@@ -43,11 +45,9 @@ def ensure(settings: RaySettings, workers: int) -> None:
             raise JobError(
                 f"cannot reach the Ray cluster at {settings.address}: {error}"
             ) from error
-    _wait_for_cpus(workers, settings)
-
-
-def embedded_cpus(settings: RaySettings) -> int:
-    return settings.cpus or cpu_count()
+    wanted = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+    _wait_for_cpus(wanted if workers else 1, settings)
+    return wanted
 
 
 def _refuse_more_than(total: int, workers: int) -> None:
@@ -88,10 +88,11 @@ def _quiet() -> None:
 def temporary_folder(prefix: str) -> Path:
     """A new private folder that goes with the process; its path is short enough for sockets."""
     base = tempfile.gettempdir()
-    if len(base) + len(prefix) + 16 > SOCKET_PATH_LIMIT:
+    if len(base) + len(prefix) + 18 > SOCKET_PATH_LIMIT:
         base = "/tmp"
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=base))
     owner = os.getpid()
+    _sweep(Path(base), prefix)
+    folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{owner}-", dir=base))
 
     def remove() -> None:
         if os.getpid() == owner:
@@ -99,6 +100,24 @@ def temporary_folder(prefix: str) -> Path:
 
     atexit.register(remove)
     return folder
+
+
+def _sweep(base: Path, prefix: str) -> None:
+    """Removes what processes that were killed could not remove themselves."""
+    for folder in base.glob(f"{prefix}*-*"):
+        pid = folder.name.removeprefix(prefix).split("-")[0]
+        if pid.isdigit() and not _alive(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _start_embedded(cpus: int) -> None:

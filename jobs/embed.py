@@ -136,7 +136,7 @@ class EmbedJob(Job):
         return same and plan.settings["batch_size"] == self.batch_size
 
     def execute(self, plan: Plan, units: Sequence[Unit]) -> None:
-        from jobs import cluster, execute
+        from jobs import execute
         from jobs.embed_worker import EmbedWorker
 
         execute.run_units(
@@ -144,7 +144,7 @@ class EmbedJob(Job):
             self.lake,
             plan,
             units,
-            workers=self.settings.workers or cluster.embedded_cpus(self.ray_settings),
+            workers=self.settings.workers,
             ray_settings=self.ray_settings,
             report_count=self.rows_counted,
         )

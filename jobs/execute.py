@@ -58,17 +58,16 @@ def run_units(
     plan: Plan,
     units: Sequence[Unit],
     *,
-    workers: int,
+    workers: int | None,
     ray_settings: RaySettings,
     report_count: str,
 ) -> None:
-    """Runs every unit on up to `workers` actors. Raises the first unit's error.
+    """Runs every unit on `workers` actors, by default one a CPU. Raises the first unit's error.
 
     A unit whose actor dies is handed out again, at most MAX_ATTEMPTS times in all.
     """
-    workers = min(workers, len(units))
-    cluster.ensure(ray_settings, workers)
-    actors = [_UnitActor.remote(factory, lake, plan.context) for _ in range(workers)]
+    count = min(cluster.ensure(ray_settings, workers), len(units))
+    actors = [_UnitActor.remote(factory, lake, plan.context) for _ in range(count)]
     try:
         _drain(actors, deque(units), len(units), f"{plan.job} {plan.target}", report_count)
     finally:

@@ -93,7 +93,7 @@ class StageJob(Job):
         return same_shape and all(current_etag(uri) == etag for uri, etag in pinned)
 
     def execute(self, plan: Plan, units: Sequence[Unit]) -> None:
-        from jobs import cluster, execute
+        from jobs import execute
         from jobs.stage_worker import StageWorker
 
         execute.run_units(
@@ -101,7 +101,7 @@ class StageJob(Job):
             self.lake,
             plan,
             units,
-            workers=self.settings.workers or cluster.embedded_cpus(self.ray_settings),
+            workers=self.settings.workers,
             ray_settings=self.ray_settings,
             report_count=self.rows_counted,
         )

@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs import bundle, catalog, job, query
-from jobs.config import RaySettings, StageSettings
+from jobs import bundle, catalog, query
+from jobs.config import RaySettings
 from jobs.errors import InputError, JobError
 from jobs.lake import Lake
-from jobs.stage import StageJob
 from jobs.tables import open_snapshot
 from tests.helpers import write_source
 from tests.integration.conftest import embed, stage, train
@@ -111,25 +110,12 @@ def test_half_of_the_images_broken_publishes_nothing(tmp_path: Path) -> None:
     assert rows_of(lake, "SELECT count(*) AS n FROM runs") == [{"n": 0}]
 
 
-@pytest.mark.parametrize("connected", [False, True])
-def test_more_workers_than_there_are_cpus_is_refused_at_once(
-    trained: Lake, tmp_path: Path, connected: bool
-) -> None:
-    write_source(tmp_path / "s" / "a.parquet", range(1200, 1300))
-    settings = StageSettings(
-        source=str(tmp_path / "s"),
-        dataset="d",
-        height=28,
-        width=28,
-        channels=1,
-        rows_per_unit=1,
-        workers=64,
-    )
-    # Connected: Ray runs already, and says what is free there.
-    ray_settings = RaySettings(cpus=None if connected else 2)
+def test_more_workers_than_the_cluster_has_is_refused_at_once(trained: Lake) -> None:
     started = time.monotonic()
-    with pytest.raises(InputError, match=r"64 workers asked for.*free"):
-        job.run(StageJob(trained, settings, "2026-01-02", ray_settings))
+    with pytest.raises(InputError, match=r"64 workers asked for.*2 CPUs, \d of them free"):
+        embed(trained, workers=64)
+    with pytest.raises(InputError, match=r"64 workers asked for"):
+        train(trained, workers=64, seed=9)
     assert time.monotonic() - started < 10
 
 

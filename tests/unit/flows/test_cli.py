@@ -8,7 +8,7 @@ import click
 import pytest
 
 from flows.cli import cli
-from tests.helpers import run_cli
+from tests.helpers import run_cli, write_source
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "cli.json"
 
@@ -92,6 +92,30 @@ def test_mistakes_end_with_2_and_a_sentence(tmp_path: Path) -> None:
     bad("query", "anomalies", "--model", "m", lake=lake, told="unknown model 'm'")
     bad("query", "sql", "SELECT nothing FROM nowhere", lake=lake, told="nowhere")
     assert not lake.exists()
+
+
+def test_more_workers_than_cpus_are_refused_before_ray_starts(tmp_path: Path) -> None:
+    write_source(tmp_path / "a.parquet", range(10))
+    stage = ("stage", "--source", str(tmp_path / "a.parquet"), "--dataset", "d", "--workers")
+    bad(*stage, "4096", lake=tmp_path / "lake", told="4096 workers asked for")
+    shown = run_cli(*stage, "4096", "--lake", tmp_path / "lake").err
+    assert "free" in shown
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path: Path) -> None:
+    write_source(tmp_path / "a.parquet", range(10))
+    stage = ("stage", "--source", tmp_path / "a.parquet", "--dataset", "d", "--dry-run")
+    ran = run_cli(*stage, "--json", "--lake", tmp_path / "lake")
+    assert ran.code == 0, ran.err
+    assert [unit["ranges"][0]["stop"] for unit in ran.json["units"]] == [10]
+    assert not (tmp_path / "lake").exists()
+
+
+def test_a_lake_that_cannot_be_written_ends_with_2(tmp_path: Path) -> None:
+    write_source(tmp_path / "a.parquet", range(10))
+    (tmp_path / "file").write_text("in the way")
+    stage = ("stage", "--source", str(tmp_path / "a.parquet"), "--dataset", "d")
+    bad(*stage, lake=tmp_path / "file" / "lake", told="access denied")
 
 
 def test_a_training_config_with_a_misspelt_key_names_it(tmp_path: Path) -> None:

@@ -1,0 +1,136 @@
+"""kill -9 at seeded random moments, then a rerun: the tables equal an undisturbed run's.
+
+A small count in the suite, a large one by `make faults` (LATENTLAKE_FAULT_ROUNDS).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from jobs import query
+from jobs.lake import Lake
+from tests.helpers import LATENTLAKE, TINY_STAGE, TINY_TRAIN, ok, run_cli, write_source
+
+pytestmark = pytest.mark.faults
+
+ROUNDS = int(os.environ.get("LATENTLAKE_FAULT_ROUNDS", "2"))
+NIGHT = ("--night", "2026-01-01")
+STAGE = ("stage", "--dataset", "d", *TINY_STAGE, *NIGHT)
+TRAIN = ("train", "--dataset", "d", "--model", "m", *TINY_TRAIN, *NIGHT)
+EMBED = ("embed", "--dataset", "d", "--model", "m", "--reconstructions", *NIGHT)
+# Everything but the names of runs; attempts never show in a table.
+TABLES = ("images", "sources", "quarantine", "embeddings", "reconstructions")
+
+
+duration_s: dict[str, float] = {}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`source`, `before` (nothing), `staged` and `trained` lakes, and `after`, the whole run."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    rows = [*range(1500), *range(100, 160)]  # some come twice
+    write_source(folder / "source" / "a.parquet", rows, broken=[11, 700])
+    lake = ("--lake", folder / "lake")
+    (folder / "before").mkdir()
+    started = time.monotonic()
+    ok(run_cli(*STAGE, "--source", folder / "source", *lake))
+    duration_s["stage"] = time.monotonic() - started
+    shutil.copytree(folder / "lake", folder / "staged")
+    ok(run_cli(*TRAIN, *lake))
+    shutil.copytree(folder / "lake", folder / "trained")
+    started = time.monotonic()
+    ok(run_cli(*EMBED, *lake))
+    duration_s["embed"] = time.monotonic() - started
+    return folder
+
+
+def tables(folder: Path) -> dict[str, pa.Table]:
+    lake = Lake(folder.as_uri())
+    order = {"sources": "source_uri, source_row", "quarantine": "source_uri, source_row"}
+    return {
+        name: query.sql(lake, f"SELECT * FROM {name} ORDER BY {order.get(name, 'image_id')}")
+        for name in TABLES
+    }
+
+
+def kill_after(delay_s: float, *arguments: str | Path) -> bool:
+    """Runs a command and kills the driver with its whole session; False if it was faster."""
+    process = subprocess.Popen(
+        [str(LATENTLAKE), *map(str, arguments)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        process.wait(delay_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(30)
+        return True
+    return False
+
+
+@pytest.mark.parametrize("seed", range(ROUNDS))
+@pytest.mark.parametrize("job", ["stage", "embed"])
+def test_a_killed_driver_costs_no_row(
+    undisturbed: Path, tmp_path: Path, job: str, seed: int
+) -> None:
+    generator = random.Random(f"{job}-{seed}")
+    before, after = {"stage": ("before", "staged"), "embed": ("trained", "lake")}[job]
+    shutil.copytree(undisturbed / before, tmp_path / "lake")
+    lake = ("--lake", tmp_path / "lake")
+    command = (
+        (*STAGE, "--source", undisturbed / "source", *lake) if job == "stage" else (*EMBED, *lake)
+    )
+    # From the start of the work to the last commit. A second kill finds less left to do.
+    whole_s = duration_s[job]
+    kills = [kill_after(whole_s * generator.uniform(0.5, 0.95), *command) for _ in range(2)]
+    assert kills[0], "the first run was to be killed before its end"
+    ok(run_cli(*command))
+    expected, found = tables(undisturbed / after), tables(tmp_path / "lake")
+    for name in TABLES:
+        assert found[name].equals(expected[name]), f"{name} differs after {sum(kills)} kills"
+    assert ok(run_cli(*command, "--json")).json["units"] == 0
+
+
+def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    from jobs import bundle, catalog
+
+    shutil.copytree(undisturbed / "staged", tmp_path / "lake")
+    lake = ("--lake", tmp_path / "lake")
+    long = ("--epochs", "60")
+    shutil.copytree(undisturbed / "staged", tmp_path / "whole")
+    ok(run_cli(*TRAIN, *long, "--lake", tmp_path / "whole"))
+    checkpoints = tmp_path / "lake" / "runs"
+    process = subprocess.Popen(
+        [str(LATENTLAKE), *TRAIN, *long, *map(str, lake)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list(checkpoints.rglob("epoch-00000[3-9].json")):
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(30)
+    ok(run_cli(*TRAIN, *long, *lake))
+    found, expected = (
+        bundle.load(held, *catalog.resolve_model(held, "m"))
+        for held in (Lake((tmp_path / name).as_uri()) for name in ("lake", "whole"))
+    )
+    assert found.version == expected.version
+    for name, value in expected.weights.items():
+        assert value.equal(found.weights[name]), name
+    assert (found.calibration_scores == expected.calibration_scores).all()
