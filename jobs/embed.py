@@ -67,8 +67,7 @@ class EmbedJob(Job):
     def plan(self) -> Plan:
         images = catalog.images_snapshot(self.lake, self.settings.dataset)
         self._require_same_images(images)
-        outputs = {"batch_size": self.batch_size, "reconstructions": self.settings.reconstructions}
-        fingerprint = digest(PREPROCESSING, self.partition, outputs)
+        fingerprint = self._fingerprint()
         embeddings = open_snapshot(self.lake.model(self.target, "embeddings"))
         return Plan(
             job=self.name,
@@ -81,7 +80,7 @@ class EmbedJob(Job):
             },
             settings={
                 **self.partition,
-                **outputs,
+                **self._outputs(),
                 "model": self.target,
                 "latent_dim": self.about["config"]["latent_dim"],
                 "images_version": images.version,
@@ -131,9 +130,17 @@ class EmbedJob(Job):
         snapshot = catalog.images_snapshot(self.lake, data["dataset"], data["images_version"])
         return set(snapshot.paths())
 
+    def claims(self, plan: Plan) -> bool:
+        return plan.fingerprint == self._fingerprint()
+
     def is_current(self, plan: Plan) -> bool:
-        same = {k: plan.settings[k] for k in self.partition} == self.partition
-        return same and plan.settings["batch_size"] == self.batch_size
+        return True  # it names its snapshot and its bundle, which stay
+
+    def _fingerprint(self) -> str:
+        return digest(PREPROCESSING, self.partition, self._outputs())
+
+    def _outputs(self) -> dict[str, Any]:
+        return {"batch_size": self.batch_size, "reconstructions": self.settings.reconstructions}
 
     def execute(self, plan: Plan, units: Sequence[Unit]) -> None:
         from jobs import execute

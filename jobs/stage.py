@@ -71,7 +71,7 @@ class StageJob(Job):
         if images is None and sum(shape.rows for shape in shapes) == 0:
             raise InputError(f"the source {self.settings.source} is empty: no file has a row")
         passthrough = _passthrough(images, shapes)
-        fingerprint = digest(PREPROCESSING, self.settings.fingerprint_of())
+        fingerprint = self._fingerprint()
         return Plan(
             job=self.name,
             target=self.target,
@@ -87,10 +87,18 @@ class StageJob(Job):
             units=plan_units(new, shapes, self.settings.rows_per_unit, fingerprint),
         )
 
+    def claims(self, plan: Plan) -> bool:
+        return (
+            plan.settings["source"] == self.settings.source
+            and plan.fingerprint == self._fingerprint()
+        )
+
     def is_current(self, plan: Plan) -> bool:
         pinned = {(r["uri"], r["etag"]) for unit in plan.units for r in unit.inputs["ranges"]}
-        same_shape = plan.settings["image_shape"] == list(self.settings.image_shape)
-        return same_shape and all(current_etag(uri) == etag for uri, etag in pinned)
+        return all(current_etag(uri) == etag for uri, etag in pinned)
+
+    def _fingerprint(self) -> str:
+        return digest(PREPROCESSING, self.settings.fingerprint_of())
 
     def execute(self, plan: Plan, units: Sequence[Unit]) -> None:
         from jobs import execute

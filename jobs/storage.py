@@ -66,7 +66,7 @@ def _filesystem(scheme: str, process: int) -> fsspec.AbstractFileSystem:
     config = {
         "connect_timeout": CONNECT_TIMEOUT_S,
         "read_timeout": READ_TIMEOUT_S,
-        "retries": {"max_attempts": 1, "mode": "standard"},
+        "retries": {"total_max_attempts": 1, "mode": "standard"},
     }
     s3 = fsspec.filesystem(
         "s3",
@@ -207,12 +207,21 @@ def attempt(action: Callable[[], T], uri: str, verb: str) -> T:
 
 def create(uri: str, data: bytes) -> None:
     """Puts `data` at `uri`, whole or not at all. Raises AlreadyThere; the old object stays."""
-    path = local_path(uri)
-    action = (
-        functools.partial(_create_remote, uri, data)
-        if path is None
-        else functools.partial(_create_local, path, data)
-    )
+    path, tries = local_path(uri), 0
+
+    def action() -> None:
+        nonlocal tries
+        tries += 1
+        try:
+            if path is None:
+                _create_remote(uri, data)
+            else:
+                _create_local(path, data)
+        except AlreadyThere:
+            # A first try may have landed although its answer was lost.
+            if tries == 1 or read(uri) != data:
+                raise
+
     attempt(action, uri, "write")
 
 

@@ -95,10 +95,15 @@ class TrainJob(Job):
         inputs = {"version": version, "alias": settings.alias, "promote": settings.promote}
         return [Unit.of(version, inputs)]
 
+    def claims(self, plan: Plan) -> bool:
+        theirs = TrainSettings.model_validate(plan.settings)
+        return (
+            theirs.dataset == self.settings.dataset
+            and theirs.fingerprint_of() == self.settings.fingerprint_of()
+        )
+
     def is_current(self, plan: Plan) -> bool:
-        # A plan names its snapshot; only another config makes it another training.
-        same = TrainSettings.model_validate(plan.settings).fingerprint_of()
-        return same == self.settings.fingerprint_of()
+        return True  # it names its snapshot, which stays
 
     def execute(self, plan: Plan, units: Sequence[Unit]) -> None:
         (unit,) = units

@@ -67,7 +67,11 @@ def measured(lake: Path) -> dict[str, Any]:
 
 def line(name: str, unit: str, values: list[float]) -> str:
     low, middle, high = min(values), statistics.median(values), max(values)
-    return f"| {name} | {unit} | {middle:,.3g} | {low:,.3g} – {high:,.3g} |".replace("e+0", "e")
+    return f"| {name} | {unit} | {told(middle)} | {told(low)} – {told(high)} |"
+
+
+def told(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def main() -> None:

@@ -232,6 +232,15 @@ def test_a_plan_whose_source_was_replaced_is_dropped(lake, source, monkeypatch) 
     assert records.unfinished_plans(lake, "stage", "d") == []
 
 
+def test_a_failed_source_does_not_hold_up_another(lake, source, tmp_path) -> None:
+    write_source(tmp_path / "bad" / "a.parquet", range(400, 440), broken=range(40))
+    with pytest.raises(JobError, match="40 of 40 rows refused"):
+        job.run(InlineStage(lake, tmp_path / "bad"))
+    job.run(InlineStage(lake, source.parent))
+    assert images(lake) == expected(range(300))
+    assert len(records.unfinished_plans(lake, "stage", "d")) == 1  # kept, should it be allowed
+
+
 def test_a_file_replaced_while_it_is_read_is_noticed(lake, source, monkeypatch) -> None:
     from jobs import stage_worker
 

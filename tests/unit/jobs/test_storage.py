@@ -49,6 +49,22 @@ def test_of_many_writers_at_once_exactly_one_wins(tmp_path: Path) -> None:
     assert read(uri) == str(won[0]).encode() * 10_000
 
 
+def test_a_put_whose_answer_was_lost_has_landed(tmp_path: Path, monkeypatch) -> None:
+    real, calls = storage._create_local, []
+
+    def lands_and_fails(path: Path, data: bytes) -> None:
+        calls.append(path)
+        real(path, data)
+        if len(calls) == 1:
+            raise ConnectionResetError("connection reset by peer")
+
+    monkeypatch.setattr(storage, "_create_local", lands_and_fails)
+    uri = join(tmp_path.as_uri(), "x")
+    create(uri, b"mine")
+    assert len(calls) == 2
+    assert read(uri) == b"mine"
+
+
 def test_what_is_not_there(tmp_path: Path) -> None:
     uri = join(tmp_path.as_uri(), "none")
     assert storage.read_if_there(uri) is None
