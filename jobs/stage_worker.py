@@ -170,7 +170,7 @@ class _Rows:
             if fate == "staged":
                 kept.append(offset)
             self.sources.append({**place, "etag": etag, "image_id": image_id, "fate": fate})
-        self.passthrough.append(self._passthrough(batch).take(kept))
+        self.passthrough.append(self._passthrough(batch).take(pa.array(kept, pa.int64())))
 
     def _passthrough(self, batch: SourceBatch) -> pa.Table:
         """The declared columns; one that this file does not have is null."""
