@@ -215,7 +215,10 @@ def train(
         ("objective", "beta", beta),
     ):
         if value is not None:
-            values[key] = {**values.get(key, {}), name: value}
+            held = values.get(key, {})
+            if not isinstance(held, dict):
+                raise InputError(f"{key}: write a mapping in {config}, such as {name}: {value}")
+            values[key] = {**held, name: value}
     plain = "dataset model epochs batch_size learning_rate latent_dim seed images_version alias "
     values |= _given(**{name: options[name] for name in (plain + "promote workers").split()})
     for name in ("dataset", "model"):

@@ -199,7 +199,7 @@ def _speed(row: dict[str, Any]) -> dict[str, Any]:
         "night": row["night"],
         "images": images,
         "images_per_s": images / row["seconds"],
-        "images_per_worker_s": images / row["counts"]["unit_seconds"],
+        "images_per_worker_s": images / row["counts"].get("unit_seconds", float("nan")),
     }
 
 

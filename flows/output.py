@@ -8,6 +8,7 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from jobs.job_report import JobReport
 
@@ -37,9 +38,10 @@ def records_text(records: list[dict[str, Any]]) -> str:
         return "no rows"
     table = RichTable(show_edge=False, pad_edge=False)
     for name in records[0]:
-        table.add_column(name, overflow="fold")
+        table.add_column(Text(name), overflow="fold")
     for record in records:
-        table.add_row(*(_cell(name, value) for name, value in record.items()))
+        # Text, not markup: what stands in a table may look like a tag.
+        table.add_row(*(Text(_cell(name, value)) for name, value in record.items()))
     console = Console(width=None if Console().is_terminal else 160)
     with console.capture() as capture:
         console.print(table)

@@ -22,7 +22,6 @@ from jobs.bundle_about import FORMAT, read_about
 from jobs.errors import InputError
 from jobs.lake import Lake
 from jobs.storage import create_or_keep, join, read
-from jobs.units import digest
 from vae_core.config import ModelConfig
 from vae_core.moments import LatentMoments
 from vae_core.scores import Scorer
@@ -64,11 +63,6 @@ def make_scorer(
         moments=moments,
         heldout_neg_elbo=about["metrics"]["validation_nats"],
     )
-
-
-def compute_fingerprint(batch_size: int) -> str:
-    """What fixes the last digits of a score: device kind, dtype, batch shape, torch version."""
-    return digest("cpu", "float32", batch_size, torch.__version__)
 
 
 def save(lake: Lake, bundle: Bundle) -> None:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from typing import Any
 
 from jobs.errors import InputError
 from jobs.lake import Lake
 from jobs.storage import join, read_if_there
+from jobs.units import digest
 
 FORMAT = 1
 
 
-def read_about(lake: Lake, model: str, version: str) -> dict[str, Any]:
+def compute_fingerprint(batch_size: int) -> str:
+    """What fixes the last digits of a score: device kind, dtype, batch shape, torch version."""
+    return digest("cpu", "float32", batch_size, version("torch"))
+
+
+def read_about(lake: Lake, model: str, model_version: str) -> dict[str, Any]:
     """Raises InputError where the bundle is not complete, or newer than this code."""
-    folder = lake.bundle(model, version)
+    folder = lake.bundle(model, model_version)
     data = read_if_there(join(folder, "model.json"))
     if data is None:
         raise InputError(f"{folder} holds no complete bundle: model.json is missing; train it")

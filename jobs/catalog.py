@@ -44,6 +44,12 @@ def aliases(lake: Lake, model: str) -> dict[str, str]:
     return {row["alias"]: row["version"] for row in sorted(rows, key=lambda r: r["sequence"])}
 
 
+def alias_moves(lake: Lake, model: str, alias: str) -> int:
+    """How often the alias has been given so far."""
+    rows = catalog_rows(lake, "aliases")
+    return sum(row["model"] == model and row["alias"] == alias for row in rows)
+
+
 def published_versions(lake: Lake) -> dict[str, int]:
     """By table, relative to the lake: the newest version that a finished job published."""
     newest: dict[str, int] = {}

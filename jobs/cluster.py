@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import ray
+from ray.autoscaler.sdk import request_resources
 
 from jobs.config import RaySettings
 from jobs.errors import InputError, JobError
@@ -29,7 +30,7 @@ def cpu_count() -> int:
 def ensure(settings: RaySettings, workers: int | None) -> int:
     """Connects once a process, and makes sure that `workers` one-CPU workers can run.
 
-    Returns their number: as many as the cluster has CPUs where None was asked for. Raises
+    Returns their number: one for each free CPU where None was asked for. Raises
     InputError within 10 s that says what is free, or, where the settings say that the cluster
     scales up, after `resource_timeout_s`.
     """
@@ -45,9 +46,8 @@ def ensure(settings: RaySettings, workers: int | None) -> int:
             raise JobError(
                 f"cannot reach the Ray cluster at {settings.address}: {error}"
             ) from error
-    wanted = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
-    _wait_for_cpus(wanted if workers else 1, settings)
-    return wanted
+    _wait_for_cpus(workers or 1, settings)
+    return workers or max(1, int(ray.available_resources().get("CPU", 1)))
 
 
 def _refuse_more_than(total: int, workers: int) -> None:
@@ -61,6 +61,18 @@ def _refuse_more_than(total: int, workers: int) -> None:
 def _wait_for_cpus(workers: int, settings: RaySettings) -> None:
     wait_s = settings.resource_timeout_s if settings.autoscaling else GRACE_S
     deadline = time.monotonic() + wait_s
+    if settings.autoscaling:
+        # An autoscaler acts on demand, and nothing of ours is waiting in its queue yet.
+        request_resources(num_cpus=workers)
+        try:
+            _poll_for_cpus(workers, settings, deadline)
+        finally:
+            request_resources(num_cpus=0)
+    else:
+        _poll_for_cpus(workers, settings, deadline)
+
+
+def _poll_for_cpus(workers: int, settings: RaySettings, deadline: float) -> None:
     while True:
         free = int(ray.available_resources().get("CPU", 0))
         total = int(ray.cluster_resources().get("CPU", 0))

@@ -180,7 +180,7 @@ def load_yaml(path: str) -> dict[str, Any]:
         data = yaml.safe_load(Path(path).read_text())
     except OSError as error:
         raise InputError(f"cannot read the config file {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not YAML: {error}") from error
     if not isinstance(data, dict):
         raise InputError(f"{path} holds no mapping of settings")

@@ -5,6 +5,7 @@ Plan: image ids that this model version has not embedded, shard by shard of a pi
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs import catalog
-from jobs.bundle_about import read_about
+from jobs.bundle_about import compute_fingerprint, read_about
 from jobs.config import EmbedSettings, RaySettings
 from jobs.corrections import correction_unit, latest_completions
 from jobs.errors import InputError
@@ -23,6 +24,21 @@ from jobs.shards import read_shard
 from jobs.storage import join
 from jobs.tables import Snapshot, Table, open_snapshot
 from jobs.units import Completion, Output, Plan, Unit, digest, total_counts
+
+log = logging.getLogger("latentlake")
+
+
+def _by_rows(missing: dict[str, list[int]], count: int) -> list[tuple[list[int] | None, list[str]]]:
+    """The rows of a shard and the tables that lack them; None for rows: all of them."""
+    found: list[tuple[list[int] | None, list[str]]] = []
+    for name, rows in missing.items():
+        wanted = None if len(rows) == count else rows
+        same = next((tables for held, tables in found if held == wanted), None)
+        if same is not None:
+            same.append(name)
+        elif rows:
+            found.append((wanted, [name]))
+    return found
 
 
 def embed_tables(lake: Lake, model: str, latent_dim: int) -> list[Table]:
@@ -67,17 +83,18 @@ class EmbedJob(Job):
     def plan(self) -> Plan:
         images = catalog.images_snapshot(self.lake, self.settings.dataset)
         self._require_same_images(images)
+        self._warn_of_other_digits()
         fingerprint = self._fingerprint()
-        embeddings = open_snapshot(self.lake.model(self.target, "embeddings"))
+        base = {"images": images.version}
+        for name in ("reconstructions", "embeddings"):
+            snapshot = open_snapshot(self.lake.model(self.target, name))
+            base[name] = snapshot.version if snapshot is not None else -1
         return Plan(
             job=self.name,
             target=self.target,
             fingerprint=fingerprint,
             night=self.night,
-            base={
-                "images": images.version,
-                "embeddings": embeddings.version if embeddings is not None else -1,
-            },
+            base=base,
             settings={
                 **self.partition,
                 **self._outputs(),
@@ -85,7 +102,7 @@ class EmbedJob(Job):
                 "latent_dim": self.about["config"]["latent_dim"],
                 "images_version": images.version,
             },
-            units=self._units(images, embeddings, fingerprint),
+            units=self._units(images, fingerprint),
         )
 
     def _require_same_images(self, images: Snapshot) -> None:
@@ -102,33 +119,47 @@ class EmbedJob(Job):
                 "train again"
             )
 
-    def _units(self, images: Snapshot, embedded: Snapshot | None, fingerprint: str) -> list[Unit]:
-        paths = images.paths()
-        known: set[str] = set()
-        if embedded is not None:
-            # The embedded images are among those of the snapshot: equal counts, equal sets.
-            if embedded.partition_rows(self.partition) == images.partition_rows({}):
-                return []
-            held = embedded.read(["image_id"], self.partition)
-            known = set(held["image_id"].to_pylist()) if held is not None else set()
-        trained_on = self._trained_on()
+    def _warn_of_other_digits(self) -> None:
+        calibrated = self.about["scoring"]["compute_fingerprint"]
+        if compute_fingerprint(self.batch_size) != calibrated:
+            log.warning(
+                "embed %s: batch shape or torch differ from those of the calibration; scores "
+                "agree to about 1e-5, not bit for bit",
+                self.target,
+            )
+
+    def _units(self, images: Snapshot, fingerprint: str) -> list[Unit]:
+        wanted = self._wanted_tables()
+        count = images.partition_rows({})
+        if all(self._held_rows(name) == count for name in wanted):
+            return []  # what is held is of this snapshot: equal counts, equal sets
+        held = {name: self._held_ids(name) for name in wanted}
         units = []
-        for path in paths:
+        for path in images.paths():
             ids = read_shard(join(images.uri, path), ["image_id"])["image_id"].to_pylist()
-            wanted = [row for row, image_id in enumerate(ids) if image_id not in known]
-            if wanted:
-                rows = None if len(wanted) == len(ids) else wanted
-                inputs = {"path": path, "rows": rows, "trained_on": path in trained_on}
-                units.append(Unit.of(fingerprint, inputs))
+            missing = {
+                name: [row for row, image_id in enumerate(ids) if image_id not in held[name]]
+                for name in wanted
+            }
+            units += [
+                Unit.of(fingerprint, {"path": path, "rows": rows, "tables": tables})
+                for rows, tables in _by_rows(missing, len(ids))
+            ]
         return units
 
-    def _trained_on(self) -> set[str]:
-        """Shards of the snapshot that the bundle was trained and calibrated on."""
-        data = self.about["data"]
-        if data["dataset"] != self.settings.dataset:
-            return set()
-        snapshot = catalog.images_snapshot(self.lake, data["dataset"], data["images_version"])
-        return set(snapshot.paths())
+    def _wanted_tables(self) -> list[str]:
+        return ["embeddings", *(["reconstructions"] if self.settings.reconstructions else [])]
+
+    def _held_rows(self, table: str) -> int:
+        """Rows in this job's partition of a table, from its log alone."""
+        snapshot = open_snapshot(self.lake.model(self.target, table))
+        return snapshot.partition_rows(self.partition) if snapshot is not None else 0
+
+    def _held_ids(self, table: str) -> set[str]:
+        """Image ids in this job's partition of a table."""
+        snapshot = open_snapshot(self.lake.model(self.target, table))
+        held = snapshot.read(["image_id"], self.partition) if snapshot is not None else None
+        return set(held["image_id"].to_pylist()) if held is not None else set()
 
     def claims(self, plan: Plan) -> bool:
         return plan.fingerprint == self._fingerprint()
@@ -161,16 +192,15 @@ class EmbedJob(Job):
     ) -> list[Unit] | dict[str, list[Output]]:
         latest = latest_completions(completions)
         tables = self.tables(plan)
-        published = self._published_since(plan, tables[-1])
+        published = {table.spec.name: self._published_since(plan, table) for table in tables}
         corrections = []
         for completion in latest.values():
-            output = completion.output("embeddings")
-            if output is None or published is None:
-                continue
-            ids = read_shard(join(tables[-1].uri, output.path), ["image_id"])["image_id"]
-            held = ids.filter(pc.is_in(ids, published)).to_pylist()  # type: ignore[attr-defined]
-            if held:
-                corrections.append(correction_unit(plan.fingerprint, completion, {"lost": held}))
+            lost = {
+                table.spec.name: _held(completion, table, published[table.spec.name])
+                for table in tables
+            }
+            if any(lost.values()):
+                corrections.append(correction_unit(plan.fingerprint, completion, {"lost": lost}))
         if corrections:
             return corrections
         return {
@@ -182,17 +212,26 @@ class EmbedJob(Job):
             for table in tables
         }
 
-    def _published_since(self, plan: Plan, embeddings: Table) -> pa.ChunkedArray | None:
+    def _published_since(self, plan: Plan, table: Table) -> pa.Array | None:
         """Image ids in this job's partition, where another job has committed to the table."""
-        now = embeddings.snapshot()
+        now = table.snapshot()
         assert now is not None
-        if now.version == max(plan.base["embeddings"], 0):
+        if now.version == max(plan.base[table.spec.name], 0):
             return None
         held = now.read(["image_id"], {k: plan.settings[k] for k in self.partition})
-        return held["image_id"] if held is not None else None
+        return held["image_id"].combine_chunks() if held is not None else None
 
     def summarise(
         self, plan: Plan, completions: dict[str, Completion], files: dict[str, list[Output]]
     ) -> dict[str, Any]:
         counts = total_counts(list(latest_completions(completions).values()))
         return {**counts, "model_version": plan.settings["model_version"]}
+
+
+def _held(completion: Completion, table: Table, published: pa.Array | None) -> list[str]:
+    """Image ids of a unit's output that another job has published meanwhile."""
+    output = completion.output(table.spec.name)
+    if output is None or published is None:
+        return []
+    ids = read_shard(join(table.uri, output.path), ["image_id"])["image_id"]
+    return ids.filter(pc.is_in(ids, published)).to_pylist()  # type: ignore[attr-defined]

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import torch
 
 from jobs import bundle as bundles
+from jobs import catalog
 from jobs.corrections import correction_details, is_correction
 from jobs.embed import embed_tables
 from jobs.images import encode_png
@@ -38,6 +39,7 @@ class EmbedWorker:
         self.bundle = bundles.load(lake, settings["model"], settings["model_version"])
         self.scorer = self.bundle.scorer(settings["batch_size"])
         self.tables = embed_tables(lake, settings["model"], settings["latent_dim"])
+        self.trained_on = _snapshot_ids(lake, self.bundle.about["data"])
 
     def execute(self, unit: Unit, attempt: str) -> Completion:
         started = time.monotonic()
@@ -56,7 +58,12 @@ class EmbedWorker:
             unit_id=unit.unit_id,
             attempt=attempt,
             outputs=outputs,
-            counts={"embedded": rows["embeddings"].num_rows},
+            counts={
+                "embedded": rows["embeddings"].num_rows if "embeddings" in rows else 0,
+                "reconstructed": rows["reconstructions"].num_rows
+                if "reconstructions" in rows
+                else 0,
+            },
             seconds=time.monotonic() - started,
             details=details,
         )
@@ -76,27 +83,30 @@ class EmbedWorker:
             "job_id": self.context.job_id,
             "unit_id": unit.unit_id,
         }
-        p_value = self._p_values(scored, images["split"], unit.inputs["trained_on"])
+        p_value = self._p_values(scored, ids, images["split"])
         rows = {"embeddings": self._embedding_rows(ids, scored, p_value, stamp)}
-        if self.context.settings["reconstructions"]:
+        if "embeddings" not in unit.inputs["tables"]:
+            rows = {}
+        if "reconstructions" in unit.inputs["tables"]:
             pngs = [encode_png(image) for image in scored.reconstruction_NHWC]
             columns = {"image_id": ids, "png": pngs, **_repeated(stamp, len(ids))}
             rows["reconstructions"] = pa.table(columns, schema=self.tables[0].spec.file_schema)
         return rows
 
-    def _p_values(self, scored: ScoredBatch, split: pa.ChunkedArray, trained_on: bool) -> pa.Array:
+    def _p_values(self, scored: ScoredBatch, ids: list[str], split: pa.ChunkedArray) -> pa.Array:
         calibration = self.bundle.calibration_scores
         scores = scored.scores[self.bundle.about["decision_score"]]
         if scores is None or not len(calibration):
             return pa.nulls(len(split), pa.float64())
-        values = p_values(scores, calibration)
-        if not trained_on:
-            return pa.array(values, from_pandas=True)
-        # Images that shaped the model get none; its calibration images, leave-one-out.
+        # Images that shaped the model get none; its calibration images, leave-one-out. By id, not
+        # by dataset: the same image may be staged in several.
+        held = np.array([image_id in self.trained_on for image_id in ids])
         splits = np.array(split.to_pylist())
+        values = p_values(scores, calibration)
         alone = p_values(scores, calibration, leave_one_out=True)
-        values = np.where(splits == "calibration", alone, values)
-        return pa.array(np.where(np.isin(splits, TRAINED), np.nan, values), from_pandas=True)
+        values = np.where(held & (splits == "calibration"), alone, values)
+        shaped = held & np.isin(splits, TRAINED)
+        return pa.array(np.where(shaped, np.nan, values), from_pandas=True)
 
     def _embedding_rows(
         self, ids: list[str], scored: ScoredBatch, p_value: pa.Array, stamp: dict[str, str]
@@ -117,14 +127,21 @@ class EmbedWorker:
 
     def _corrected(self, unit: Unit) -> dict[str, pa.Table]:
         """An earlier unit's rows, less the images that another job has embedded meanwhile."""
-        lost = pa.array(unit.inputs["lost"], pa.string())
         rows = {}
         for table in self.tables:
             path = unit.inputs["outputs"].get(table.spec.name)
             if path is not None:
                 batch = read_shard(join(table.uri, path))
+                lost = pa.array(unit.inputs["lost"][table.spec.name], pa.string())
                 rows[table.spec.name] = _without(batch, table, lost)
         return rows
+
+
+def _snapshot_ids(lake: Lake, data: dict[str, Any]) -> frozenset[str]:
+    """Ids of the images in the snapshot that a bundle was trained and calibrated on."""
+    images = catalog.images_snapshot(lake, data["dataset"], data["images_version"])
+    held = images.read(["image_id"])
+    return frozenset(held["image_id"].to_pylist()) if held is not None else frozenset()
 
 
 def _without(batch: pa.Table, table: Table, image_ids: pa.Array) -> pa.Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 import uuid
@@ -14,7 +15,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from jobs import cluster
 from jobs.config import RaySettings
-from jobs.errors import JobError, LatentlakeError
+from jobs.errors import JobError, LatentlakeError, StorageError
 from jobs.lake import Lake
 from jobs.records import save_completion
 from jobs.units import Completion, JobContext, Plan, Unit
@@ -44,10 +45,11 @@ class _UnitActor:
     def __init__(self, factory: WorkerFactory, lake: Lake, context: JobContext) -> None:
         self.lake = lake
         self.job_id = context.job_id
-        self.worker = factory(lake, context)
+        # Made with the first unit: an error in here would only tell that the actor died.
+        self.make = functools.cache(functools.partial(factory, lake, context))
 
     def run(self, unit: Unit) -> dict[str, int]:
-        completion = self.worker.execute(unit, uuid.uuid4().hex[:8])
+        completion = self.make().execute(unit, uuid.uuid4().hex[:8])
         save_completion(self.lake, self.job_id, completion)
         return completion.counts
 
@@ -107,19 +109,27 @@ def _drain(actors: Sequence[Any], waiting: deque[Unit], total: int, title: str, 
 
 
 def _result(ref: ray.ObjectRef, unit: Unit, attempts: dict[str, int]) -> dict[str, int] | None:
-    """The unit's counts, or None where its actor died and it has attempts left."""
+    """The unit's counts; None where its worker or storage failed and it has attempts left."""
     try:
         return ray.get(ref, timeout=60)
     except RayTaskError as error:
-        if isinstance(error.cause, LatentlakeError):
-            raise error.cause from None
-        raise
+        cause = error.cause
+        if not isinstance(cause, LatentlakeError):
+            raise
+        if not isinstance(cause, StorageError) or not _may_try_again(unit, attempts, str(cause)):
+            raise cause from None
     except RayError as error:
-        attempts[unit.unit_id] = attempts.get(unit.unit_id, 1) + 1
-        if attempts[unit.unit_id] > MAX_ATTEMPTS:
+        if not _may_try_again(unit, attempts, "its worker was lost"):
             raise JobError(
                 f"unit {unit.unit_id} lost its worker {MAX_ATTEMPTS} times: {error}"
             ) from error
-        log.warning("unit %s lost its worker, attempt %d", unit.unit_id, attempts[unit.unit_id])
-        time.sleep(0.2)
-        return None
+    return None
+
+
+def _may_try_again(unit: Unit, attempts: dict[str, int], why: str) -> bool:
+    attempts[unit.unit_id] = attempts.get(unit.unit_id, 1) + 1
+    if attempts[unit.unit_id] > MAX_ATTEMPTS:
+        return False
+    log.warning("unit %s: %s; attempt %d", unit.unit_id, why, attempts[unit.unit_id])
+    time.sleep(0.2)
+    return True

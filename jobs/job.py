@@ -22,6 +22,7 @@ class Job(abc.ABC):
 
     name: str
     rows_counted: str  # the count that throughput is stated in
+    one_a_call: bool = False  # whether finishing an earlier plan is enough for one call
 
     def __init__(self, lake: Lake, target: str) -> None:
         self.lake = lake
@@ -81,7 +82,9 @@ def run(job: Job) -> JobReport:
             report = merged(report, _finish(job, plan))
         else:
             log.info("%s %s: %s is out of date, dropped", job.name, job.target, plan.job_id)
-            records.clear(job.lake, plan.job_id)
+            records.drop(job.lake, plan.job_id)
+    if report.job_ids and job.one_a_call:
+        return report
     plan = job.plan()
     if not plan.units:
         log.info("%s %s: nothing to do", job.name, job.target)
@@ -94,21 +97,22 @@ def _finish(job: Job, plan: Plan) -> JobReport:
     tables = job.tables(plan)
     executed: set[str] = set()
 
-    def one_round() -> dict[str, Any]:
+    def one_round() -> tuple[dict[str, Any], float]:
         head = publish.completed_head(job.lake, tables)
         if publish.is_published(plan, tables):
-            return _counts_of_finished(job, plan)
+            return publish.told_of(job.lake, plan, tables[0])
         completions = _execute_all(job, plan, plan.units, executed)
         settled = job.settle(plan, completions, head)
         while isinstance(settled, list):
             completions |= _execute_all(job, plan, settled, executed)
             settled = job.settle(plan, completions, head)
-        publish.commit(job.lake, plan, head, settled)
         worked = sum(completion.seconds for completion in completions.values())
-        return {**job.summarise(plan, completions, settled), "unit_seconds": worked}
+        counts = {**job.summarise(plan, completions, settled), "unit_seconds": worked}
+        record = records.CommitRecord(settled, counts, time.monotonic() - started)
+        publish.commit(job.lake, plan, head, record)
+        return counts, record.seconds
 
-    counts = publish.retrying(one_round, f"{job.name} {job.target}")
-    seconds = time.monotonic() - started
+    counts, seconds = publish.retrying(one_round, f"{job.name} {job.target}")
     versions = publish.published_versions(plan, job.lake, tables)
     publish.record_run(job.lake, plan, versions, counts, seconds)
     records.clear(job.lake, plan.job_id)
@@ -123,15 +127,6 @@ def _finish(job: Job, plan: Plan) -> JobReport:
         seconds=seconds,
         rows_per_s=rows / seconds if rows else None,
     )
-
-
-def _counts_of_finished(job: Job, plan: Plan) -> dict[str, Any]:
-    """What a job counted whose tables are published, by another process or before a crash."""
-    recorded = publish.recorded_counts(job.lake, plan.job_id)
-    if recorded is not None:
-        return recorded
-    done = records.load_completions(job.lake, plan.job_id, plan.units)
-    return total_counts(list(done.values()))
 
 
 def _execute_all(

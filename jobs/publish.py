@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from jobs.errors import JobError
 from jobs.lake import Lake
-from jobs.records import load_commit, save_commit
+from jobs.records import CommitRecord, load_commit, save_commit
 from jobs.schema import RUNS
 from jobs.shards import write_shard
 from jobs.tables import Conflict, Snapshot, Table, open_snapshot
@@ -56,29 +56,31 @@ def recover(lake: Lake, first_table: str) -> None:
 
 def _complete_last(lake: Lake, head: Snapshot) -> None:
     last = head.last_commit()
-    if "commit" in last:
-        complete(lake, last["job_id"], last["commit"])
+    record = load_commit(lake, last["job_id"], last["commit"]) if "commit" in last else None
+    if record is not None:
+        complete(last["job_id"], record)
 
 
-def commit(lake: Lake, plan: Plan, head: Snapshot, files: dict[str, list[Output]]) -> None:
-    """Publishes `files` (by table URI, in commit order) on top of `head`, the first table.
+def commit(lake: Lake, plan: Plan, head: Snapshot, record: CommitRecord) -> None:
+    """Publishes the record's files on top of `head`, the newest snapshot of the first table.
 
-    Raises Conflict where another job came first: nothing is published then.
+    Raises Conflict where another job, or this one in another process, came first: nothing is
+    published then.
     """
-    name = save_commit(lake, plan.job_id, files)
-    first = next(iter(files))
+    if head.has(plan.job_id):
+        raise Conflict(f"{plan.job_id} is committed already")
+    save_commit(lake, plan.job_id, record)
+    first = next(iter(record.files))
     assert head.uri == first
-    head.commit(plan.job_id, files[first], {"commit": name, "night": plan.night})
-    complete(lake, plan.job_id, name)
+    metadata = {"commit": record.name, "night": plan.night}
+    head.commit(plan.job_id, record.files[first], metadata)
+    complete(plan.job_id, record)
 
 
-def complete(lake: Lake, job_id: str, name: str) -> None:
+def complete(job_id: str, record: CommitRecord) -> None:
     """Commits a job's files to every table that does not have them yet."""
-    files = load_commit(lake, job_id, name)
-    if files is None:
-        return
-    for uri, outputs in files.items():
-        retrying(lambda u=uri, o=outputs: _commit_one(u, job_id, o, name), uri)
+    for uri, outputs in record.files.items():
+        retrying(lambda u=uri, o=outputs: _commit_one(u, job_id, o, record.name), uri)
 
 
 def _commit_one(uri: str, job_id: str, outputs: list[Output], name: str) -> None:
@@ -118,14 +120,19 @@ def append_rows(table: Table, job_id: str, rows: list[dict[str, Any]]) -> None:
     retrying(action, table.uri)
 
 
-def recorded_counts(lake: Lake, job_id: str) -> dict[str, Any] | None:
-    """The counts of a finished job, from its row in `catalog/runs`."""
+def told_of(lake: Lake, plan: Plan, first_table: Table) -> tuple[dict[str, Any], float]:
+    """Counts and seconds of a job whose tables are published, by another process or before a
+    crash: from its row in `catalog/runs`, else from its commit record."""
     runs = open_snapshot(lake.catalog(RUNS.name))
-    if runs is None or not runs.has(job_id):
-        return None
-    rows = runs.read(["job_id", "counts"])
-    assert rows is not None
-    return next(json.loads(r["counts"]) for r in rows.to_pylist() if r["job_id"] == job_id)
+    if runs is not None and runs.has(plan.job_id):
+        rows = runs.read(["job_id", "counts", "seconds"])
+        assert rows is not None
+        row = next(row for row in rows.to_pylist() if row["job_id"] == plan.job_id)
+        return json.loads(row["counts"]), row["seconds"]
+    head = first_table.snapshot()
+    assert head is not None
+    record = load_commit(lake, plan.job_id, head.commit_of(plan.job_id).get("commit", ""))
+    return (record.counts, record.seconds) if record is not None else ({}, 0.0)
 
 
 def record_run(

@@ -201,12 +201,15 @@ def neighbours(
 
 
 def _row_of(ids: pa.ChunkedArray, image_id: str) -> int:
-    matches = pc.indices_nonzero(pc.starts_with(ids, image_id))  # type: ignore[attr-defined]
-    if len(matches) == 1:
-        return matches[0].as_py()
-    if len(matches) == 0:
+    matches = pc.indices_nonzero(pc.starts_with(ids, image_id)).to_pylist()  # type: ignore[attr-defined]
+    found = {ids[row].as_py() for row in matches}
+    if not found:
         raise InputError(f"no embedded image has an id that starts with {image_id!r}")
-    raise InputError(f"{len(matches)} images have an id that starts with {image_id!r}; add digits")
+    if len(found) > 1:
+        raise InputError(
+            f"{len(found)} images have an id that starts with {image_id!r}; add digits"
+        )
+    return matches[0]  # in several datasets, perhaps, with one and the same embedding
 
 
 def _distances(matrix_ND: np.ndarray, query: int, metric: str) -> np.ndarray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from jobs.lake import Lake
 from jobs.storage import (
@@ -65,21 +66,41 @@ def load_completions(lake: Lake, job_id: str, units: Sequence[Unit]) -> dict[str
     }
 
 
-def save_commit(lake: Lake, job_id: str, files: dict[str, list[Output]]) -> str:
-    """Saves which files go into which table URI; returns the record's name."""
-    body = {uri: [dataclasses.asdict(o) for o in outputs] for uri, outputs in files.items()}
-    name = f"commit-{digest(body)}"
-    create_or_keep(join(lake.units(job_id), f"{name}.json"), json.dumps(body).encode())
-    return name
+@dataclasses.dataclass(frozen=True)
+class CommitRecord:
+    """Which files go into which table URI, in commit order, and what the job counted."""
+
+    files: dict[str, list[Output]]
+    counts: dict[str, Any]
+    seconds: float
+
+    @property
+    def name(self) -> str:
+        files = {uri: [o.path for o in outputs] for uri, outputs in self.files.items()}
+        return f"commit-{digest(files)}"
 
 
-def load_commit(lake: Lake, job_id: str, name: str) -> dict[str, list[Output]] | None:
-    """None where the job has been cleared: then all its tables were committed."""
+def save_commit(lake: Lake, job_id: str, record: CommitRecord) -> None:
+    body = json.dumps(dataclasses.asdict(record)).encode()
+    create_or_keep(join(lake.units(job_id), f"{record.name}.json"), body)
+
+
+def load_commit(lake: Lake, job_id: str, name: str) -> CommitRecord | None:
+    """None where the job has been cleared, which happens after its row in `catalog/runs`."""
     data = read_if_there(join(lake.units(job_id), f"{name}.json"))
     if data is None:
         return None
-    return {uri: [Output(**o) for o in outputs] for uri, outputs in json.loads(data).items()}
+    body = json.loads(data)
+    files = {uri: [Output(**o) for o in outputs] for uri, outputs in body["files"].items()}
+    return CommitRecord(files, body["counts"], body["seconds"])
 
 
 def clear(lake: Lake, job_id: str) -> None:
+    """Removes all that a finished job kept."""
     delete_tree(lake.units(job_id))
+
+
+def drop(lake: Lake, job_id: str) -> None:
+    """Gives up a plan. Its commit records stay: another process may be committing it now."""
+    delete_tree(join(lake.units(job_id), "plan.json"))
+    delete_tree(join(lake.units(job_id), "completions"))

@@ -98,6 +98,14 @@ def passthrough_of(schema: pa.Schema) -> pa.Schema:
     return pa.schema([field for field in schema if field.name not in own])
 
 
+_TIME = pa.timestamp("us", "UTC")
+
+
+def type_named(name: str) -> pa.DataType:
+    """The Arrow type whose `str` is `name`, of those that passthrough columns have."""
+    return _TIME if name == str(_TIME) else pa.type_for_alias(name)
+
+
 SOURCES = TableSpec(
     "sources",
     pa.schema(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.schema import TableSpec
-from jobs.storage import create, join, open_input
+from jobs.storage import attempt, create, join, open_input
 from jobs.units import Output
 
 ROW_GROUP_ROWS = 8192
@@ -99,24 +98,10 @@ def _statistics(spec: TableSpec, rows: pa.Table) -> dict[str, Any]:
 
 def read_shard(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
     """A shard's rows; partition columns are not inside the file."""
-    with open_input(uri) as file:
-        return pq.ParquetFile(file).read(columns=list(columns) if columns is not None else None)
+    wanted = list(columns) if columns is not None else None
 
+    def action() -> pa.Table:
+        with open_input(uri) as file:
+            return pq.ParquetFile(file).read(columns=wanted)
 
-def shard_metadata(uri: str) -> dict[str, Any]:
-    """The key-value metadata of a shard, JSON values parsed."""
-    with open_input(uri) as file:
-        raw = pq.ParquetFile(file).metadata.metadata or {}
-    prefix = b"latentlake."
-    return {
-        key.removeprefix(prefix).decode(): _parsed(value.decode())
-        for key, value in raw.items()
-        if key.startswith(prefix)
-    }
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
+    return attempt(action, uri, "read")

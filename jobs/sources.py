@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.errors import InputError
+from jobs.errors import InputError, LatentlakeError
 from jobs.schema import images_spec
-from jobs.storage import attempt, filesystem, local_path, open_input, resolve_uri
+from jobs.storage import attempt, explain, filesystem, local_path, open_input, resolve_uri
 
 IMAGE_COLUMNS = ("image", "img", "bytes", "image_bytes", "jpg", "png", "data")
 BATCH_ROWS = 512
+
+log = logging.getLogger("latentlake")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,15 +100,18 @@ def current_etag(uri: str) -> str | None:
 
 def read_shape(uri: str, image_column: str | None) -> SourceShape:
     """Raises InputError where the file is no Parquet or has no image column."""
-    with open_input(uri) as file:
-        try:
-            parquet = pq.ParquetFile(file)
-            schema, rows = parquet.schema_arrow, parquet.metadata.num_rows
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{uri} is not a readable Parquet file: {error}") from error
+
+    def action() -> tuple[pa.Schema, int]:
+        with open_input(uri) as file:
+            try:
+                parquet = pq.ParquetFile(file)
+            except pa.ArrowInvalid as error:
+                raise InputError(f"{uri} is not a readable Parquet file: {error}") from error
+            return parquet.schema_arrow, parquet.metadata.num_rows
+
+    schema, rows = attempt(action, uri, "read")
     column = _image_column(schema, image_column, uri)
-    passthrough = pa.schema([f.remove_metadata() for f in schema if _passes(f, column)])
-    return SourceShape(rows, column, passthrough)
+    return SourceShape(rows, column, _passthrough(schema, column, uri))
 
 
 def _image_column(schema: pa.Schema, wanted: str | None, uri: str) -> str:
@@ -136,22 +142,47 @@ def _is_binary(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
-# Types that Delta and every reader of ours share; others would need a cast of their own.
-_PLAIN = (
-    pa.types.is_string,
-    pa.types.is_boolean,
-    pa.types.is_float32,
-    pa.types.is_float64,
-    pa.types.is_signed_integer,
-    pa.types.is_date32,
-)
+def plain_type(kind: pa.DataType) -> pa.DataType | None:
+    """The type that a passthrough column is kept in: one that Delta and every reader share.
+
+    None where there is none: nested values, and times without a zone.
+    """
+    if pa.types.is_dictionary(kind):
+        return plain_type(kind.value_type)
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_unsigned_integer(kind):
+        return None if pa.types.is_uint64(kind) else pa.int64()
+    if pa.types.is_float16(kind):
+        return pa.float32()
+    if pa.types.is_timestamp(kind):
+        return pa.timestamp("us", "UTC") if kind.tz is not None else None
+    kept = (
+        pa.types.is_boolean,
+        pa.types.is_floating,
+        pa.types.is_signed_integer,
+        pa.types.is_date32,
+    )
+    return kind if any(is_kind(kind) for is_kind in kept) else None
+
+
 RESERVED = frozenset((*images_spec((1, 1, 1), pa.schema([])).schema.names, "dataset", "model"))
 
 
-def _passes(field: pa.Field, image_column: str) -> bool:
-    if field.name == image_column or field.name in RESERVED:
-        return False
-    return any(is_kind(field.type) for is_kind in _PLAIN)
+def _passthrough(schema: pa.Schema, image_column: str, uri: str) -> pa.Schema:
+    """The columns that go along with the images; those that cannot are named in the log."""
+    kept, left = [], []
+    for field in schema:
+        if field.name == image_column:
+            continue
+        kind = None if field.name in RESERVED else plain_type(field.type)
+        if kind is None:
+            left.append(f"{field.name}: {field.type}")
+        else:
+            kept.append(pa.field(field.name, kind))
+    if left:
+        log.info("%s: columns not passed through: %s", uri, ", ".join(left))
+    return pa.schema(kept)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +197,25 @@ class SourceBatch:
 def read_rows(
     uri: str, start: int, stop: int, image_column: str, passthrough: list[str]
 ) -> Iterator[SourceBatch]:
-    """Rows [start, stop) of a file in batches, without passthrough columns that it lacks."""
+    """Rows [start, stop) of a file in batches, without passthrough columns that it lacks.
+
+    Raises InputError where the file is damaged, StorageError where it could not be read; what
+    was yielded before is then to be thrown away.
+    """
+    try:
+        yield from _rows(uri, start, stop, image_column, passthrough)
+    except LatentlakeError:
+        raise
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{uri} is damaged: {error}") from error
+    except Exception as error:
+        # Whatever the storage client raises in the middle of a file.
+        raise explain(error, uri, "read") from error
+
+
+def _rows(
+    uri: str, start: int, stop: int, image_column: str, passthrough: list[str]
+) -> Iterator[SourceBatch]:
     with open_input(uri) as file:
         parquet = pq.ParquetFile(file)
         present = [name for name in passthrough if name in parquet.schema_arrow.names]

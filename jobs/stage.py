@@ -18,7 +18,7 @@ from jobs.corrections import correction_unit, latest_completions
 from jobs.errors import InputError, JobError
 from jobs.job import Job
 from jobs.lake import Lake, valid_name
-from jobs.schema import PREPROCESSING, QUARANTINE, SOURCES, images_spec, passthrough_of
+from jobs.schema import PREPROCESSING, QUARANTINE, SOURCES, images_spec, passthrough_of, type_named
 from jobs.shards import read_shard
 from jobs.sources import SourceFile, SourceShape, current_etag, list_source, read_shape
 from jobs.storage import join
@@ -33,7 +33,7 @@ FOOTER_THREADS = 16
 def stage_tables(lake: Lake, dataset: str, settings: dict[str, Any]) -> list[Table]:
     """In commit order; settings are those of the plan."""
     passthrough = pa.schema(
-        [pa.field(name, pa.type_for_alias(kind)) for name, kind in settings["passthrough"]]
+        [pa.field(name, type_named(kind)) for name, kind in settings["passthrough"]]
     )
     images = images_spec(tuple(settings["image_shape"]), passthrough)
     return [Table(lake.dataset(dataset, spec.name), spec) for spec in (QUARANTINE, SOURCES, images)]
@@ -70,7 +70,7 @@ class StageJob(Job):
             shapes = list(pool.map(lambda f: read_shape(f.uri, self.settings.image_column), new))
         if images is None and sum(shape.rows for shape in shapes) == 0:
             raise InputError(f"the source {self.settings.source} is empty: no file has a row")
-        passthrough = _passthrough(images, shapes)
+        passthrough = _passthrough(images, new, shapes)
         fingerprint = self._fingerprint()
         return Plan(
             job=self.name,
@@ -180,12 +180,25 @@ def _known_files(sources: Snapshot | None) -> set[tuple[str, str]]:
     return set(zip(distinct["source_uri"].to_pylist(), distinct["etag"].to_pylist(), strict=True))
 
 
-def _passthrough(images: Snapshot | None, shapes: list[SourceShape]) -> list[list[str]]:
-    """Name and type of each passthrough column: the table's, or those of the first file."""
+def _passthrough(
+    images: Snapshot | None, files: list[SourceFile], shapes: list[SourceShape]
+) -> list[list[str]]:
+    """Name and type of each passthrough column: the table's, or those of the first file.
+
+    Raises InputError where a file has such a column in another type.
+    """
     if images is not None:
         schema = passthrough_of(images.schema)
     else:
         schema = shapes[0].passthrough if shapes else pa.schema([])
+    for file, shape in zip(files, shapes, strict=True):
+        for field in shape.passthrough:
+            at = schema.get_field_index(field.name)
+            if at >= 0 and schema.field(at).type != field.type:
+                raise InputError(
+                    f"{file.uri}: column {field.name!r} is {field.type}, in the dataset it is "
+                    f"{schema.field(at).type}; write one type, or stage into another dataset"
+                )
     return [[field.name, str(field.type)] for field in schema]
 
 

@@ -176,7 +176,10 @@ class _Rows:
         """The declared columns; one that this file does not have is null."""
         schema = passthrough_of(self.worker.images.spec.schema)
         columns = [
-            batch.passthrough[field.name].cast(field.type)
+            # Delta keeps microseconds; finer times are cut.
+            batch.passthrough[field.name].cast(
+                field.type, safe=not pa.types.is_timestamp(field.type)
+            )
             if field.name in batch.passthrough.column_names
             else pa.nulls(len(batch.data), field.type)
             for field in schema

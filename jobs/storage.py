@@ -84,8 +84,9 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     path = local_path(uri)
     if path is not None:
         return _filesystem("file", os.getpid()), str(path)
-    split = urlsplit(uri)
-    return _filesystem(split.scheme, os.getpid()), f"{split.netloc}{split.path}"
+    # By hand: in a key, '?' and '#' are characters like any other.
+    scheme, _, path_in_store = uri.partition("://")
+    return _filesystem(scheme, os.getpid()), path_in_store
 
 
 @functools.cache
@@ -172,6 +173,12 @@ def explain(error: BaseException, uri: str, verb: str) -> LatentlakeError:
     endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
     where = f" (endpoint {endpoint})" if endpoint and local_path(uri) is None else ""
     return StorageError(f"cannot {verb} {uri}{where}: {reason}")
+
+
+def _raise_if_no_bucket(error: OSError) -> None:
+    """An object that is not there is an answer; a bucket that is not there is a mistake."""
+    if any(word in str(error).lower() for word in NO_BUCKET):
+        raise error
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -273,7 +280,8 @@ def read_if_there(uri: str) -> bytes | None:
     def action() -> bytes | None:
         try:
             return cast(bytes, fs.cat_file(path))
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            _raise_if_no_bucket(error)
             return None
 
     return attempt(action, uri, "read")
@@ -291,7 +299,8 @@ def list_folder(uri: str) -> list[dict[str, Any]]:
     def action() -> list[dict[str, Any]]:
         try:
             entries = fs.ls(path, detail=True)
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError) as error:
+            _raise_if_no_bucket(error)
             return []
         # A folder's own marker object is not one of its entries.
         return [e for e in entries if e["name"].rstrip("/") != path.rstrip("/")]
@@ -321,10 +330,10 @@ def delete_tree(uri: str) -> None:
 
 @contextlib.contextmanager
 def open_input(uri: str) -> Iterator[BinaryIO]:
-    """A seekable file for readers such as pyarrow's; reads in blocks, not the whole object."""
+    """A seekable file for readers such as pyarrow's; reads in blocks, not the whole object.
+
+    Faults come out as the client raises them: wrap what is done with it in `attempt`.
+    """
     fs, path = filesystem(uri)
-    file = attempt(lambda: fs.open(path, "rb"), uri, "read")
-    try:
+    with fs.open(path, "rb") as file:
         yield file  # type: ignore[misc]
-    finally:
-        file.close()

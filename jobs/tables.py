@@ -7,6 +7,7 @@ published twice.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -53,15 +54,17 @@ class Table:
         return found
 
     def _create(self) -> None:
-        DeltaTable.create(
-            self.uri,
-            Schema.from_arrow(_delta_schema(self.spec)),
-            mode="ignore",
-            partition_by=list(self.spec.partition_by),
-            name=self.spec.name,
-            configuration={"delta.enableExpiredLogCleanup": "false"},
-            storage_options=delta_options(self.uri),
-        )
+        # Of several that create it at once, one does and the others find it there.
+        with contextlib.suppress(CommitFailedError):
+            DeltaTable.create(
+                self.uri,
+                Schema.from_arrow(_delta_schema(self.spec)),
+                mode="ignore",
+                partition_by=list(self.spec.partition_by),
+                name=self.spec.name,
+                configuration={"delta.enableExpiredLogCleanup": "false"},
+                storage_options=delta_options(self.uri),
+            )
 
     def _require_same_schema(self, found: Snapshot) -> None:
         ours = {f.name: f for f in _delta_schema(self.spec)}
@@ -117,11 +120,15 @@ class Snapshot:
         entries = attempt(lambda: self.handle.history(1), self.uri, "read")
         return max(entries, key=lambda entry: entry["version"])
 
-    def version_of(self, job_id: str) -> int:
-        """The version that the job published; this one where it is too long ago to tell."""
+    def commit_of(self, job_id: str) -> dict[str, Any]:
+        """The metadata of the job's commit; that of the newest where it is too long ago to tell."""
+        assert self.has(job_id), f"{job_id} has not committed to {self.uri}"
         entries = attempt(lambda: self.handle.history(100), self.uri, "read")
-        versions = [entry["version"] for entry in entries if entry.get("job_id") == job_id]
-        return max(versions, default=self.version)
+        return next((e for e in entries if e.get("job_id") == job_id), entries[0])
+
+    def version_of(self, job_id: str) -> int:
+        """The version that the job published."""
+        return self.commit_of(job_id)["version"]
 
     def _files(self, partition: dict[str, str] | None) -> list[dict[str, Any]]:
         actions = pa.table(self.handle.get_add_actions(flatten=True)).to_pylist()

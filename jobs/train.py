@@ -52,6 +52,7 @@ class TrainJob(Job):
 
     name = "train"
     rows_counted = "images_seen"
+    one_a_call = True
 
     def __init__(
         self, lake: Lake, settings: TrainSettings, night: str, ray_settings: RaySettings
@@ -92,14 +93,20 @@ class TrainJob(Job):
             return []
         if not done:
             _require_splits(images, settings.dataset)
-        inputs = {"version": version, "alias": settings.alias, "promote": settings.promote}
+        inputs = {
+            "version": version,
+            "alias": settings.alias,
+            "promote": settings.promote,
+            # Moving an alias there and back again is another job each time.
+            "moves": catalog.alias_moves(self.lake, self.target, settings.alias),
+        }
         return [Unit.of(version, inputs)]
 
     def claims(self, plan: Plan) -> bool:
         theirs = TrainSettings.model_validate(plan.settings)
-        return (
-            theirs.dataset == self.settings.dataset
-            and theirs.fingerprint_of() == self.settings.fingerprint_of()
+        named = ("dataset", "alias", "promote")
+        return all(getattr(theirs, n) == getattr(self.settings, n) for n in named) and (
+            theirs.fingerprint_of() == self.settings.fingerprint_of()
         )
 
     def is_current(self, plan: Plan) -> bool:

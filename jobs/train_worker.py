@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from jobs import bundle as bundles
 from jobs import checkpoints
 from jobs.bundle import Bundle, make_scorer
+from jobs.bundle_about import compute_fingerprint
 from jobs.checkpoints import Checkpoint
 from jobs.config import TrainSettings
 from jobs.errors import JobError
@@ -242,7 +243,7 @@ class Training:
                 "batch_size": settings.score_batch,
                 "samples": settings.score_samples,
                 "seed": settings.seed,
-                "compute_fingerprint": bundles.compute_fingerprint(settings.score_batch),
+                "compute_fingerprint": compute_fingerprint(settings.score_batch),
             },
             "decision_score": settings.decision_score,
             "data": {

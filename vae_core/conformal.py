@@ -6,8 +6,6 @@ al. 2023, "Testing for outliers with conformal p-values".
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 
@@ -27,8 +25,3 @@ def p_values(
     else:
         values = (1.0 + above_N) / (len(calibration_M) + 1.0)
     return np.where(np.isnan(scores_N), np.nan, values)
-
-
-def fewest_flaggable(batch: int, calibration: int, alpha: float) -> int:
-    """The fewest images of a batch that Benjamini–Hochberg can flag: ⌈m / ((n + 1)·α)⌉."""
-    return math.ceil(batch / ((calibration + 1) * alpha))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from vae_core.config import LikelihoodConfig
 from vae_core.gaussian import LOG_2PI, at_least_float32, soft_bound
 
 
-class Likelihood(Protocol):
+class Likelihood(nn.Module, abc.ABC):
     """A likelihood over images in [0, 1]. `params` is what the decoder (and σ) gave.
 
     discrete: whether log_prob is a probability mass, so that bits per dimension mean something.
@@ -22,28 +22,28 @@ class Likelihood(Protocol):
 
     discrete: bool
 
+    @abc.abstractmethod
     def target(self, x_NCHW: Tensor) -> Tensor:
         """The image as this likelihood sees it (binarised, say); the encoder sees it too."""
-        ...
 
+    @abc.abstractmethod
     def scale(self) -> Tensor:
         """log σ, a scalar; zero where there is none. Returned by the model's forward for DDP."""
-        ...
 
+    @abc.abstractmethod
     def log_prob(self, params_NCHW: Tensor, log_sigma: Tensor, target_NCHW: Tensor) -> Tensor:
         """log p(target | z) in nats, summed over pixels, shape (N,)."""
-        ...
 
+    @abc.abstractmethod
     def mean(self, params_NCHW: Tensor) -> Tensor:
         """E[x | z], shape (N, C, H, W)."""
-        ...
 
 
 def _sum_pixels(values_NCHW: Tensor) -> Tensor:
     return values_NCHW.flatten(1).sum(1)
 
 
-class Bernoulli(nn.Module):
+class Bernoulli(Likelihood):
     """Binarised pixels; params are logits. Kingma & Welling 2014, appendix C.1."""
 
     discrete = True
@@ -68,7 +68,7 @@ class Bernoulli(nn.Module):
         return torch.sigmoid(at_least_float32(params_NCHW))
 
 
-class Gaussian(nn.Module):
+class Gaussian(Likelihood):
     """N(x; params, σ²) with one σ for all pixels. Kingma & Welling 2014, appendix C.2.
 
     σ is a parameter of the model (Rybkin et al. 2021, σ-VAE), or fixed by the config.
@@ -99,7 +99,7 @@ class Gaussian(nn.Module):
         return at_least_float32(params_NCHW)
 
 
-LIKELIHOODS: dict[str, Callable[[LikelihoodConfig], Bernoulli | Gaussian]] = {
+LIKELIHOODS: dict[str, Callable[[LikelihoodConfig], Likelihood]] = {
     "bernoulli": Bernoulli,
     "gaussian": Gaussian,
 }

@@ -104,6 +104,70 @@ def test_reconstructions_are_pngs_in_a_table_of_their_own(trained: Lake) -> None
     assert (image.size, image.mode) == ((28, 28), "L")
 
 
+def test_reconstructions_can_be_asked_for_later(trained: Lake) -> None:
+    job.run(InlineEmbed(trained))
+    before = embedded(trained)
+    report = job.run(InlineEmbed(trained, night="2026-01-02", reconstructions=True))
+    assert (report.counts["embedded"], report.counts["reconstructed"]) == (0, 600)
+    assert embedded(trained).equals(before)
+    assert len(query.sql(trained, "SELECT DISTINCT image_id FROM reconstructions")) == 600
+    assert job.run(InlineEmbed(trained, night="2026-01-03", reconstructions=True)).units == 0
+
+
+def test_an_image_that_was_trained_on_has_no_p_value_in_any_dataset(
+    trained: Lake, trained_source: Path
+) -> None:
+    copy = InlineStage(trained, trained_source)
+    copy.target = "copy"
+    job.run(copy)
+    embed = InlineEmbed(trained)
+    embed.settings = embed.settings.model_copy(update={"dataset": "copy"})
+    job.run(embed)
+    rows = query.sql(
+        trained,
+        """SELECT i.split, count(*) AS n, count(e.p_value) AS p FROM embeddings e
+           JOIN images i USING (image_id, dataset) WHERE dataset = 'copy' GROUP BY ALL""",
+    ).to_pylist()
+    assert {row["split"]: row["p"] for row in rows if row["split"] in ("train", "validation")} == {
+        "train": 0,
+        "validation": 0,
+    }
+    assert all(row["p"] == row["n"] for row in rows if row["split"] in ("calibration", "test"))
+    # The same image in two datasets can still be asked for by its whole id.
+    job.run(InlineEmbed(trained))
+    image_id = rows and query.sql(trained, "SELECT min(image_id) AS i FROM images")["i"][0].as_py()
+    assert len(query.neighbours(trained, "m", image_id, k=3)) == 3
+
+
+def test_a_killed_embed_of_one_dataset_is_left_alone_by_another(
+    trained: Lake, trained_source: Path, monkeypatch
+) -> None:
+    from jobs import publish, records
+
+    copy = InlineStage(trained, trained_source)
+    copy.target = "copy"
+    job.run(copy)
+    monkeypatch.setattr(publish, "commit", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        job.run(InlineEmbed(trained))
+    monkeypatch.undo()
+    other = InlineEmbed(trained)
+    other.settings = other.settings.model_copy(update={"dataset": "copy"})
+    job.run(other)
+    assert len(records.unfinished_plans(trained, "embed", "m")) == 1
+    again = InlineEmbed(trained)
+    job.run(again)
+    assert again.executed == []  # its units were kept
+    assert len(embedded(trained)) == 1200
+
+
+def test_another_batch_shape_than_the_calibrations_is_said(trained: Lake, caplog) -> None:
+    InlineEmbed(trained).plan()
+    assert "bit for bit" not in caplog.text
+    InlineEmbed(trained, batch_size=50).plan()
+    assert "agree to about 1e-5, not bit for bit" in caplog.text
+
+
 def test_a_crash_between_the_two_tables_is_completed(trained: Lake, monkeypatch) -> None:
     from jobs.tables import Snapshot
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import job, publish, query, records
-from jobs.errors import InputError, JobError
+from jobs.errors import InputError, JobError, StorageError
 from jobs.lake import Lake
 from jobs.tables import Conflict, open_snapshot
 from tests.helpers import image_bytes, labels, write_source
@@ -140,6 +141,9 @@ def test_a_crash_between_commits_is_completed_by_the_next_run(
     job.run(again)
     assert len(again.executed) == 1  # the new file's unit; the others were done
     assert images(lake) == expected(range(350))
+    runs = query.sql(lake, "SELECT night, counts, seconds FROM runs ORDER BY night").to_pylist()
+    assert [json.loads(run["counts"])["staged"] for run in runs] == [300, 50]
+    assert all(json.loads(run["counts"])["unit_seconds"] > 0 for run in runs)
     counts = query.sql(lake, "SELECT fate, count(*) AS n FROM sources GROUP BY ALL").to_pylist()
     assert counts == [{"fate": "staged", "n": 350}]
 
@@ -256,6 +260,61 @@ def test_a_file_replaced_while_it_is_read_is_noticed(lake, source, monkeypatch) 
     monkeypatch.undo()
     job.run(InlineStage(lake, source.parent))
     assert images(lake) == expected(range(500, 800))
+
+
+def test_a_rival_that_drops_the_plan_in_mid_commit_costs_no_row(lake, source, monkeypatch) -> None:
+    """The plan is given up by another process right after the first table's commit."""
+    from jobs.tables import Snapshot
+
+    real = Snapshot.commit
+
+    def commit(self, job_id, outputs, metadata):
+        version = real(self, job_id, outputs, metadata)
+        if self.uri.endswith("quarantine"):
+            records.drop(lake, job_id)
+        return version
+
+    monkeypatch.setattr(Snapshot, "commit", commit)
+    job.run(InlineStage(lake, source.parent))
+    assert images(lake) == expected(range(300))
+
+
+def test_a_column_of_another_type_is_refused_with_file_and_column(lake, tmp_path) -> None:
+    write_source(tmp_path / "s" / "a.parquet", range(10))
+    kind = pa.struct([("bytes", pa.binary())])
+    rows = pa.array([{"bytes": data} for data in image_bytes(range(10, 20))], kind)
+    other = pa.table({"image": rows, "label": ["x"] * 10})
+    pq.write_table(other, tmp_path / "s" / "b.parquet")
+    with pytest.raises(InputError, match=r"b\.parquet: column 'label' is string.*int64"):
+        job.run(InlineStage(lake, tmp_path / "s"))
+
+
+def test_columns_are_kept_in_types_that_every_reader_has(lake, tmp_path, caplog) -> None:
+    columns = {
+        "image": pa.array(image_bytes(range(3))),
+        "kind": pa.array(["a", "b", "a"]).dictionary_encode(),
+        "text": pa.array(["x", "y", "z"], pa.large_string()),
+        "count": pa.array([1, 2, 3], pa.uint16()),
+        "taken": pa.array([1, 2, 3], pa.timestamp("ns", "UTC")),
+        "box": pa.array([[1], [2], [3]]),
+    }
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table(columns), path)
+    with caplog.at_level("INFO", "latentlake"):
+        job.run(InlineStage(lake, path))
+    rows = query.sql(
+        lake, "SELECT kind, text, count, epoch_us(taken) AS us FROM images ORDER BY source_row"
+    ).to_pylist()
+    assert rows[1] == {"kind": "b", "text": "y", "count": 2, "us": 0}
+    assert "columns not passed through: box" in caplog.text
+
+
+def test_a_damaged_page_names_its_file(lake, source) -> None:
+    data = bytearray(source.read_bytes())
+    data[2000:2400] = b"\xff" * 400
+    source.write_bytes(bytes(data))
+    with pytest.raises((InputError, StorageError), match=r"a\.parquet"):
+        job.run(InlineStage(lake, source.parent))
 
 
 def test_endless_conflicts_end(lake, source, monkeypatch) -> None:

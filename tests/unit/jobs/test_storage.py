@@ -76,6 +76,11 @@ def test_what_is_not_there(tmp_path: Path) -> None:
         read(uri)
 
 
+def test_marks_in_an_s3_key_are_characters() -> None:
+    assert storage.filesystem("s3://b/img-?.parquet")[1] == "b/img-?.parquet"
+    assert storage.filesystem("s3://b/a#1.parquet")[1] == "b/a#1.parquet"
+
+
 def test_a_lake_that_cannot_be_written_is_said_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match="access denied"):

@@ -79,6 +79,25 @@ def test_rows_of_many_writers_land_once_each(table: Table) -> None:
     assert sorted(rows["sequence"].to_pylist()) == list(range(8))
 
 
+def test_a_table_that_several_create_at_once_is_there_for_all(tmp_path: Path) -> None:
+    errors: list[BaseException] = []
+
+    def create(uri: str) -> None:
+        try:
+            assert Table(uri, ALIASES).ensure().partition_rows({}) == 0
+        except BaseException as error:  # noqa: BLE001 - told below
+            errors.append(error)
+
+    for i in range(5):
+        uri = (tmp_path / f"t{i}").as_uri()
+        threads = [threading.Thread(target=create, args=(uri,)) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert errors == []
+
+
 def test_staged_pixels_are_fixed_size_in_the_file_and_binary_in_the_table(tmp_path) -> None:
     spec = images_spec((2, 3, 1), pa.schema([pa.field("label", pa.int64())]))
     table = Table((tmp_path / "images").as_uri(), spec)

@@ -67,6 +67,46 @@ def test_a_rerun_trains_nothing_and_another_config_is_another_version(trained: L
     assert catalog.aliases(trained, "m") == {"champion": report.counts["version"]}
 
 
+def test_an_alias_moves_there_and_back_again_on_one_night(trained: Lake) -> None:
+    first = catalog.aliases(trained, "m")["champion"]
+    second = job.run(InlineTrain(trained, seed=1, promote=True)).counts["version"]
+    for seed, version in ((0, first), (1, second), (0, first)):
+        job.run(InlineTrain(trained, seed=seed, promote=True))
+        assert catalog.aliases(trained, "m") == {"champion": version}
+
+
+def test_a_killed_training_is_no_business_of_another_dataset(
+    staged: Lake, trained_source: Path, monkeypatch
+) -> None:
+    other = InlineStage(staged, trained_source)
+    other.target = "e"
+    job.run(other)
+    monkeypatch.setattr(InlineTrain, "fit", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        job.run(InlineTrain(staged, dataset="e"))
+    monkeypatch.undo()
+    mine = InlineTrain(staged)
+    job.run(mine)
+    assert len(mine.executed) == 1
+    champion = catalog.aliases(staged, "m")["champion"]
+    assert read_about(staged, "m", champion)["data"]["dataset"] == "d"
+
+
+def test_a_resumed_training_is_not_followed_by_one_on_newer_images(
+    staged: Lake, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(InlineTrain, "fit", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        job.run(InlineTrain(staged))
+    monkeypatch.undo()
+    write_source(tmp_path / "more" / "b.parquet", range(600, 650))
+    job.run(InlineStage(staged, tmp_path / "more", night="2026-01-02"))
+    again = InlineTrain(staged, night="2026-01-02")
+    job.run(again)
+    assert len(again.executed) == 1
+    assert len(catalog.bundle_versions(staged, "m")) == 1
+
+
 def test_worker_counts_and_names_are_no_part_of_the_version(trained: Lake) -> None:
     plan = InlineTrain(trained).plan().fingerprint
     assert InlineTrain(trained, workers=7).plan().fingerprint == plan

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import subprocess
+import time
+
+import pytest
+
+from jobs import cluster
+from jobs.config import RaySettings
+from jobs.errors import InputError
+
+
+def test_an_autoscaling_cluster_is_asked_for_cpus_and_waited_for(monkeypatch) -> None:
+    """The cluster has one CPU until somebody asks it for more."""
+    asked: list[int] = []
+    cpus = {"now": 1.0}
+
+    def request(num_cpus: int) -> None:
+        asked.append(num_cpus)
+        cpus["now"] = max(cpus["now"], num_cpus)
+
+    monkeypatch.setattr(cluster, "request_resources", request)
+    monkeypatch.setattr(cluster.ray, "available_resources", lambda: {"CPU": cpus["now"]})
+    monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"CPU": cpus["now"]})
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: True)
+    with pytest.raises(InputError, match=r"4 workers asked for.*1 CPUs, 1 of them free"):
+        cluster.ensure(RaySettings(), 4)
+    assert asked == []
+    assert cluster.ensure(RaySettings(autoscaling=True, resource_timeout_s=5), 4) == 4
+    assert asked == [4, 0]  # the request is taken back once it is met
+
+
+def test_an_autoscaling_cluster_that_does_not_grow_is_given_up(monkeypatch) -> None:
+    monkeypatch.setattr(cluster, "request_resources", lambda num_cpus: None)
+    monkeypatch.setattr(cluster.ray, "available_resources", lambda: {"CPU": 1.0})
+    monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"CPU": 1.0})
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: True)
+    started = time.monotonic()
+    with pytest.raises(InputError, match="4 workers asked for"):
+        cluster.ensure(RaySettings(autoscaling=True, resource_timeout_s=1), 4)
+    assert 1.0 <= time.monotonic() - started < 5.0
+
+
+def test_without_a_number_the_free_cpus_are_used(monkeypatch) -> None:
+    monkeypatch.setattr(cluster.ray, "available_resources", lambda: {"CPU": 3.0})
+    monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"CPU": 16.0})
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: True)
+    assert cluster.ensure(RaySettings(), None) == 3
+
+
+def test_folders_of_killed_processes_are_swept(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(cluster.tempfile, "gettempdir", lambda: "/tmp")
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    prefix = "ll-sweep-"
+    stale = cluster.Path(f"/tmp/{prefix}{gone.pid}-abc")
+    stale.mkdir()
+    mine = cluster.temporary_folder(prefix)
+    again = cluster.temporary_folder(prefix)
+    assert not stale.exists()
+    assert mine.exists()
+    assert again.exists()
+    assert len(str(mine)) < cluster.SOCKET_PATH_LIMIT
+    mine.rmdir()
+    again.rmdir()
