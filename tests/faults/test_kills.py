@@ -90,7 +90,7 @@ def paths_seen(lake: Path, process: subprocess.Popen[bytes], limit: int | None =
         if limit is not None and len(seen - before) >= limit:
             kill(process)
             break
-        time.sleep(0.002)
+        time.sleep(0.01)
     return len(seen - before)
 
 
