@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -23,12 +23,14 @@ from jobs.config import (
     valid_night,
 )
 from jobs.errors import InputError, LatentlakeError
+from vae_core.config import LikelihoodKind
 
 if TYPE_CHECKING:
     from jobs.job import Job
     from jobs.lake import Lake
 
 DEFAULT_LAKE = "./lake"
+LIKELIHOODS = get_args(LikelihoodKind)
 
 
 def _common(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -190,7 +192,7 @@ def _share(text: str) -> float:
 @click.option("--learning-rate", type=float, metavar="X", help="Peak learning rate.")
 @click.option("--latent-dim", type=int, metavar="D", help="Latent dimensions.")
 @click.option("--network", type=click.Choice(["mlp", "conv"]), help="Encoder and decoder.")
-@click.option("--likelihood", type=click.Choice(["bernoulli", "gaussian"]), help="Of pixels.")
+@click.option("--likelihood", type=click.Choice(LIKELIHOODS), help="Of pixels.")
 @click.option("--beta", type=float, metavar="X", help="Weight of the KL term.")
 @click.option("--seed", type=int, metavar="N", help="Of weights, order and noise.")
 @click.option("--images-version", type=int, metavar="V", help="Snapshot; the newest if none.")

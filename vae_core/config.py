@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 NetworkKind = Literal["mlp", "conv"]
-LikelihoodKind = Literal["bernoulli", "gaussian"]
+LikelihoodKind = Literal[
+    "bernoulli", "continuous_bernoulli", "categorical", "gaussian", "pixel_gaussian"
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +85,10 @@ class LikelihoodConfig(ConfigTree):
     """How the decoder explains pixels in [0, 1].
 
     bernoulli: pixels are binarised at `threshold` first, so the likelihood is a real one.
+    continuous_bernoulli: a density on [0, 1], with its normaliser.
+    categorical: one of the 256 values a pixel can have.
     gaussian: one σ for all pixels, learned with the weights, or fixed where `sigma` is given.
+    pixel_gaussian: a σ for each pixel, from the decoder.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}

@@ -24,13 +24,14 @@ def mlp_encoder(config: ModelConfig) -> nn.Module:
     return nn.Sequential(nn.Flatten(), *layers, nn.Linear(widths[-1], 2 * config.latent_dim))
 
 
-def mlp_decoder(config: ModelConfig) -> nn.Module:
-    """(N, D) → (N, C, H, W)."""
+def mlp_decoder(config: ModelConfig, params_per_value: int = 1) -> nn.Module:
+    """(N, D) → (N, C·params_per_value, H, W)."""
     height, width, channels = config.image_shape
     widths = list(config.network.widths)[::-1]
     layers = _mlp_layers([config.latent_dim, *widths])
-    last = nn.Linear(widths[-1], config.pixels)
-    return nn.Sequential(*layers, last, nn.Unflatten(1, (channels, height, width)))
+    last = nn.Linear(widths[-1], config.pixels * params_per_value)
+    shape = (channels * params_per_value, height, width)
+    return nn.Sequential(*layers, last, nn.Unflatten(1, shape))
 
 
 def halvings(config: ModelConfig) -> list[tuple[int, int]]:
@@ -56,8 +57,11 @@ def conv_encoder(config: ModelConfig) -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(hidden, 2 * config.latent_dim))
 
 
-def conv_decoder(config: ModelConfig) -> nn.Module:
-    """(N, D) → (N, C, H, W); mirrors the encoder's resolutions exactly, so any H and W do."""
+def conv_decoder(config: ModelConfig, params_per_value: int = 1) -> nn.Module:
+    """(N, D) → (N, C·params_per_value, H, W).
+
+    Mirrors the encoder's resolutions exactly, so any H and W do.
+    """
     sizes = halvings(config)[::-1]
     widths = list(config.network.widths)[::-1]
     (height, width), hidden = sizes[0], config.network.hidden
@@ -76,7 +80,8 @@ def conv_decoder(config: ModelConfig) -> nn.Module:
             nn.ConvTranspose2d(n_in, n_out, 3, stride=2, padding=1, output_padding=padding)
         )
         layers.append(nn.SiLU())
-    layers.append(nn.Conv2d(widths[-1], config.image_shape[2], 3, padding=1))
+    outputs_per_pixel = config.image_shape[2] * params_per_value
+    layers.append(nn.Conv2d(widths[-1], outputs_per_pixel, 3, padding=1))
     return nn.Sequential(*layers)
 
 
@@ -84,7 +89,7 @@ ENCODERS: dict[str, Callable[[ModelConfig], nn.Module]] = {
     "mlp": mlp_encoder,
     "conv": conv_encoder,
 }
-DECODERS: dict[str, Callable[[ModelConfig], nn.Module]] = {
+DECODERS: dict[str, Callable[[ModelConfig, int], nn.Module]] = {
     "mlp": mlp_decoder,
     "conv": conv_decoder,
 }

@@ -34,9 +34,9 @@ class VAE(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = ENCODERS[config.network.kind](config)
-        self.decoder = DECODERS[config.network.kind](config)
         self.likelihood = LIKELIHOODS[config.likelihood.kind](config.likelihood)
+        self.encoder = ENCODERS[config.network.kind](config)
+        self.decoder = DECODERS[config.network.kind](config, self.likelihood.params_per_value)
 
     def encode(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Posterior mean and log-variance, each (N, D). x in [0, 1]."""

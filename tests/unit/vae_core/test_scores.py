@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from vae_core.config import LikelihoodConfig, ModelConfig, NetworkConfig
+from vae_core.likelihoods import LIKELIHOODS
 from vae_core.moments import LatentMoments, LatentSums
 from vae_core.score_names import SCORES
 from vae_core.scores import Scorer, complexity_bits, patch_errors
@@ -41,7 +42,7 @@ def scorer(likelihood: str, batch_size: int = 16, samples: int = 3, kind: str = 
     )
 
 
-@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+@pytest.mark.parametrize("likelihood", list(LIKELIHOODS))
 @pytest.mark.parametrize("kind", ["mlp", "conv"])
 def test_an_image_scores_bit_for_bit_the_same_in_any_company(likelihood: str, kind: str) -> None:
     images, names, one = pixels(40), ids(40), scorer(likelihood, kind=kind)
@@ -67,13 +68,15 @@ def test_another_batch_size_changes_scores_by_less_than_1e_5() -> None:
 
 def test_what_a_family_does_not_have_is_none_and_every_name_is_there() -> None:
     density = scorer("gaussian").score(pixels(3), ids(3)).scores
-    mass = scorer("bernoulli").score(pixels(3), ids(3)).scores
-    assert list(density) == list(mass) == list(SCORES)
+    assert list(density) == list(SCORES)
     assert {name for name, v in density.items() if v is None} == {
         "bits_per_dim",
         "complexity_corrected",
     }
-    assert all(values is not None for values in mass.values())
+    for kind in ("bernoulli", "categorical"):
+        mass = scorer(kind).score(pixels(3), ids(3)).scores
+        assert list(mass) == list(SCORES)
+        assert all(values is not None for values in mass.values())
 
 
 def test_the_scores_are_what_their_names_say() -> None:

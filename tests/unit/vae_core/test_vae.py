@@ -7,6 +7,7 @@ import torch
 from torch.distributions import MultivariateNormal
 
 from vae_core.config import LikelihoodConfig, ModelConfig, NetworkConfig
+from vae_core.likelihoods import LIKELIHOODS
 from vae_core.vae import VAE, to_unit_range
 
 SHAPES = [(28, 28, 1), (17, 23, 3), (9, 8, 4), (8, 13, 2)]
@@ -23,13 +24,16 @@ def small(shape=(12, 12, 1), kind="conv", likelihood="gaussian", latent_dim=3) -
 
 @pytest.mark.parametrize(
     ("shape", "kind", "likelihood"),
-    list(itertools.product(SHAPES, ["mlp", "conv"], ["bernoulli", "gaussian"])),
+    list(itertools.product(SHAPES, ["mlp", "conv"], LIKELIHOODS)),
 )
 def test_any_size_goes_through_and_every_image_has_its_elbo(shape, kind, likelihood) -> None:
     model = VAE(small(shape, kind, likelihood))
     x = to_unit_range(torch.randint(0, 256, (5, *shape), dtype=torch.uint8))
     output = model(x, torch.randn(5, 3))
-    assert output.params_NCHW.shape == x.shape
+    height, width, channels = shape
+    per_value = model.likelihood.params_per_value
+    assert output.params_NCHW.shape == (5, channels * per_value, height, width)
+    assert model.reconstruct(x).shape == x.shape
     terms = model.terms(output, x)
     assert terms.recon_nll_N.shape == (5,)
     assert terms.kl_ND.shape == (5, 3)
