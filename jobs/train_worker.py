@@ -177,7 +177,8 @@ class Training:
 
     def _entry(self, sums: Tensor, seconds: float) -> dict[str, Any]:
         recon, kl, count = (float(value) for value in sums)
-        validation = _score_sums(self._scorer(), self.rank.share_of(self.validation))
+        share = self.rank.share_of(self.validation)
+        validation = _score_sums(self._scorer(len(share)), share)
         held = self.rank.sum(torch.tensor(validation, dtype=torch.float64))
         images = len(self.validation)
         return {
@@ -192,10 +193,11 @@ class Training:
             "seconds": seconds,
         }
 
-    def _scorer(self) -> Scorer:
+    def _scorer(self, images: int) -> Scorer:
+        # A mean over a split is no score that is compared to the last bit: no padding is needed.
         return Scorer(
             model=self.model,
-            batch_size=self.settings.score_batch,
+            batch_size=max(1, min(images, self.settings.score_batch)),
             samples=self.settings.score_samples,
             seed=self.settings.seed,
         )
