@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from flows.cli_query import query
+from flows.options import common, lake_of
 from jobs.config import (
     EmbedSettings,
     RaySettings,
@@ -27,24 +29,8 @@ from vae_core.config import LikelihoodKind
 
 if TYPE_CHECKING:
     from jobs.job import Job
-    from jobs.lake import Lake
 
-DEFAULT_LAKE = "./lake"
 LIKELIHOODS = get_args(LikelihoodKind)
-
-
-def _common(function: Callable[..., Any]) -> Callable[..., Any]:
-    function = click.option(
-        "--json", "as_json", is_flag=True, help="One JSON result on stdout; logs go to stderr."
-    )(function)
-    return click.option(
-        "--lake",
-        envvar="LATENTLAKE_LAKE",
-        default=DEFAULT_LAKE,
-        show_default=True,
-        metavar="URI",
-        help="Root of the lake: a folder or s3://BUCKET/PREFIX; also $LATENTLAKE_LAKE.",
-    )(function)
 
 
 def _job_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -63,14 +49,7 @@ def _job_options(function: Callable[..., Any]) -> Callable[..., Any]:
     ]
     for option in reversed(options):
         function = option(function)
-    return _common(function)
-
-
-def _lake(uri: str) -> Lake:
-    from jobs.lake import Lake
-    from jobs.storage import resolve_uri
-
-    return Lake(resolve_uri(uri))
+    return common(function)
 
 
 def _given(**values: Any) -> dict[str, Any]:
@@ -165,7 +144,7 @@ def stage(
     )
     from jobs.stage import StageJob
 
-    job = StageJob(_lake(options["lake"]), settings, _night(options), _ray_settings(options))
+    job = StageJob(lake_of(options["lake"]), settings, _night(options), _ray_settings(options))
     _run(job, options)
 
 
@@ -229,7 +208,7 @@ def train(
     settings = build(TrainSettings, values)
     from jobs.train import TrainJob
 
-    job = TrainJob(_lake(options["lake"]), settings, _night(options), _ray_settings(options))
+    job = TrainJob(lake_of(options["lake"]), settings, _night(options), _ray_settings(options))
     _run(job, options)
 
 
@@ -258,93 +237,15 @@ def embed(
     )
     from jobs.embed import EmbedJob
 
-    job = EmbedJob(_lake(options["lake"]), settings, _night(options), _ray_settings(options))
+    job = EmbedJob(lake_of(options["lake"]), settings, _night(options), _ray_settings(options))
     _run(job, options)
 
 
-@cli.group()
-def query() -> None:
-    """Ask the tables.
-
-    Example: latentlake query anomalies --model photos --top 10
-    """
-
-
-@query.command("anomalies")
-@click.option("--model", required=True, metavar="NAME[@VERSION|@ALIAS]", help="The bundle.")
-@click.option("--score", metavar="NAME", help="Score to rank by; the bundle's own if none.")
-@click.option("--top", type=click.IntRange(1), default=20, show_default=True, help="Rows.")
-@click.option("--night", metavar="DATE", help="Only images embedded on that night.")
-@click.option("--dataset", metavar="NAME", help="Only images of that dataset.")
-@_common
-def query_anomalies(
-    lake: str,
-    as_json: bool,
-    model: str,
-    score: str | None,
-    top: int,
-    night: str | None,
-    dataset: str | None,
-) -> None:
-    """The most anomalous images, worst first.
-
-    Example: latentlake query anomalies --model photos --score neg_elbo --top 10
-    """
-    from jobs import query as queries
-
-    _emit_rows(
-        queries.anomalies(_lake(lake), model, score=score, top=top, night=night, dataset=dataset),
-        as_json,
-    )
-
-
-@query.command("neighbours")
-@click.option("--model", required=True, metavar="NAME[@VERSION|@ALIAS]", help="The bundle.")
-@click.option("--image-id", required=True, metavar="ID", help="Or a unique beginning of it.")
-@click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="How many.")
-@click.option(
-    "--metric",
-    type=click.Choice(["cosine", "euclidean"]),
-    default="cosine",
-    show_default=True,
-    help="Distance between embeddings.",
-)
-@_common
-def query_neighbours(
-    lake: str, as_json: bool, model: str, image_id: str, k: int, metric: str
-) -> None:
-    """The images nearest to one by embedding.
-
-    Example: latentlake query neighbours --model photos --image-id 3f7a09 -k 5
-    """
-    from jobs import query as queries
-
-    _emit_rows(queries.neighbours(_lake(lake), model, image_id, k=k, metric=metric), as_json)
-
-
-@query.command("sql")
-@click.argument("statement")
-@_common
-def query_sql(lake: str, as_json: bool, statement: str) -> None:
-    """SQL (DuckDB) over images, sources, quarantine, embeddings, reconstructions, aliases, runs.
-
-    Example: latentlake query sql "SELECT dataset, count(*) FROM images GROUP BY ALL"
-    """
-    from jobs import query as queries
-
-    _emit_rows(queries.sql(_lake(lake), statement), as_json)
-
-
-def _emit_rows(table: Any, as_json: bool) -> None:
-    from flows.output import emit, records_text
-    from jobs.query import to_records
-
-    records = to_records(table)
-    emit(records, as_json, "" if as_json else records_text(records))
+cli.add_command(query)
 
 
 @cli.command("list")
-@_common
+@common
 def list_(lake: str, as_json: bool) -> None:
     """Datasets, models with their versions and aliases, and the last runs.
 
@@ -353,7 +254,7 @@ def list_(lake: str, as_json: bool) -> None:
     from flows.inventory import inventory, inventory_text
     from flows.output import emit
 
-    found = inventory(_lake(lake))
+    found = inventory(lake_of(lake))
     emit(found, as_json, inventory_text(found))
 
 
@@ -383,7 +284,7 @@ def nightly(config: str, night: str | None, lake: str | None, as_json: bool) -> 
 
 
 @cli.command()
-@_common
+@common
 def demo(lake: str, as_json: bool) -> None:
     """Two nights on the sample that ships with the project: nine kinds of clothing, then a tenth.
 
