@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import ray
+from ray._private import ray_constants
 from ray.autoscaler.sdk import request_resources
 
 from jobs.config import RaySettings
@@ -114,6 +115,17 @@ def temporary_folder(prefix: str) -> Path:
     return folder
 
 
+def _stay_on_loopback() -> None:
+    """Nothing of an embedded cluster listens to the network.
+
+    Ray binds to the machine's address, and turns a `_node_ip_address` of 127.0.0.1 back into it;
+    this switch, meant for laptops with a firewall, is the one that holds (2.60). The variable is
+    for the processes that Ray starts, which read it when they import ray; this one has done so.
+    """
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
+
+
 def _sweep(base: Path, prefix: str) -> None:
     """Removes what processes that were killed could not remove themselves."""
     for folder in base.glob(f"{prefix}*-*"):
@@ -141,6 +153,7 @@ def _start_embedded(cpus: int) -> None:
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
     os.environ.setdefault("RAY_AUTH_TOKEN_PATH", str(token))
+    _stay_on_loopback()
     started = time.monotonic()
     ray.init(
         address="local",

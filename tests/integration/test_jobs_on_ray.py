@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from pathlib import Path
 
@@ -91,6 +93,51 @@ def test_a_reader_keeps_its_snapshot_while_jobs_publish(trained: Lake, tmp_path:
     newest = open_snapshot(trained.model("m", "embeddings"))
     assert newest is not None
     assert newest.partition_rows({}) == 1100
+
+
+def test_nothing_of_an_embedded_ray_listens_to_the_network(trained: Lake) -> None:
+    embed(trained)  # Ray and its workers are running
+    found = {port: address for address, port in listening(descendants(os.getpid()))}
+    assert len(found) > 5
+    loopback = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+    assert set(found.values()) <= loopback, found
+
+
+def descendants(pid: int) -> set[int]:
+    """A process and all below it; Ray's daemons are in its session if not below it."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int(
+                    (entry / "stat").read_text().rsplit(")", 1)[1].split()[1]
+                )
+            except OSError:
+                continue
+    found = {pid}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
+
+
+def listening(pids: set[int]) -> set[tuple[str, str]]:
+    """(address, port) in hexadecimal of every TCP socket that these processes listen on."""
+    inodes = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for link in Path(f"/proc/{pid}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    target = str(link.readlink())
+                    if target.startswith("socket:["):
+                        inodes.add(target[8:-1])
+    found = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in inodes:
+                address, port = fields[1].split(":")
+                found.add((address, port))
+    return found
 
 
 def test_one_percent_of_broken_images_is_quarantined(tmp_path: Path) -> None:
