@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jobs.errors import LatentlakeError
 
-HEARTBEAT_OFF = {
+QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
     "PREFECT_LOGGING_LEVEL": "WARNING",
@@ -24,7 +24,7 @@ def prepare_prefect() -> None:
     The home lies in the temporary folder, is kept between runs (a new one costs the server's
     migrations), and the user's `~/.prefect` stays as it is.
     """
-    for name, value in HEARTBEAT_OFF.items():
+    for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     if "PREFECT_API_URL" not in os.environ:
         os.environ.setdefault("PREFECT_HOME", str(private_folder() / "prefect"))
