@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 import subprocess
@@ -68,11 +69,28 @@ def test_a_users_mistake_in_a_flow_is_a_sentence_and_no_retry(config: Path, tmp_
     settings = yaml.safe_load(config.read_text())
     settings["stage"]["source"] = str(tmp_path / "nowhere")
     config.write_text(yaml.safe_dump(settings))
-    ran = run_cli("nightly", "--config", config)
+    home = tmp_path / "prefect"
+    ran = run_cli("nightly", "--config", config, env={"PREFECT_HOME": str(home)})
     assert ran.code == 2, ran.err
-    assert ran.err.count("does not exist") >= 1
+    assert "does not exist" in ran.err
     assert "Traceback" not in ran.err
-    assert "Retry" not in ran.err.replace("Retries", "")
+    with sqlite3.connect(home / "prefect.db") as database:
+        runs = database.execute("SELECT name, run_count, state_type FROM task_run").fetchall()
+    assert runs == [("stage d", 1, "FAILED")]
+
+
+def test_only_storage_faults_are_tried_again() -> None:
+    from prefect.states import exception_to_failed_state
+
+    from flows.nightly import _is_storage_fault
+    from jobs.errors import InputError, JobError, StorageError
+
+    async def retried(error: Exception) -> bool:
+        return await _is_storage_fault(None, None, await exception_to_failed_state(error))
+
+    assert asyncio.run(retried(StorageError("no answer"))) is True
+    for error in (InputError("wrong"), JobError("failed"), ValueError("bug")):
+        assert asyncio.run(retried(error)) is False
 
 
 def test_a_misspelt_key_of_the_config_is_named(config: Path) -> None:
