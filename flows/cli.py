@@ -25,11 +25,12 @@ from jobs.config import (
     valid_night,
 )
 from jobs.errors import InputError, LatentlakeError
-from vae_core.config import LikelihoodKind
+from vae_core.config import LikelihoodKind, NetworkKind
 
 if TYPE_CHECKING:
     from jobs.job import Job
 
+NETWORKS = get_args(NetworkKind)
 LIKELIHOODS = get_args(LikelihoodKind)
 
 
@@ -170,7 +171,7 @@ def _share(text: str) -> float:
 @click.option("--batch-size", type=int, metavar="N", help="Global batch, for any worker count.")
 @click.option("--learning-rate", type=float, metavar="X", help="Peak learning rate.")
 @click.option("--latent-dim", type=int, metavar="D", help="Latent dimensions.")
-@click.option("--network", type=click.Choice(["mlp", "conv"]), help="Encoder and decoder.")
+@click.option("--network", type=click.Choice(NETWORKS), help="Encoder and decoder.")
 @click.option("--likelihood", type=click.Choice(LIKELIHOODS), help="Of pixels.")
 @click.option("--beta", type=float, metavar="X", help="Weight of the KL term.")
 @click.option("--seed", type=int, metavar="N", help="Of weights, order and noise.")

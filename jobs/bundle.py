@@ -22,10 +22,10 @@ from jobs.bundle_about import FORMAT, read_about
 from jobs.errors import InputError
 from jobs.lake import Lake
 from jobs.storage import create_or_keep, join, read
+from vae_core.autoencoder import Autoencoder
 from vae_core.config import ModelConfig
 from vae_core.moments import LatentMoments
 from vae_core.scores import Scorer
-from vae_core.vae import VAE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,9 +40,9 @@ class Bundle:
     calibration_scores: np.ndarray  # (n,) of about["decision_score"], sorted ascending
     about: dict[str, Any]
 
-    def network(self) -> VAE:
+    def network(self) -> Autoencoder:
         """The model with its weights, in evaluation mode."""
-        model = VAE(self.config)
+        model = Autoencoder(self.config)
         model.load_state_dict(self.weights)
         return model.eval()
 
@@ -52,7 +52,10 @@ class Bundle:
 
 
 def make_scorer(
-    model: VAE, about: dict[str, Any], moments: LatentMoments, batch_size: int | None = None
+    model: Autoencoder,
+    about: dict[str, Any],
+    moments: LatentMoments,
+    batch_size: int | None = None,
 ) -> Scorer:
     scoring = about["scoring"]
     return Scorer(

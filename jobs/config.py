@@ -11,10 +11,18 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from jobs.errors import InputError
-from vae_core.config import LikelihoodConfig, NetworkConfig, ObjectiveConfig
+from vae_core.config import (
+    CodeKind,
+    FitKind,
+    LikelihoodConfig,
+    ModelConfig,
+    NetworkConfig,
+    ObjectiveConfig,
+    PosteriorKind,
+)
 from vae_core.score_names import SCORES
 
 T = TypeVar("T", bound="Settings")
@@ -82,6 +90,13 @@ class TrainSettings(Settings):
     latent_dim: Positive = Field(default=32, description="latent dimensions")
     network: NetworkConfig = Field(default=NetworkConfig(), description="encoder and decoder")
     likelihood: LikelihoodConfig = Field(default=LikelihoodConfig(), description="of pixels")
+    posterior: PosteriorKind = Field(
+        default="gaussian", description="gaussian: a VAE; deterministic: an autoencoder"
+    )
+    code: CodeKind = Field(default="linear", description="of a deterministic posterior")
+    fit: FitKind = Field(
+        default="gradient", description="by gradient, or closed_form: PCA of a linear network"
+    )
     objective: ObjectiveConfig = Field(default=ObjectiveConfig(), description="what is minimised")
     epochs: Positive = Field(default=20, description="passes over the train split")
     batch_size: Positive = Field(default=128, description="global batch, whatever the worker count")
@@ -92,7 +107,10 @@ class TrainSettings(Settings):
     seed: int = Field(default=0, ge=0, description="of weights, order and noise")
     score_batch: Positive = Field(default=256, description="images a batch when scoring")
     score_samples: Positive = Field(default=4, description="posterior samples a score (K)")
-    decision_score: str = Field(default="neg_elbo", description="the score that p-values come from")
+    decision_score: str | None = Field(
+        default=None,
+        description="the score that p-values come from; neg_elbo if none, or recon_nll without KL",
+    )
     images_version: int | None = Field(
         default=None, ge=0, description="snapshot; the newest if none"
     )
@@ -104,10 +122,27 @@ class TrainSettings(Settings):
 
     @field_validator("decision_score")
     @classmethod
-    def _known_score(cls, value: str) -> str:
-        if value not in SCORES:
+    def _known_score(cls, value: str | None) -> str | None:
+        if value is not None and value not in SCORES:
             raise ValueError(f"unknown score {value!r}; known: {', '.join(SCORES)}")
         return value
+
+    @model_validator(mode="after")
+    def _objective_fits(self) -> TrainSettings:
+        self.model_config_of((1, 1, 1)).check_objective(self.objective)
+        return self
+
+    def model_config_of(self, image_shape: tuple[int, int, int]) -> ModelConfig:
+        """The model for images of a shape (H, W, C)."""
+        return ModelConfig(
+            image_shape=image_shape,
+            latent_dim=self.latent_dim,
+            network=self.network,
+            likelihood=self.likelihood,
+            posterior=self.posterior,
+            code=self.code,
+            fit=self.fit,
+        )
 
     def fingerprint_of(self) -> dict[str, Any]:
         outside = {"workers", "alias", "promote", "images_version", "dataset", "model"}

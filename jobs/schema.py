@@ -146,7 +146,12 @@ def embeddings_spec(latent_dim: int) -> TableSpec:
         _field("image_id", pa.string(), "the image", required=True),
         _field("images_version", pa.int64(), "snapshot of the images table that was read"),
         _field("embedding", vector, "posterior mean", dimension=dimension),
-        _field("embedding_log_var", vector, "posterior log-variance", dimension=dimension),
+        _field(
+            "embedding_log_var",
+            vector,
+            "posterior log-variance; null for a deterministic posterior",
+            dimension=dimension,
+        ),
         *(
             _field(name, pa.float64(), info.meaning, unit=info.unit, anomalous=info.anomalous)
             for name, info in SCORES.items()

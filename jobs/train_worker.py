@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
 
@@ -20,18 +21,22 @@ from jobs.bundle_about import compute_fingerprint
 from jobs.checkpoints import Checkpoint
 from jobs.config import TrainSettings
 from jobs.errors import JobError
-from jobs.loader import ImageSet, batches, epoch_shares, load_split, rank_share
+from jobs.loader import ImageSet, Share, batches, epoch_shares, load_split, rank_share
 from jobs.records import save_completion
 from jobs.schema import PREPROCESSING
 from jobs.train import TrainOrder
 from jobs.units import Completion
-from vae_core.config import ModelConfig
-from vae_core.moments import LatentMoments, LatentSums
-from vae_core.networks import parameter_count
-from vae_core.noise import step_noise
+from vae_core.autoencoder import Autoencoder, to_unit_range
+from vae_core.finish import FinalSums
+from vae_core.linear import solve, sums_for
+from vae_core.moments import LatentMoments
+from vae_core.noise import ImageNoise, StepNoise, image_keys
+from vae_core.objectives import Objective
+from vae_core.peers import Peers
+from vae_core.score_names import DECISIVE
 from vae_core.scores import Scorer
-from vae_core.training import NonFiniteLoss, learning_rate, train_step
-from vae_core.vae import VAE, to_unit_range
+from vae_core.size import forward_flops, parameter_count
+from vae_core.training import NonFiniteLoss, StepSums, learning_rate, train_step
 
 
 def train_loop(config: dict[str, Any]) -> None:
@@ -89,18 +94,17 @@ class Training:
         self.train = load_split(order.shard_uris, "train", order.image_shape)
         self.validation = load_split(order.shard_uris, "validation", order.image_shape)
         torch.manual_seed(self.settings.seed)  # the same first weights on every rank
-        self.model = VAE(
-            ModelConfig(
-                image_shape=order.image_shape,
-                latent_dim=self.settings.latent_dim,
-                network=self.settings.network,
-                likelihood=self.settings.likelihood,
-            )
+        self.model = Autoencoder(self.settings.model_config_of(order.image_shape))
+        self.objective = Objective(
+            self.model,
+            self.settings.objective,
+            dataset_size=len(self.train),
+            peers=Peers(world_size=rank.world_size),
         )
         self.forward = (
-            DistributedDataParallel(self.model, broadcast_buffers=False)
+            DistributedDataParallel(self.objective, broadcast_buffers=False)
             if rank.world_size > 1
-            else self.model
+            else self.objective
         )
         trainable = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trainable, weight_decay=0.0, fused=True)
@@ -117,10 +121,14 @@ class Training:
             checkpoints.unpack(held.tensors, self.model, self.optimizer)
             self.epochs, self.step, self.history = held.epochs, held.step, held.history
 
+    @property
+    def epochs_wanted(self) -> int:
+        return self.settings.epochs if self.settings.fit == "gradient" else 1
+
     def run(self) -> None:
-        while self.epochs < self.settings.epochs:
+        while self.epochs < self.epochs_wanted:
             started = time.monotonic()
-            sums = self._epoch()
+            sums = self._epoch() if self.settings.fit == "gradient" else self._solve()
             seconds = time.monotonic() - started
             self.epochs += 1
             self.history.append(self._entry(sums, seconds))
@@ -130,10 +138,10 @@ class Training:
                 checkpoints.save(self.order.checkpoints, self.order.attempt, held)
 
     def _epoch(self) -> Tensor:
-        """Global sums (recon_nll, kl, images) of one pass over the train split."""
+        """Global sums (loss, recon_nll, kl, images) of one pass over the train split."""
         settings = self.settings
         total_steps = settings.epochs * batches(len(self.train), settings.batch_size)
-        sums = torch.zeros(3, dtype=torch.float64)
+        sums = torch.zeros(4, dtype=torch.float64)
         for share in epoch_shares(
             self.train,
             batch_size=settings.batch_size,
@@ -150,48 +158,81 @@ class Training:
             )
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            noise = step_noise(
-                seed=settings.seed,
-                step=self.step,
-                batch=share.global_count,
-                dim=settings.latent_dim,
-            )
-            try:
-                done = train_step(
-                    self.model,
-                    self.forward,
-                    self.optimizer,
-                    to_unit_range(torch.from_numpy(share.pixels_NHWC)),
-                    noise[share.positions],
-                    objective=settings.objective,
-                    step=self.step,
-                    global_count=share.global_count,
-                    world_size=self.rank.world_size,
-                    clip_norm=settings.clip_norm,
-                )
-            except NonFiniteLoss as error:
-                raise JobError(f"training stopped: {error}; lower --learning-rate") from error
-            sums += torch.tensor([done.recon_nll, done.kl, done.images], dtype=torch.float64)
+            sums += torch.tensor(self._step(share), dtype=torch.float64)
             self.step += 1
         return self.rank.sum(sums)
 
+    def _step(self, share: Share) -> StepSums:
+        noise = StepNoise(
+            seed=self.settings.seed,
+            step=self.step,
+            batch=share.global_count,
+            positions=share.positions,
+        )
+        try:
+            return train_step(
+                self.forward,
+                self.optimizer,
+                to_unit_range(torch.from_numpy(share.pixels_NHWC)),
+                noise,
+                step=self.step,
+                world_size=self.rank.world_size,
+                clip_norm=self.settings.clip_norm,
+            )
+        except NonFiniteLoss as error:
+            raise JobError(f"training stopped: {error}; lower --learning-rate") from error
+
+    @torch.no_grad()
+    def _solve(self) -> Tensor:
+        """The closed form from one pass; global sums as of an epoch, with its loss at the end."""
+        try:
+            sums = sums_for(self.model)
+            for target, _ in self._train_targets():
+                sums.add(target.flatten(1))
+            for tensor in sums.tensors():
+                self.rank.sum(tensor)
+            solve(self.model, sums)
+        except ValueError as error:
+            raise JobError(f"training stopped: {error}") from error
+        found = torch.zeros(4, dtype=torch.float64)
+        share = self.rank.share_of(self.train)
+        if len(share):
+            scored = self._scorer(len(share)).score(share.pixels_NHWC, share.image_ids)
+            nats, recon = scored.nats_N.sum(), scored.scores["recon_nll"]
+            assert recon is not None
+            found += torch.tensor([nats, recon.sum(), nats - recon.sum(), len(share)])
+        return self.rank.sum(found)
+
+    def _train_targets(self) -> Iterator[tuple[Tensor, ImageNoise]]:
+        """This rank's train images as the likelihood sees them, with their noise, in batches."""
+        share, size = self.rank.share_of(self.train), self.settings.score_batch
+        for start in range(0, len(share), size):
+            keys = torch.from_numpy(image_keys(share.image_ids[start : start + size]))
+            noise = ImageNoise(seed=self.settings.seed, keys_N2=keys)
+            x = to_unit_range(torch.from_numpy(share.pixels_NHWC[start : start + size]))
+            yield self.model.observe(x, noise), noise
+
     def _entry(self, sums: Tensor, seconds: float) -> dict[str, Any]:
-        recon, kl, count = (float(value) for value in sums)
-        share = self.rank.share_of(self.validation)
-        validation = _score_sums(self._scorer(len(share)), share)
-        held = self.rank.sum(torch.tensor(validation, dtype=torch.float64))
-        images = len(self.validation)
+        loss, recon, kl, count = (float(value) for value in sums)
         return {
             "epoch": self.epochs,
             "step": self.step,
+            "train_loss_nats": loss / count,
             "train_nats": (recon + kl) / count,
             "train_recon_nats": recon / count,
             "train_kl_nats": kl / count,
-            "validation_nats": float(held[0]) / images,
-            "validation_kl_nats": float(held[1]) / images,
+            **self._validation(),
             "images_per_s": count / seconds,
             "seconds": seconds,
         }
+
+    def _validation(self) -> dict[str, Any]:
+        """Means over the whole split, in nats; the KL's is null where a family has none."""
+        share = self.rank.share_of(self.validation)
+        sums = torch.tensor(_score_sums(self._scorer(len(share)), share), dtype=torch.float64)
+        nats, kl = (float(value) / len(self.validation) for value in self.rank.sum(sums))
+        has_kl = self.model.posterior.has_prior
+        return {"validation_nats": nats, "validation_kl_nats": kl if has_kl else None}
 
     def _scorer(self, images: int) -> Scorer:
         # A mean over a split is no score that is compared to the last bit: no padding is needed.
@@ -202,24 +243,24 @@ class Training:
             seed=self.settings.seed,
         )
 
-    @torch.inference_mode()
-    def _moments(self) -> LatentMoments:
-        sums = LatentSums.zeros(self.settings.latent_dim)
-        share = self.rank.share_of(self.train)
-        for start in range(0, len(share), self.settings.score_batch):
-            pixels = share.pixels_NHWC[start : start + self.settings.score_batch]
-            sums.add(*self.model.encode(to_unit_range(torch.from_numpy(pixels))))
+    def _finish(self) -> LatentMoments:
+        sums = FinalSums.zeros(self.settings.latent_dim)
+        for target, noise in self._train_targets():
+            sums.add(self.model, target, noise)
         for tensor in sums.tensors():
             self.rank.sum(tensor)
-        return LatentMoments.fit(sums)
+        moments = sums.finish(self.model)
+        if self.model.likelihood.needs_final_error:
+            self.history[-1] |= self._validation()
+        return moments
 
     def publish(self, started: float) -> None:
         """Calibrates, writes the bundle and the unit's completion; rank 0 writes."""
-        moments = self._moments()
+        moments = self._finish()
         about = self._about()
         calibration = load_split(self.order.shard_uris, "calibration", self.order.image_shape)
         share = self.rank.share_of(calibration)
-        name = self.settings.decision_score
+        name = about["decision_score"]
         scores = np.zeros(0)
         if len(share):
             found = make_scorer(self.model, about, moments).score(
@@ -227,8 +268,8 @@ class Training:
             )
             if found.scores[name] is None:
                 raise JobError(
-                    f"decision_score {name!r} does not exist for the "
-                    f"{self.settings.likelihood.kind} likelihood; choose another"
+                    f"decision_score {name!r} does not exist for a {self.settings.posterior} "
+                    f"posterior with a {self.settings.likelihood.kind} likelihood; choose another"
                 )
             scores = found.scores[name]
         calibrated = np.sort(self.rank.gather(np.asarray(scores)))
@@ -247,7 +288,7 @@ class Training:
                 "seed": settings.seed,
                 "compute_fingerprint": compute_fingerprint(settings.score_batch),
             },
-            "decision_score": settings.decision_score,
+            "decision_score": settings.decision_score or self._decisive(),
             "data": {
                 "dataset": self.order.dataset,
                 "images_version": self.order.images_version,
@@ -255,7 +296,11 @@ class Training:
                 "train_images": len(self.train),
                 "validation_images": len(self.validation),
             },
-            "metrics": {**last, "parameters": parameter_count(self.model)},
+            "metrics": {
+                **last,
+                "parameters": parameter_count(self.model),
+                "forward_flops": forward_flops(self.model),
+            },
             "history": self.history,
             "settings": self.order.settings,
             "job_id": self.order.job_id,
@@ -263,6 +308,11 @@ class Training:
             "code": version("latentlake"),
             "libraries": {name: version(name) for name in ("torch", "numpy", "ray", "pyarrow")},
         }
+
+    def _decisive(self) -> str:
+        scorer = self._scorer(1)
+        found = scorer.score(self.validation.pixels_NHWC[:1], self.validation.image_ids[:1]).scores
+        return next(name for name in DECISIVE if found[name] is not None)
 
     def _write(
         self, moments: LatentMoments, scores: np.ndarray, about: dict[str, Any], started: float
@@ -283,7 +333,7 @@ class Training:
             unit_id=order.unit_id,
             attempt=order.attempt,
             outputs=[],
-            counts={"images_seen": len(self.train) * self.settings.epochs, "steps": self.step},
+            counts={"images_seen": len(self.train) * self.epochs_wanted, "steps": self.step},
             seconds=time.time() - started,
             details={
                 key: last[key]
@@ -295,11 +345,9 @@ class Training:
 
 
 def _score_sums(scorer: Scorer, images: ImageSet) -> tuple[float, float]:
-    """Sums of neg_elbo and kl over a rank's images, in nats."""
+    """Sums over a rank's images, in nats: of neg_elbo (or what stands for it), and of kl."""
     if not len(images):
         return 0.0, 0.0
-    scores = scorer.score(images.pixels_NHWC, images.image_ids).scores
-    neg_elbo, kl = scores["neg_elbo"], scores["kl"]
-    assert neg_elbo is not None
-    assert kl is not None
-    return float(neg_elbo.sum()), float(kl.sum())
+    scored = scorer.score(images.pixels_NHWC, images.image_ids)
+    kl = scored.scores["kl"]
+    return float(scored.nats_N.sum()), 0.0 if kl is None else float(kl.sum())

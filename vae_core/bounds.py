@@ -8,8 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vae_core.gaussian import LOG_2PI, at_least_float32, reparameterise
-from vae_core.vae import VAE
+from vae_core.autoencoder import Autoencoder
+from vae_core.gaussian import LOG_2PI, at_least_float32
+from vae_core.posteriors import Posterior
 
 
 def normal_log_prob(x_ND: Tensor, mean_ND: Tensor, log_var_ND: Tensor) -> Tensor:
@@ -18,22 +19,28 @@ def normal_log_prob(x_ND: Tensor, mean_ND: Tensor, log_var_ND: Tensor) -> Tensor
     return -0.5 * ((x - mean).square() * torch.exp(-log_var) + log_var + LOG_2PI).sum(-1)
 
 
-def log_weights(model: VAE, x_NCHW: Tensor, eps_KND: Tensor) -> Tensor:
+def log_weights(model: Autoencoder, target_NCHW: Tensor, eps_KND: Tensor) -> Tensor:
     """log p(x, z_k) − log q(z_k | x) of K posterior samples, shape (K, N), in nats.
 
-    Their mean over K estimates the ELBO, their log-mean-exp the importance-weighted bound
-    (Burda et al. 2016, eq. 8). Differentiable. All K decodings are held at once.
+    target: what `model.observe` gives. The weights' mean over K estimates the ELBO, their
+    log-mean-exp the importance-weighted bound (Burda et al. 2016, eq. 8). All K decodings are
+    held at once.
     """
-    samples, count, dim = eps_KND.shape
-    mean_ND, log_var_ND = model.encode(x_NCHW)
-    z_KND = reparameterise(mean_ND, log_var_ND, eps_KND)
-    params = model.decode(z_KND.reshape(samples * count, dim))
-    target = model.likelihood.target(x_NCHW)
-    repeated = target.expand(samples, *target.shape).reshape(samples * count, *target.shape[1:])
+    posterior = model.encode(target_NCHW)
+    return _weights(model, target_NCHW, posterior, eps_KND)
+
+
+def _weights(
+    model: Autoencoder, target_NCHW: Tensor, posterior: Posterior, eps_KND: Tensor
+) -> Tensor:
+    samples = len(eps_KND)
+    z_KND = model.draw(posterior, eps_KND)
+    params = model.decode(z_KND.flatten(0, 1))
+    repeated = target_NCHW.expand(samples, *target_NCHW.shape).flatten(0, 1)
     log_likelihood = model.likelihood.log_prob(params, model.likelihood.scale(), repeated)
     prior = normal_log_prob(z_KND, torch.zeros_like(z_KND), torch.zeros_like(z_KND))
-    posterior = normal_log_prob(z_KND, mean_ND, log_var_ND)
-    return log_likelihood.reshape(samples, count) + prior - posterior
+    own = normal_log_prob(z_KND, posterior.mean_ND, posterior.spread_ND)
+    return log_likelihood.reshape(samples, -1) + prior - own
 
 
 def importance_weighted_bound(log_weights_KN: Tensor) -> Tensor:
@@ -46,8 +53,8 @@ def importance_weighted_bound(log_weights_KN: Tensor) -> Tensor:
 
 @torch.no_grad()
 def log_likelihood(
-    model: VAE,
-    x_NCHW: Tensor,
+    model: Autoencoder,
+    target_NCHW: Tensor,
     noise: Callable[[int], Tensor],
     *,
     samples: int,
@@ -58,9 +65,12 @@ def log_likelihood(
     noise: the standard normal noise (N, D) of sample k. chunk: samples decoded at once. The
     result does not depend on it but for rounding.
     """
-    total = torch.full((len(x_NCHW),), -math.inf, dtype=torch.float64, device=x_NCHW.device)
+    posterior = model.encode(target_NCHW)
+    total = torch.full(
+        (len(target_NCHW),), -math.inf, dtype=torch.float64, device=target_NCHW.device
+    )
     for start in range(0, samples, chunk):
         eps_KND = torch.stack([noise(k) for k in range(start, min(start + chunk, samples))])
-        part = torch.logsumexp(log_weights(model, x_NCHW, eps_KND).double(), dim=0)
-        total = torch.logaddexp(total, part)
+        weights = _weights(model, target_NCHW, posterior, eps_KND)
+        total = torch.logaddexp(total, torch.logsumexp(weights.double(), dim=0))
     return total - math.log(samples)

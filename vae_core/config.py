@@ -8,10 +8,25 @@ import typing
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
-NetworkKind = Literal["mlp", "conv"]
+NetworkKind = Literal["linear", "mlp", "conv", "residual"]
+Activation = Literal["silu", "tanh", "relu"]
 LikelihoodKind = Literal[
-    "bernoulli", "continuous_bernoulli", "categorical", "gaussian", "pixel_gaussian"
+    "bernoulli",
+    "continuous_bernoulli",
+    "categorical",
+    "logistic_mixture",
+    "gaussian",
+    "optimal_gaussian",
+    "pixel_gaussian",
 ]
+Binarisation = Literal["threshold", "stochastic"]
+PosteriorKind = Literal["gaussian", "deterministic"]
+CodeKind = Literal["linear", "sigmoid"]
+FitKind = Literal["gradient", "closed_form"]
+ObjectiveKind = Literal[
+    "elbo", "capacity", "beta_tc", "importance_weighted", "score_function", "reconstruction"
+]
+CorruptionKind = Literal["none", "mask", "gaussian"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,42 +78,74 @@ def _choice(name: str, value: str, kind: Any) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NetworkConfig(ConfigTree):
-    """Encoder and decoder. `widths` are hidden units (mlp) or channels, one per halving (conv)."""
+    """Encoder and decoder.
+
+    widths: hidden units (mlp); channels, one a halving (conv); channels, one a resolution, the
+    image's own first (residual); unused (linear). hidden: units of the dense layer between
+    convolutions and latents (conv). depth: residual blocks a resolution, one number for all or
+    one each (residual). tied: the decoder's weights are the encoder's, transposed (linear, mlp).
+    """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     kind: NetworkKind = "conv"
     widths: tuple[int, ...] = (32, 64)
     hidden: int = 256
+    depth: int | tuple[int, ...] = 2
+    activation: Activation = "silu"
+    tied: bool = False
 
     def __post_init__(self) -> None:
         _choice("network.kind", self.kind, NetworkKind)
+        _choice("network.activation", self.activation, Activation)
         _require(
             len(self.widths) > 0 and all(w > 0 for w in self.widths),
             f"network.widths must be positive, got {list(self.widths)}",
         )
         _require(self.hidden > 0, f"network.hidden must be positive, got {self.hidden}")
+        _require(
+            len(self.depths) == len(self.widths) and all(d >= 0 for d in self.depths),
+            f"network.depth must be a number, or one for each of the {len(self.widths)} widths, "
+            f"got {self.depth}",
+        )
+        _require(
+            not self.tied or self.kind in ("linear", "mlp"),
+            f"network.tied needs dense layers: kind linear or mlp, not {self.kind}",
+        )
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Residual blocks at each resolution."""
+        if isinstance(self.depth, int):
+            return (self.depth,) * len(self.widths)
+        return self.depth
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LikelihoodConfig(ConfigTree):
     """How the decoder explains pixels in [0, 1].
 
-    bernoulli: pixels are binarised at `threshold` first, so the likelihood is a real one.
+    bernoulli: pixels are binarised first, so the likelihood is a real one: at `threshold`, or
+    stochastically, a pixel being 1 with the probability of its value.
     continuous_bernoulli: a density on [0, 1], with its normaliser.
     categorical: one of the 256 values a pixel can have.
+    logistic_mixture: `components` discretised logistics over the 256 values, colours coupled.
     gaussian: one σ for all pixels, learned with the weights, or fixed where `sigma` is given.
+    optimal_gaussian: one σ, at every step the best for the batch (σ-VAE).
     pixel_gaussian: a σ for each pixel, from the decoder.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     kind: LikelihoodKind = "gaussian"
+    binarisation: Binarisation = "threshold"
     threshold: float = 0.5
     sigma: float | None = None
+    components: int = 10
 
     def __post_init__(self) -> None:
         _choice("likelihood.kind", self.kind, LikelihoodKind)
+        _choice("likelihood.binarisation", self.binarisation, Binarisation)
         _require(
             0.0 < self.threshold < 1.0,
             f"likelihood.threshold must lie in (0, 1), got {self.threshold}",
@@ -107,34 +154,121 @@ class LikelihoodConfig(ConfigTree):
             self.sigma is None or self.sigma > 0.0,
             f"likelihood.sigma must be positive, got {self.sigma}",
         )
+        _require(
+            self.components > 0, f"likelihood.components must be positive, got {self.components}"
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig(ConfigTree):
-    """loss = Σ recon_nll + β·KL per image, β rising linearly from 0 over the KL warm-up."""
+    """What is minimised, per image, in nats. A setting that the kind has no use for is refused.
+
+    elbo: Σ recon_nll + β·KL, β rising linearly from 0 over the KL warm-up. `free_bits`: nats of
+    the batch's mean KL that each latent dimension has for free.
+    capacity: Σ recon_nll + β·|KL − C|, C rising linearly from 0 to `capacity` nats over
+    `capacity_steps`.
+    beta_tc: Σ recon_nll + α·index-code MI + β·total correlation + γ·dimension-wise KL.
+    importance_weighted: −log of the mean of `samples` importance weights (IWAE).
+    score_function: elbo, its encoder's gradient by the score function with a leave-one-out
+    baseline over `samples`; for study.
+    reconstruction: Σ recon_nll, for a deterministic posterior.
+
+    Beside any of them, `corruption` of what the encoder sees (denoising), `weight_decay`·½‖W‖²,
+    a `sparsity` penalty towards a mean activation `sparsity_target`, and for a deterministic
+    posterior a `contraction` penalty on the encoder's Jacobian (`probes` random directions, or
+    exactly with 0).
+    """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
+    kind: ObjectiveKind = "elbo"
     beta: float = 1.0
     kl_warmup_steps: int = 0
+    free_bits: float = 0.0
+    capacity: float = 0.0
+    capacity_steps: int = 0
+    alpha: float = 1.0
+    gamma: float = 1.0
+    samples: int = 1
+    corruption: CorruptionKind = "none"
+    corruption_amount: float = 0.0
+    weight_decay: float = 0.0
+    sparsity: float = 0.0
+    sparsity_target: float = 0.05
+    contraction: float = 0.0
+    probes: int = 0
 
     def __post_init__(self) -> None:
-        _require(self.beta >= 0.0, f"objective.beta must be at least 0, got {self.beta}")
+        _choice("objective.kind", self.kind, ObjectiveKind)
+        _choice("objective.corruption", self.corruption, CorruptionKind)
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, str):
+                _require(value >= 0, f"objective.{field.name} must be at least 0, got {value}")
+            users = _OBJECTIVE_SETTINGS.get(field.name)
+            _require(
+                users is None or value == field.default or self.kind in users,
+                f"objective.{field.name} has no use in kind {self.kind}; it belongs to "
+                f"{', '.join(users or ())}",
+            )
+        self._check_ranges()
+
+    def _check_ranges(self) -> None:
+        _require(self.samples > 0, f"objective.samples must be positive, got {self.samples}")
         _require(
-            self.kl_warmup_steps >= 0,
-            f"objective.kl_warmup_steps must be at least 0, got {self.kl_warmup_steps}",
+            self.kind != "score_function" or self.samples > 1,
+            "objective.samples must be at least 2: each sample's baseline is the others' mean",
+        )
+        _require(
+            0.0 < self.sparsity_target < 1.0,
+            f"objective.sparsity_target must lie in (0, 1), got {self.sparsity_target}",
+        )
+        _require(
+            self.corruption != "mask" or self.corruption_amount <= 1.0,
+            f"objective.corruption_amount is a probability here, got {self.corruption_amount}",
         )
 
     def beta_at(self, step: int) -> float:
         """β of optimiser step `step` (from 0)."""
+        return self.beta * self.warmup_at(step)
+
+    def warmup_at(self, step: int) -> float:
+        """The share of the KL term that counts at optimiser step `step` (from 0)."""
         if self.kl_warmup_steps == 0:
-            return self.beta
-        return self.beta * min(1.0, (step + 1) / self.kl_warmup_steps)
+            return 1.0
+        return min(1.0, (step + 1) / self.kl_warmup_steps)
+
+    def capacity_at(self, step: int) -> float:
+        """C of optimiser step `step` (from 0), in nats."""
+        if self.capacity_steps == 0:
+            return self.capacity
+        return self.capacity * min(1.0, (step + 1) / self.capacity_steps)
+
+
+# Which kinds a setting belongs to; those that are not named here belong to all.
+_OBJECTIVE_SETTINGS: dict[str, tuple[str, ...]] = {
+    "beta": ("elbo", "capacity", "beta_tc", "score_function"),
+    "kl_warmup_steps": ("elbo", "score_function", "beta_tc"),
+    "free_bits": ("elbo",),
+    "capacity": ("capacity",),
+    "capacity_steps": ("capacity",),
+    "alpha": ("beta_tc",),
+    "gamma": ("beta_tc",),
+    "samples": ("importance_weighted", "score_function"),
+    "contraction": ("reconstruction",),
+    "probes": ("reconstruction",),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig(ConfigTree):
-    """Everything that fixes the shape of a model's weights and the meaning of its outputs."""
+    """Everything that fixes the shape of a model's weights and the meaning of its outputs.
+
+    posterior: gaussian, a diagonal Gaussian with a standard normal prior (a VAE); deterministic,
+    a code (an autoencoder). code: a deterministic posterior's, as the encoder gives it or squashed
+    into (0, 1), which sparsity needs. fit: by gradient, or in closed form (linear networks: PCA
+    for a deterministic posterior, probabilistic PCA for a Gaussian one).
+    """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
@@ -142,16 +276,51 @@ class ModelConfig(ConfigTree):
     latent_dim: int = 32
     network: NetworkConfig = NetworkConfig()
     likelihood: LikelihoodConfig = LikelihoodConfig()
+    posterior: PosteriorKind = "gaussian"
+    code: CodeKind = "linear"
+    fit: FitKind = "gradient"
 
     def __post_init__(self) -> None:
+        _choice("posterior", self.posterior, PosteriorKind)
+        _choice("code", self.code, CodeKind)
+        _choice("fit", self.fit, FitKind)
         _require(
             len(self.image_shape) == 3 and all(n > 0 for n in self.image_shape),
             f"image_shape must be three positive numbers H, W, C, got {list(self.image_shape)}",
         )
         _require(self.latent_dim > 0, f"latent_dim must be positive, got {self.latent_dim}")
+        _require(
+            self.fit == "gradient"
+            or (
+                self.network.kind == "linear"
+                and not self.network.tied
+                and self.likelihood.kind == "gaussian"
+                and self.code == "linear"
+            ),
+            "fit: closed_form needs network.kind: linear (not tied), likelihood.kind: gaussian "
+            "and code: linear",
+        )
+        _require(
+            self.code == "linear" or self.posterior == "deterministic",
+            "code: sigmoid needs posterior: deterministic; a Gaussian's mean is unbounded",
+        )
 
     @property
     def pixels(self) -> int:
         """P = H·W·C."""
         height, width, channels = self.image_shape
         return height * width * channels
+
+    def check_objective(self, objective: ObjectiveConfig) -> None:
+        """Raises ValueError unless this posterior can be trained by that objective."""
+        plain = objective.kind == "reconstruction"
+        _require(
+            plain == (self.posterior == "deterministic"),
+            f"objective.kind {objective.kind} does not go with a {self.posterior} posterior: a "
+            "deterministic one has no KL and takes reconstruction, a gaussian one any other",
+        )
+        _require(
+            objective.sparsity == 0.0 or self.code == "sigmoid",
+            "objective.sparsity needs activations in (0, 1): posterior: deterministic and "
+            "code: sigmoid",
+        )

@@ -6,11 +6,13 @@ The sums add up over batches and workers. Everything is in float64.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 from torch import Tensor
 
-from vae_core.gaussian import LOG_2PI
+from vae_core.autoencoder import Autoencoder
+from vae_core.gaussian import LOG_2PI, LOG_VAR_LIMIT
 
 
 @dataclasses.dataclass
@@ -42,6 +44,10 @@ class PixelSums:
         self.sum_P += centred.sum(0)
         self.outer_PP += centred.T @ centred
 
+    def tensors(self) -> list[Tensor]:
+        """For an all-reduce in place."""
+        return [self.count, self.sum_P, self.outer_PP]
+
     def merge(self, other: PixelSums) -> None:
         """Raises ValueError where the origins differ."""
         if not torch.equal(self.origin_P, other.origin_P):
@@ -57,6 +63,10 @@ class PixelSums:
         """The maximum-likelihood one, divided by the count, (P, P)."""
         offset = self.sum_P / self.count
         return self.outer_PP / self.count - torch.outer(offset, offset)
+
+
+# Σxxᵀ of 4,096 pixels takes 128 MiB, its eigenvectors half a minute.
+MOST_PIXELS = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,3 +133,53 @@ class ProbabilisticPCA:
         z = torch.randn(count, dim, dtype=torch.float64, generator=generator)
         noise = torch.randn(count, size, dtype=torch.float64, generator=generator)
         return z @ self.weight_PD.T + self.mean_P + self.sigma2**0.5 * noise
+
+
+def sums_for(model: Autoencoder) -> PixelSums:
+    """Empty sums for `solve`. Raises ValueError where the images are too large for them."""
+    pixels = model.config.pixels
+    if pixels > MOST_PIXELS:
+        raise ValueError(
+            f"fit: closed_form takes images of at most {MOST_PIXELS} pixel values, these have "
+            f"{pixels}; stage them smaller, or use fit: gradient"
+        )
+    return PixelSums.zeros(torch.full((pixels,), 0.5))
+
+
+@torch.no_grad()
+def solve(model: Autoencoder, sums: PixelSums) -> None:
+    """Gives a linear model the optimum in closed form.
+
+    A Gaussian posterior becomes probabilistic PCA with its exact posterior, so that its ELBO is
+    the log-likelihood; a deterministic one PCA. A fixed σ stays; a free one is set to the optimum.
+    """
+    found = ProbabilisticPCA.fit(sums, model.config.latent_dim)
+    sigma = model.likelihood.get_parameter("raw_log_sigma")
+    if sigma.requires_grad:
+        _require_noise(found.sigma2)
+        log_sigma = 0.5 * math.log(found.sigma2)
+        sigma.fill_(LOG_VAR_LIMIT * math.atanh(log_sigma / LOG_VAR_LIMIT))
+    if model.config.posterior == "gaussian":
+        sigma2 = float(torch.exp(2.0 * model.likelihood.scale().double()))
+        weight = found.components_PD * (found.variances_D - sigma2).clamp_min(0.0).sqrt()
+        # The posterior's precision is (Wᵀ W + σ² I) / σ², diagonal here.
+        total_D = weight.square().sum(0) + sigma2
+        to_mean = (weight / total_D).T
+        log_var = (math.log(sigma2) - torch.log(total_D)).clamp_min(0.001 - LOG_VAR_LIMIT)
+        raw = LOG_VAR_LIMIT * torch.atanh(log_var / LOG_VAR_LIMIT)
+        model.encoder.get_parameter("raw_log_var").copy_(raw)
+    else:
+        weight, to_mean = found.components_PD, found.components_PD.T
+    model.encoder.get_parameter("mean.weight").copy_(to_mean)
+    model.encoder.get_parameter("mean.bias").copy_(-to_mean @ found.mean_P)
+    layer = model.decoder.get_submodule("0")
+    layer.get_parameter("weight").copy_(weight)
+    layer.get_parameter("bias").copy_(found.mean_P)
+
+
+def _require_noise(sigma2: float) -> None:
+    if sigma2 < math.exp(2.0 * (0.001 - LOG_VAR_LIMIT)):
+        raise ValueError(
+            "no noise is left beside the components: the density is degenerate; take fewer "
+            "latent dimensions, or fix likelihood.sigma"
+        )

@@ -26,21 +26,29 @@ class LatentSums:
             torch.zeros(dim, dtype=torch.float64),
         )
 
-    def add(self, mean_ND: Tensor, log_var_ND: Tensor) -> None:
-        mean = mean_ND.double()
+    def add(self, mean_ND: Tensor, log_var_ND: Tensor | None) -> None:
+        """log_var: None for codes without spread."""
+        mean = mean_ND.double().cpu()
         self.count += len(mean)
         self.mean_D += mean.sum(0)
         self.outer_DD += mean.T @ mean
-        self.var_D += log_var_ND.double().exp().sum(0)
+        if log_var_ND is not None:
+            self.var_D += log_var_ND.double().exp().sum(0).cpu()
 
     def tensors(self) -> list[Tensor]:
         """For an all-reduce in place."""
         return [self.count, self.mean_D, self.outer_DD, self.var_D]
 
 
+_RIDGE = 1e-6  # of the mean variance of codes
+
+
 @dataclasses.dataclass(frozen=True)
 class LatentMoments:
-    """m (D,) and (Cov[μ] + E[diag σ²])⁻¹ (D, D), float64."""
+    """m (D,) and (Cov[μ] + E[diag σ²])⁻¹ (D, D), float64: the aggregate posterior's moments.
+
+    For codes without spread E[diag σ²] is zero: it is a Gaussian fitted to the codes.
+    """
 
     mean_D: Tensor
     precision_DD: Tensor
@@ -51,9 +59,24 @@ class LatentMoments:
         cov_DD = sums.outer_DD / sums.count - torch.outer(mean_D, mean_D)
         # E[diag σ²] keeps collapsed dimensions (Cov ≈ 0, σ² ≈ 1) from exploding the distance.
         total_DD = cov_DD + torch.diag(sums.var_D / sums.count)
+        if not sums.var_D.any():
+            # Codes have nothing to keep a dead unit from making it singular.
+            ridge = _RIDGE * total_DD.diagonal().mean() + torch.finfo(total_DD.dtype).tiny ** 0.5
+            total_DD = total_DD + ridge * torch.eye(len(mean_D), dtype=total_DD.dtype)
         return cls(mean_D, torch.linalg.inv(total_DD))
 
     def mahalanobis(self, mean_ND: Tensor) -> Tensor:
         """(μ − m)ᵀ (Cov[μ] + E[diag σ²])⁻¹ (μ − m), shape (N,), float64."""
         centred = mean_ND.double() - self.mean_D.to(mean_ND.device)
         return ((centred @ self.precision_DD.to(mean_ND.device)) * centred).sum(1)
+
+    def covariance(self) -> Tensor:
+        """Cov[μ] + E[diag σ²], (D, D), float64."""
+        inverse = torch.linalg.inv(self.precision_DD)
+        return 0.5 * (inverse + inverse.T)
+
+    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draws from the Gaussian of these moments, (count, D), float64."""
+        factor = torch.linalg.cholesky(self.covariance())
+        eps = torch.randn(count, len(self.mean_D), generator=generator, dtype=torch.float64)
+        return self.mean_D + eps @ factor.T

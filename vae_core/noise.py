@@ -8,7 +8,9 @@ it runs on any torch device.
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -45,12 +47,9 @@ def image_keys(image_ids: list[str]) -> np.ndarray:
     return pair.reshape(-1, 2).astype(np.int64)
 
 
-def image_noise(keys_N2: Tensor, *, seed: int, k: int, dim: int) -> Tensor:
-    """Standard normal noise of sample k of each image: (N, dim) float32.
-
-    keys_N2 comes from `image_keys`. The same image draws the same noise in any batch.
-    """
-    n, blocks = len(keys_N2), math.ceil(dim / 4)
+def _image_uniform(keys_N2: Tensor, *, seed: int, k: int, dim: int) -> Tensor:
+    """Uniform in (0, 1), float64, (N, dim), dim a multiple of four."""
+    n, blocks = len(keys_N2), dim // 4
     block = torch.arange(blocks, device=keys_N2.device).expand(n, blocks)
     counter = torch.stack(
         [
@@ -62,12 +61,27 @@ def image_noise(keys_N2: Tensor, *, seed: int, k: int, dim: int) -> Tensor:
         dim=-1,
     )
     words = philox4x32(counter.reshape(-1, 4), (seed & _MASK, (seed >> 32) & _MASK))
+    return ((words.double() + 0.5) / 2.0**32).reshape(n, dim)
+
+
+def image_noise(keys_N2: Tensor, *, seed: int, k: int, dim: int) -> Tensor:
+    """Standard normal noise of sample k of each image: (N, dim) float32.
+
+    keys_N2 comes from `image_keys`. The same image draws the same noise in any batch.
+    """
     # Box–Muller on pairs of words, in float64 so that rounding hides no device difference.
-    u = (words.double() + 0.5) / 2.0**32
+    u = _image_uniform(keys_N2, seed=seed, k=k, dim=4 * math.ceil(dim / 4))
     radius = torch.sqrt(-2.0 * torch.log(u[:, 0::2]))
     angle = 2.0 * math.pi * u[:, 1::2]
     normal = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=-1)
-    return normal.reshape(n, blocks * 4)[:, :dim].float()
+    return normal.reshape(len(keys_N2), -1)[:, :dim].float()
+
+
+def image_uniform(keys_N2: Tensor, *, seed: int, k: int, dim: int) -> Tensor:
+    """Uniform noise in [0, 1) of each image: (N, dim) float32. k: as in `image_noise`."""
+    u = _image_uniform(keys_N2, seed=seed, k=k, dim=4 * math.ceil(dim / 4))
+    # To 24 bits and never up: rounding to the nearest float32 could give 1.
+    return (torch.floor(u[:, :dim] * 2.0**24) / 2.0**24).float()
 
 
 def step_noise(*, seed: int, step: int, batch: int, dim: int) -> Tensor:
@@ -76,5 +90,83 @@ def step_noise(*, seed: int, step: int, batch: int, dim: int) -> Tensor:
     A rank takes the rows of its positions in the global batch, so the noise of an image does
     not depend on how many ranks there are.
     """
-    generator = torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + step) % 2**63)
-    return torch.randn(batch, dim, generator=generator)
+    return torch.randn(batch, dim, generator=_step_generator(seed, step))
+
+
+def _step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
+    mixed = seed * 0x9E3779B97F4A7C15 + step + stream * 0xD1B54A32D192ED03
+    return torch.Generator().manual_seed(mixed % 2**63)
+
+
+# What noise is for: each use has a stream of its own. The latent stream holds samples k.
+LATENT, BINARISATION, CORRUPTION, PROBES = range(4)
+# Far above any number of posterior samples.
+_IMAGE_STREAM = 1 << 28
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepNoise:
+    """The noise of a rank's share of one training step.
+
+    batch: images of the whole global batch; positions: this rank's, all if None. An image's noise
+    depends on its place in the global batch, not on how many ranks there are.
+    """
+
+    seed: int
+    step: int
+    batch: int
+    positions: slice | None = None
+
+    def normal(self, stream: int, dim: int) -> Tensor:
+        """Standard normal, (N, dim), N images of the share."""
+        generator = _step_generator(self.seed, self.step, stream)
+        return self._share(torch.randn(self.batch, dim, generator=generator))
+
+    def uniform(self, stream: int, dim: int) -> Tensor:
+        """Uniform in [0, 1), (N, dim)."""
+        generator = _step_generator(self.seed, self.step, stream)
+        return self._share(torch.rand(self.batch, dim, generator=generator))
+
+    def _share(self, drawn: Tensor) -> Tensor:
+        return drawn if self.positions is None else drawn[self.positions]
+
+    def latent(self, samples: int, dim: int) -> Tensor:
+        """Standard normal noise of K posterior samples, (K, N, dim)."""
+        drawn = self.normal(LATENT, samples * dim)
+        return drawn.reshape(-1, samples, dim).transpose(0, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageNoise:
+    """The noise of images in evaluation: the same for an image in any batch, order and process."""
+
+    seed: int
+    keys_N2: Tensor
+
+    def normal(self, stream: int, dim: int) -> Tensor:
+        """Standard normal, (N, dim)."""
+        k = _IMAGE_STREAM + stream
+        return image_noise(self.keys_N2, seed=self.seed, k=k, dim=dim)
+
+    def uniform(self, stream: int, dim: int) -> Tensor:
+        """Uniform in [0, 1), (N, dim)."""
+        k = _IMAGE_STREAM + stream
+        return image_uniform(self.keys_N2, seed=self.seed, k=k, dim=dim)
+
+    def sample(self, k: int, dim: int) -> Tensor:
+        """Standard normal noise of posterior sample k, (N, dim)."""
+        return image_noise(self.keys_N2, seed=self.seed, k=k, dim=dim)
+
+    def latent(self, samples: int, dim: int) -> Tensor:
+        """Standard normal noise of K posterior samples, (K, N, dim)."""
+        return torch.stack([self.sample(k, dim) for k in range(samples)])
+
+
+class Noise(Protocol):
+    """What a model draws its noise from: `StepNoise` in training, `ImageNoise` after it."""
+
+    def normal(self, stream: int, dim: int) -> Tensor: ...
+
+    def uniform(self, stream: int, dim: int) -> Tensor: ...
+
+    def latent(self, samples: int, dim: int) -> Tensor: ...

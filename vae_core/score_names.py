@@ -33,3 +33,6 @@ SCORES: dict[str, ScoreInfo] = {
         "bits", "higher", "neg_elbo / ln 2 - complexity_bits; discrete likelihoods only"
     ),
 }
+
+# A family's own decision score is the first of these that it has.
+DECISIVE = ("neg_elbo", "recon_nll")

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vae_core.gaussian import kl_to_standard_normal, reparameterise
+from vae_core.autoencoder import Autoencoder, to_unit_range
 from vae_core.moments import LatentMoments
-from vae_core.noise import image_keys, image_noise
-from vae_core.score_names import SCORES
-from vae_core.vae import VAE, to_unit_range
+from vae_core.noise import ImageNoise, image_keys
+from vae_core.posteriors import Posterior
+from vae_core.score_names import DECISIVE, SCORES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,9 +23,18 @@ class ScoredBatch:
     """Arrays of N rows. `scores` has every name of SCORES; None where the family has no such."""
 
     mean_ND: np.ndarray
-    log_var_ND: np.ndarray
+    log_var_ND: np.ndarray | None  # None: codes without spread
     reconstruction_NHWC: np.ndarray  # uint8
     scores: dict[str, np.ndarray | None]
+
+    @property
+    def nats_N(self) -> np.ndarray:
+        """What stands for the model's fit: neg_elbo, or recon_nll where there is no KL."""
+        for name in DECISIVE:
+            values = self.scores[name]
+            if values is not None:
+                return values
+        raise AssertionError("every family has recon_nll")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +48,7 @@ class Scorer:
     known; the scores that need them are then None.
     """
 
-    model: VAE
+    model: Autoencoder
     batch_size: int
     samples: int
     seed: int
@@ -61,18 +70,18 @@ class Scorer:
         merged = {
             name: np.concatenate([part[name] for part in parts]) for name in parts[0]
         }  # every part holds the same names
-        means, log_vars = merged.pop("mean"), merged.pop("log_var")
+        means, log_vars = merged.pop("mean"), merged.pop("log_var", None)
         reconstruction = merged.pop("reconstruction")
         merged["complexity_bits"] = complexity_bits(pixels_NHWC)
         return ScoredBatch(means, log_vars, reconstruction, self._all_scores(merged))
 
     def _all_scores(self, known: dict[str, np.ndarray]) -> dict[str, np.ndarray | None]:
-        if self.model.likelihood.discrete:
+        if self.model.likelihood.discrete and "neg_elbo" in known:
             pixels = self.model.config.pixels
             bits = known["neg_elbo"] / math.log(2.0)
             known["bits_per_dim"] = bits / pixels
             known["complexity_corrected"] = bits - known["complexity_bits"]
-        if self.heldout_neg_elbo is not None:
+        if self.heldout_neg_elbo is not None and "neg_elbo" in known:
             known["typicality"] = np.abs(known["neg_elbo"] - self.heldout_neg_elbo)
         return {name: known.get(name) for name in SCORES}
 
@@ -86,32 +95,40 @@ class Scorer:
         return {name: value[:count].cpu().numpy() for name, value in values.items()}
 
     def _forward(self, x_NCHW: Tensor, keys_N2: Tensor) -> dict[str, Tensor]:
-        model, likelihood = self.model, self.model.likelihood
-        target, log_sigma = likelihood.target(x_NCHW), likelihood.scale()
-        mean, log_var = model.encode(x_NCHW)
-        nll = torch.zeros(len(x_NCHW), dtype=torch.float64, device=x_NCHW.device)
-        for k in range(self.samples):
-            eps = image_noise(keys_N2, seed=self.seed, k=k, dim=mean.shape[1])
-            params = model.decode(reparameterise(mean, log_var, eps))
-            nll -= likelihood.log_prob(params, log_sigma, target).double()
-        nll /= self.samples
-        kl = kl_to_standard_normal(mean, log_var).double().sum(1)
-        recon = likelihood.mean(model.decode(mean))
+        model, noise = self.model, ImageNoise(seed=self.seed, keys_N2=keys_N2)
+        target = model.observe(x_NCHW, noise)
+        posterior = model.encode(target)
+        mean = posterior.mean_ND
+        recon = model.likelihood.mean(model.decode(mean))
         error = (recon - target).square().mean(1, keepdim=True)
         shown = recon.clamp(0.0, 1.0).mul(255.0).round().to(torch.uint8)
         values = {
             "mean": mean,
-            "log_var": log_var,
             "reconstruction": shown.permute(0, 2, 3, 1).contiguous(),
-            "recon_nll": nll,
-            "kl": kl,
-            "neg_elbo": nll + kl,
+            "recon_nll": self._recon_nll(target, posterior, noise),
             "recon_mse": error.flatten(1).double().mean(1),
             "max_patch_error": patch_errors(error).flatten(1).amax(1).double(),
         }
+        if posterior.log_var_ND is not None:
+            values["log_var"] = posterior.log_var_ND
+        kl_ND = model.kl(posterior)
+        if kl_ND is not None:
+            values["kl"] = kl_ND.double().sum(1)
+            values["neg_elbo"] = values["recon_nll"] + values["kl"]
         if self.moments is not None:
             values["latent_mahalanobis"] = self.moments.mahalanobis(mean)
         return values
+
+    def _recon_nll(self, target: Tensor, posterior: Posterior, noise: ImageNoise) -> Tensor:
+        model, log_sigma = self.model, self.model.likelihood.scale()
+        # A code is the same in every sample.
+        samples = self.samples if posterior.log_var_ND is not None else 1
+        nll = torch.zeros(len(target), dtype=torch.float64, device=target.device)
+        for k in range(samples):
+            eps = noise.sample(k, posterior.mean_ND.shape[1])
+            params = model.decode(model.draw(posterior, eps))
+            nll -= model.likelihood.log_prob(params, log_sigma, target).double()
+        return nll / samples
 
 
 def patch_errors(error_N1HW: Tensor) -> Tensor:

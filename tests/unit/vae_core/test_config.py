@@ -28,7 +28,7 @@ def test_a_misspelt_key_is_named_with_the_known_ones() -> None:
     [
         (lambda: ModelConfig(image_shape=(8, 0, 1)), "image_shape"),
         (lambda: ModelConfig(image_shape=(8, 8, 1), latent_dim=0), "latent_dim"),
-        (lambda: NetworkConfig(kind="transformer"), "known: mlp, conv"),
+        (lambda: NetworkConfig(kind="transformer"), "known: linear, mlp, conv, residual"),
         (lambda: NetworkConfig(widths=()), "widths"),
         (lambda: LikelihoodConfig(kind="poisson"), "known: bernoulli, continuous_bernoulli"),
         (lambda: LikelihoodConfig(sigma=0.0), "sigma"),

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from vae_core.autoencoder import Autoencoder
 from vae_core.config import LikelihoodConfig, ModelConfig, NetworkConfig
 from vae_core.likelihoods import LIKELIHOODS
 from vae_core.moments import LatentMoments, LatentSums
 from vae_core.score_names import SCORES
 from vae_core.scores import Scorer, complexity_bits, patch_errors
-from vae_core.vae import VAE
 
 
 def ids(count: int) -> list[str]:
@@ -33,7 +33,7 @@ def scorer(likelihood: str, batch_size: int = 16, samples: int = 3, kind: str = 
     )
     moments = LatentMoments(torch.zeros(4, dtype=torch.float64), torch.eye(4, dtype=torch.float64))
     return Scorer(
-        model=VAE(config).eval(),
+        model=Autoencoder(config).eval(),
         batch_size=batch_size,
         samples=samples,
         seed=1,
@@ -43,7 +43,7 @@ def scorer(likelihood: str, batch_size: int = 16, samples: int = 3, kind: str = 
 
 
 @pytest.mark.parametrize("likelihood", list(LIKELIHOODS))
-@pytest.mark.parametrize("kind", ["mlp", "conv"])
+@pytest.mark.parametrize("kind", ["linear", "mlp", "conv", "residual"])
 def test_an_image_scores_bit_for_bit_the_same_in_any_company(likelihood: str, kind: str) -> None:
     images, names, one = pixels(40), ids(40), scorer(likelihood, kind=kind)
     whole = one.score(images, names)
@@ -73,7 +73,7 @@ def test_what_a_family_does_not_have_is_none_and_every_name_is_there() -> None:
         "bits_per_dim",
         "complexity_corrected",
     }
-    for kind in ("bernoulli", "categorical"):
+    for kind in ("bernoulli", "categorical", "logistic_mixture"):
         mass = scorer(kind).score(pixels(3), ids(3)).scores
         assert list(mass) == list(SCORES)
         assert all(values is not None for values in mass.values())
@@ -92,8 +92,8 @@ def test_the_scores_are_what_their_names_say() -> None:
     )
     with torch.inference_mode():
         x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255.0
-        mean, _ = one.model.encode(x)
-        target = one.model.likelihood.target(x)
+        target = one.model.observe(x)
+        mean = one.model.encode(target).mean_ND
         recon = one.model.likelihood.mean(one.model.decode(mean))
     error = (recon - target).square().mean((1, 2, 3))
     np.testing.assert_allclose(found["recon_mse"], error.numpy(), rtol=1e-5)

@@ -1,0 +1,94 @@
+"""What the encoder says about an image: a distribution over latents, or one code."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vae_core.config import ModelConfig
+from vae_core.gaussian import kl_to_standard_normal, reparameterise, soft_bound
+
+
+class Posterior(NamedTuple):
+    """mean: the embedding. log_var: None for a code without spread."""
+
+    mean_ND: Tensor
+    log_var_ND: Tensor | None
+
+    @property
+    def spread_ND(self) -> Tensor:
+        """The log-variance. Raises ValueError where there is none."""
+        if self.log_var_ND is None:
+            raise ValueError("a deterministic posterior has no variance; this needs a Gaussian one")
+        return self.log_var_ND
+
+
+class PosteriorFamily(abc.ABC):
+    """features_per_latent: how many numbers the encoder gives for each latent dimension.
+
+    has_prior: whether there is a KL, and a prior to sample.
+    """
+
+    features_per_latent: int
+    has_prior: bool
+
+    @abc.abstractmethod
+    def read(self, features: Tensor) -> Posterior:
+        """The encoder's features, (N, features_per_latent·D), as a posterior."""
+
+    @abc.abstractmethod
+    def draw(self, posterior: Posterior, eps: Tensor) -> Tensor:
+        """A sample by standard normal noise of shape (…, N, D), which the result has, too."""
+
+    @abc.abstractmethod
+    def kl(self, posterior: Posterior) -> Tensor | None:
+        """KL to the prior in nats, (N, D); None where there is no prior."""
+
+
+class GaussianPosterior(PosteriorFamily):
+    """N(mean, diag exp(log_var)) with the prior N(0, I). Kingma & Welling 2014, section 3."""
+
+    features_per_latent = 2
+    has_prior = True
+
+    def __init__(self, config: ModelConfig) -> None:
+        pass
+
+    def read(self, features: Tensor) -> Posterior:
+        mean_ND, raw_ND = features.chunk(2, dim=1)
+        return Posterior(mean_ND, soft_bound(raw_ND))
+
+    def draw(self, posterior: Posterior, eps: Tensor) -> Tensor:
+        return reparameterise(posterior.mean_ND, posterior.spread_ND, eps)
+
+    def kl(self, posterior: Posterior) -> Tensor | None:
+        return kl_to_standard_normal(posterior.mean_ND, posterior.spread_ND)
+
+
+class DeterministicPosterior(PosteriorFamily):
+    """One code an image, linear or squashed into (0, 1); no prior, no KL."""
+
+    features_per_latent = 1
+    has_prior = False
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.squash = config.code == "sigmoid"
+
+    def read(self, features: Tensor) -> Posterior:
+        return Posterior(torch.sigmoid(features) if self.squash else features, None)
+
+    def draw(self, posterior: Posterior, eps: Tensor) -> Tensor:
+        return posterior.mean_ND.expand(eps.shape)
+
+    def kl(self, posterior: Posterior) -> Tensor | None:
+        return None
+
+
+POSTERIORS: dict[str, Callable[[ModelConfig], PosteriorFamily]] = {
+    "gaussian": GaussianPosterior,
+    "deterministic": DeterministicPosterior,
+}

@@ -1,0 +1,96 @@
+"""Residual networks: pre-activated blocks with GroupNorm and SiLU at each resolution.
+
+He et al. 2016, "Identity mappings in deep residual networks", figure 4e, with the normalisation of
+Wu & He 2018: GroupNorm sees one image at a time, so an image's numbers do not depend on its batch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vae_core.config import ModelConfig
+from vae_core.resolutions import halved
+
+GROUPS = 8
+
+
+def _norm(channels: int) -> nn.Module:
+    return nn.GroupNorm(math.gcd(channels, GROUPS), channels)
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))))), the shape unchanged; the identity at the start."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        last = nn.Conv2d(channels, channels, 3, padding=1)
+        # Starting from the identity lets deep stacks train (Zhang et al. 2019, "Fixup").
+        nn.init.zeros_(last.weight)
+        assert last.bias is not None
+        nn.init.zeros_(last.bias)
+        self.body = nn.Sequential(
+            _norm(channels),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            _norm(channels),
+            nn.SiLU(),
+            last,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+class Enlarge(nn.Module):
+    """To an exact size by nearest neighbours, then a convolution.
+
+    Odena et al. 2016, "Deconvolution and checkerboard artifacts".
+    """
+
+    def __init__(self, n_in: int, n_out: int, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.size = size
+        self.conv = nn.Conv2d(n_in, n_out, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, size=self.size, mode="nearest"))
+
+
+def _blocks(channels: int, depth: int) -> list[nn.Module]:
+    return [ResidualBlock(channels) for _ in range(depth)]
+
+
+def residual_encoder(config: ModelConfig, features: int) -> nn.Module:
+    """(N, C, H, W) → (N, features·D); a strided convolution between resolutions."""
+    widths, depths = config.network.widths, config.network.depths
+    layers: list[nn.Module] = [nn.Conv2d(config.image_shape[2], widths[0], 3, padding=1)]
+    layers += _blocks(widths[0], depths[0])
+    for (n_in, n_out), depth in zip(itertools.pairwise(widths), depths[1:], strict=True):
+        layers.append(nn.Conv2d(n_in, n_out, 3, stride=2, padding=1))
+        layers += _blocks(n_out, depth)
+    height, width = halved(config.image_shape, len(widths) - 1)[-1]
+    last = nn.Linear(widths[-1] * height * width, features * config.latent_dim)
+    return nn.Sequential(*layers, _norm(widths[-1]), nn.SiLU(), nn.Flatten(), last)
+
+
+def residual_decoder(config: ModelConfig, outputs: int, encoder: nn.Module) -> nn.Module:
+    """(N, D) → (N, outputs, H, W)."""
+    widths, depths = config.network.widths[::-1], config.network.depths[::-1]
+    sizes = halved(config.image_shape, len(widths) - 1)[::-1]
+    height, width = sizes[0]
+    layers: list[nn.Module] = [
+        nn.Linear(config.latent_dim, widths[0] * height * width),
+        nn.Unflatten(1, (widths[0], height, width)),
+        *_blocks(widths[0], depths[0]),
+    ]
+    steps = zip(itertools.pairwise(widths), depths[1:], sizes[1:], strict=True)
+    for (n_in, n_out), depth, size in steps:
+        layers.append(Enlarge(n_in, n_out, size))
+        layers += _blocks(n_out, depth)
+    return nn.Sequential(
+        *layers, _norm(widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], outputs, 3, padding=1)
+    )
