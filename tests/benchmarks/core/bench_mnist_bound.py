@@ -30,7 +30,7 @@ OBJECTIVES = {
     "iwae5": ObjectiveConfig(kind="importance_weighted", samples=5),
     "iwae50": ObjectiveConfig(kind="importance_weighted", samples=50),
 }
-BATCH, RATE, SEED = 100, 1e-3, 0
+SEED = 0
 MODEL = ModelConfig(
     image_shape=(28, 28, 1),
     latent_dim=50,
@@ -43,6 +43,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=list(OBJECTIVES), default="vae")
     parser.add_argument("--epochs", type=int, default=400)
+    parser.add_argument("--batch", type=int, default=100)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--glorot", action="store_true", help="initialise as the paper does")
+    parser.add_argument("--name", help="of the report; mnist-bound-<model> if none")
     parser.add_argument("--samples", type=int, default=5000, help="K of the test estimate")
     parser.add_argument("--test-images", type=int, default=10_000)
     parser.add_argument("--threads", type=int, default=1)
@@ -52,10 +56,12 @@ def main() -> None:
     data = mnist()
     x_train = to_unit_range(torch.from_numpy(data.train.pixels_NHWC)).to(args.device)
     x_test = to_unit_range(torch.from_numpy(data.test.pixels_NHWC[: args.test_images]))
-    report = Report(f"mnist-bound-{args.model}", vars(args))
+    report = Report(args.name or f"mnist-bound-{args.model}", vars(args))
     torch.manual_seed(SEED)
     model = Autoencoder(MODEL).to(args.device)
-    train(model, OBJECTIVES[args.model], x_train, x_test.to(args.device), args.epochs, report)
+    if args.glorot:
+        glorot(model)
+    train(model, x_train, x_test.to(args.device), args, report)
     report.model(model)
     model.eval()
     started = time.monotonic()
@@ -76,26 +82,21 @@ def main() -> None:
 
 
 def train(
-    model: Autoencoder,
-    config: ObjectiveConfig,
-    x_train: Tensor,
-    x_test: Tensor,
-    epochs: int,
-    report: Report,
+    model: Autoencoder, x_train: Tensor, x_test: Tensor, args: argparse.Namespace, report: Report
 ) -> None:
-    objective = Objective(model, config)
-    optimizer = torch.optim.Adam(model.parameters(), lr=RATE, fused=True)
-    steps = len(x_train) // BATCH
+    objective = Objective(model, OBJECTIVES[args.model])
+    optimizer = torch.optim.Adam(model.parameters(), lr=args.rate, fused=True)
+    epochs, steps = args.epochs, len(x_train) // args.batch
     seconds, step = 0.0, 0
     for epoch in range(epochs):
         started = time.monotonic()
         order = np.random.Generator(np.random.Philox(key=[SEED, epoch])).permutation(len(x_train))
         loss = 0.0
         for rows in np.split(order, steps):
-            rate = learning_rate(step, total_steps=steps * epochs, base=RATE, warmup_steps=0)
+            rate = learning_rate(step, total_steps=steps * epochs, base=args.rate, warmup_steps=0)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            noise = StepNoise(seed=SEED, step=step, batch=BATCH)
+            noise = StepNoise(seed=SEED, step=step, batch=args.batch)
             loss += train_step(objective, optimizer, x_train[rows], noise, step=step).loss
             step += 1
         seconds += time.monotonic() - started
@@ -104,6 +105,14 @@ def train(
             entry["test_elbo_nats"] = elbo(model, x_test)
         report.curve(entry)
     report.set(updates=step, train_seconds=seconds)
+
+
+def glorot(model: Autoencoder) -> None:
+    """Glorot & Bengio 2010, as in Burda et al. 2016, section 5."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            torch.nn.init.xavier_uniform_(module.weight)
+            torch.nn.init.zeros_(module.bias)
 
 
 def test_batches(x_NCHW: Tensor, size: int) -> Iterator[tuple[Tensor, int]]:
