@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vae_core.config import LikelihoodConfig
 from vae_core.gaussian import at_least_float32
-from vae_core.likelihood import Likelihood, sum_pixels, uniform_like
+from vae_core.likelihood import Likelihood, uniform_like
 from vae_core.noise import BINARISATION, Noise
 
 
@@ -33,9 +33,9 @@ class Bernoulli(Likelihood):
         u = noise.uniform(BINARISATION, x_NCHW[0].numel() if len(x_NCHW) else 0)
         return (u.to(x_NCHW.device).reshape(x_NCHW.shape) < x_NCHW).to(x_NCHW.dtype)
 
-    def log_prob(self, params_NCHW: Tensor, log_sigma: Tensor, target_NCHW: Tensor) -> Tensor:
+    def pixel_log_prob(self, params_NCHW: Tensor, log_sigma: Tensor, target_NCHW: Tensor) -> Tensor:
         logits, target = at_least_float32(params_NCHW), at_least_float32(target_NCHW)
-        return -sum_pixels(F.binary_cross_entropy_with_logits(logits, target, reduction="none"))
+        return -F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(1)
 
     def mean(self, params_NCHW: Tensor) -> Tensor:
         return torch.sigmoid(at_least_float32(params_NCHW))
@@ -63,10 +63,10 @@ class ContinuousBernoulli(Likelihood):
     def __init__(self, config: LikelihoodConfig) -> None:
         super().__init__()
 
-    def log_prob(self, params_NCHW: Tensor, log_sigma: Tensor, target_NCHW: Tensor) -> Tensor:
+    def pixel_log_prob(self, params_NCHW: Tensor, log_sigma: Tensor, target_NCHW: Tensor) -> Tensor:
         logits, target = at_least_float32(params_NCHW), at_least_float32(target_NCHW)
         bernoulli = -F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-        return sum_pixels(bernoulli + log_normaliser(logits))
+        return (bernoulli + log_normaliser(logits)).sum(1)
 
     def mean(self, params_NCHW: Tensor) -> Tensor:
         """λ / (2λ − 1) + 1 / (2 tanh⁻¹(1 − 2λ)), eq. 8; in logits, 1 / (1 − e^−η) − 1 / η."""

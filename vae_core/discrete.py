@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vae_core.config import LikelihoodConfig
 from vae_core.gaussian import soft_bound
-from vae_core.likelihood import Likelihood, in_chunks, sum_pixels, uniform_like
+from vae_core.likelihood import Likelihood, in_chunks, uniform_like
 
 LEVELS = 256
 
@@ -25,13 +25,13 @@ class Categorical(Likelihood):
     def __init__(self, config: LikelihoodConfig) -> None:
         super().__init__()
 
-    def log_prob(self, params_NCHW: Tensor, log_sigma: Tensor, target_NCHW: Tensor) -> Tensor:
+    def pixel_log_prob(self, params_NCHW: Tensor, log_sigma: Tensor, target_NCHW: Tensor) -> Tensor:
         return in_chunks(self._log_prob, params_NCHW, pixel_values(target_NCHW))
 
     def _log_prob(self, params_NCHW: Tensor, values_NCHW: Tensor) -> Tensor:
         logits = self._per_value(params_NCHW)
         chosen = logits.gather(2, values_NCHW.unsqueeze(2)).squeeze(2)
-        return sum_pixels(chosen - torch.logsumexp(logits, dim=2))
+        return (chosen - torch.logsumexp(logits, dim=2)).sum(1)
 
     def mean(self, params_NCHW: Tensor) -> Tensor:
         probability = torch.softmax(self._per_value(params_NCHW), dim=2)
@@ -95,7 +95,7 @@ class LogisticMixture(Likelihood):
             start += c
         return log_weights, means, soft_bound(raw, _LOG_SCALE_LIMIT), coefficients
 
-    def log_prob(self, params_NCHW: Tensor, log_sigma: Tensor, target_NCHW: Tensor) -> Tensor:
+    def pixel_log_prob(self, params_NCHW: Tensor, log_sigma: Tensor, target_NCHW: Tensor) -> Tensor:
         return in_chunks(self._log_prob, params_NCHW, pixel_values(target_NCHW))
 
     def _log_prob(self, params_NCHW: Tensor, values_NCHW: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ class LogisticMixture(Likelihood):
         for c, coefficient in enumerate(coefficients):
             mean = means[:, c] + (coefficient * x[:, :c].unsqueeze(2)).sum(1)
             total = total + log_mass(values_NCHW[:, c : c + 1], mean, log_scales[:, c])
-        return torch.logsumexp(total, dim=1).flatten(1).sum(1)
+        return torch.logsumexp(total, dim=1)
 
     def mean(self, params_NCHW: Tensor) -> Tensor:
         """That of the mixture of clipped logistics before they are rounded to values.

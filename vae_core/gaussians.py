@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vae_core.config import LikelihoodConfig
 from vae_core.gaussian import LOG_2PI, at_least_float32, soft_bound
-from vae_core.likelihood import Likelihood, normal_like, sum_pixels
+from vae_core.likelihood import Likelihood, normal_like
 from vae_core.peers import Peers
 
 
@@ -22,7 +22,14 @@ class SharedSigma(Likelihood):
         error = at_least_float32(target_NCHW) - at_least_float32(params_NCHW)
         pixels = error[0].numel() if len(error) else 0
         constant = pixels * (log_sigma + 0.5 * LOG_2PI)
-        return -0.5 * sum_pixels(error.square()) * torch.exp(-2.0 * log_sigma) - constant
+        # σ is taken in once for an image, not once for each of its pixels.
+        squared_N = error.square().flatten(1).sum(1)
+        return -0.5 * squared_N * torch.exp(-2.0 * log_sigma) - constant
+
+    def pixel_log_prob(self, params_NCHW: Tensor, log_sigma: Tensor, target_NCHW: Tensor) -> Tensor:
+        error = at_least_float32(target_NCHW) - at_least_float32(params_NCHW)
+        constant = error.shape[1] * (log_sigma + 0.5 * LOG_2PI)
+        return -0.5 * error.square().sum(1) * torch.exp(-2.0 * log_sigma) - constant
 
     def mean(self, params_NCHW: Tensor) -> Tensor:
         return at_least_float32(params_NCHW)
@@ -107,10 +114,10 @@ class PixelGaussian(Likelihood):
         mean, raw = self._per_value(params_NCHW).unbind(2)
         return mean, soft_bound(raw)
 
-    def log_prob(self, params_NCHW: Tensor, log_sigma: Tensor, target_NCHW: Tensor) -> Tensor:
+    def pixel_log_prob(self, params_NCHW: Tensor, log_sigma: Tensor, target_NCHW: Tensor) -> Tensor:
         mean, log_var = self._moments(params_NCHW)
         squared = (at_least_float32(target_NCHW) - mean).square()
-        return -0.5 * sum_pixels(squared * torch.exp(-log_var) + log_var + LOG_2PI)
+        return -0.5 * (squared * torch.exp(-log_var) + log_var + LOG_2PI).sum(1)
 
     def mean(self, params_NCHW: Tensor) -> Tensor:
         return self._moments(params_NCHW)[0]

@@ -50,9 +50,13 @@ class Likelihood(nn.Module, abc.ABC):
     def freeze(self, mean_squared_error: float) -> None:
         """Fixes what training left moving, from the train split's squared error a pixel value."""
 
-    @abc.abstractmethod
     def log_prob(self, params_NCHW: Tensor, log_sigma: Tensor, target_NCHW: Tensor) -> Tensor:
         """log p(target | z) in nats, summed over pixels, shape (N,)."""
+        return self.pixel_log_prob(params_NCHW, log_sigma, target_NCHW).flatten(1).sum(1)
+
+    @abc.abstractmethod
+    def pixel_log_prob(self, params_NCHW: Tensor, log_sigma: Tensor, target_NCHW: Tensor) -> Tensor:
+        """log p(target | z) in nats of each pixel with all its channels, shape (N, H, W)."""
 
     @abc.abstractmethod
     def mean(self, params_NCHW: Tensor) -> Tensor:
@@ -74,10 +78,6 @@ class Likelihood(nn.Module, abc.ABC):
         return at_least_float32(grouped)
 
 
-def sum_pixels(values_NCHW: Tensor) -> Tensor:
-    return values_NCHW.flatten(1).sum(1)
-
-
 def normal_like(like: Tensor, generator: torch.Generator | None) -> Tensor:
     x = at_least_float32(like)
     return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
@@ -97,7 +97,7 @@ CHUNK_VALUES = 2**22  # parameters whose normalisers are held at once
 def in_chunks(
     log_prob: Callable[[Tensor, Tensor], Tensor], params_NCHW: Tensor, target_NCHW: Tensor
 ) -> Tensor:
-    """log_prob (N,) of a batch, a few images at a time: bounded memory where params are many."""
+    """log_prob (N, …) of a batch, a few images at a time: bounded memory where params are many."""
     size = max(1, CHUNK_VALUES // max(1, params_NCHW[:1].numel()))
     chunks = zip(params_NCHW.split(size), target_NCHW.split(size), strict=True)
     return torch.cat([log_prob(params, target) for params, target in chunks])
