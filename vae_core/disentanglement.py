@@ -145,7 +145,7 @@ def factor_vae(
     """
     generator = np.random.default_rng(seed)
     spread = codes_ND.var(0)
-    active = spread > 1e-2 * spread.max()
+    active = spread > 1e-8 * spread.max()
     ballots = []
     for _ in range(votes):
         codes, factor = encode(64, generator)

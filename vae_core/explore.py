@@ -5,7 +5,6 @@ Images are float (N, C, H, W) in [0, 1], as the likelihood sees them (`Autoencod
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -97,16 +96,18 @@ def impute(
     *,
     steps: int = 50,
     generator: torch.Generator | None = None,
+    start_NCHW: Tensor | None = None,
 ) -> Tensor:
     """Fills pixels that are not known, by encoding and decoding in turn, known ones held.
 
     Rezende et al. 2014, "Stochastic backpropagation", section 5.2 and appendix F. With a
     generator latents and pixels are drawn, a Markov chain whose draws approach p(missing | known)
     as q approaches the posterior; without, means are taken, for one plausible filling.
-    What the missing pixels of x hold is of no account.
+    What the missing pixels of x hold is of no account; they start at start, or in mid-grey.
     """
     known = known_N1HW.bool()
-    x = torch.where(known, x_NCHW, torch.full_like(x_NCHW, 0.5))
+    start = torch.full_like(x_NCHW, 0.5) if start_NCHW is None else start_NCHW
+    x = torch.where(known, x_NCHW, start)
     for _ in range(steps):
         posterior = model.encode(x)
         z_ND = posterior.mean_ND
@@ -145,29 +146,38 @@ def impute_weighted(
 ) -> Imputation:
     """E[missing | known] by importance sampling: exact as K grows, for any encoder.
 
-    Weights p(known | z) p(z) / q(z | filled), z drawn from q around the filling of `impute`:
-    Mattei & Frellsen 2019, "MIWAE", eq. 13 (self-normalised).
+    Weights p(known | z) p(z) / q(z), self-normalised (Mattei & Frellsen 2019, "MIWAE", eq. 13). An
+    encoder is surer of a whole image than the known pixels allow, so q is the mixture of its
+    posteriors of K fillings that `impute`'s chain draws (deterministic-mixture weights: Veach &
+    Guibas 1995; Elvira et al. 2019, "Generalized multiple importance sampling", table 2).
     """
     known = known_N1HW.bool()
-    posterior = model.encode(impute(model, x_NCHW, known, steps=steps))
+    generator = generator or torch.Generator().manual_seed(0)
+    posteriors = []
+    x = impute(model, x_NCHW, known, steps=steps, generator=generator)
+    for _ in range(samples):
+        posteriors.append(model.encode(x))
+        x = impute(model, x_NCHW, known, steps=1, generator=generator, start_NCHW=x)
+    means_KND = torch.stack([posterior.mean_ND for posterior in posteriors])
+    log_vars_KND = torch.stack([posterior.spread_ND for posterior in posteriors])
     log_sigma, likelihood = model.likelihood.scale(), model.likelihood
     log_weights, fillings = [], []
-    for _ in range(samples):
-        eps = torch.randn(posterior.mean_ND.shape, generator=generator).to(posterior.mean_ND)
-        z_ND = model.draw(posterior, eps)
+    for posterior in posteriors:
+        eps = torch.randn(x_NCHW.shape[:1] + means_KND.shape[2:], generator=generator)
+        z_ND = model.draw(posterior, eps.to(means_KND))
         params = model.decode(z_ND)
         pixels_NHW = likelihood.pixel_log_prob(params, log_sigma, x_NCHW)
-        seen_N = (pixels_NHW * known[:, 0]).flatten(1).sum(1)
+        seen_N = torch.where(known[:, 0], pixels_NHW, 0.0).flatten(1).sum(1)
         zero = torch.zeros_like(z_ND)
-        prior_N = normal_log_prob(z_ND, zero, zero)
-        own_N = normal_log_prob(z_ND, posterior.mean_ND, posterior.spread_ND)
-        log_weights.append(seen_N + prior_N - own_N)
+        proposal_N = torch.logsumexp(normal_log_prob(z_ND, means_KND, log_vars_KND), dim=0)
+        log_weights.append(seen_N + normal_log_prob(z_ND, zero, zero) - proposal_N)
         fillings.append(likelihood.mean(params))
+    # The mixture's 1/K and the mean's cancel.
     log_weights_KN = torch.stack(log_weights)
     share_KN = torch.softmax(log_weights_KN, dim=0)
     mean = (torch.stack(fillings) * share_KN[:, :, None, None, None].to(x_NCHW)).sum(0)
     return Imputation(
         torch.where(known, x_NCHW, mean.to(x_NCHW)),
-        torch.logsumexp(log_weights_KN, dim=0) - math.log(samples),
+        torch.logsumexp(log_weights_KN, dim=0),
         1.0 / share_KN.square().sum(0),
     )
