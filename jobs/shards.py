@@ -74,7 +74,8 @@ def _require_dimensions(spec: TableSpec, rows: pa.Table) -> None:
         if dimension is None:
             continue
         lengths = pc.unique(pc.list_value_length(rows[field.name])).to_pylist()  # type: ignore[attr-defined]
-        assert set(lengths) <= {int(dimension)}, f"{field.name}: lengths {lengths}"
+        # A null is no vector of another length: a family may have none.
+        assert set(lengths) <= {int(dimension), None}, f"{field.name}: lengths {lengths}"
 
 
 def _statistics(spec: TableSpec, rows: pa.Table) -> dict[str, Any]:

@@ -1,0 +1,135 @@
+"""Every family through the jobs: trained, bundled, embedded, scored. No job asks which it is."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from jobs import bundle, catalog, job, query
+from jobs.config import TrainSettings, build
+from jobs.errors import InputError, JobError
+from jobs.lake import Lake
+from jobs.loader import load_split
+from tests.inline import InlineEmbed, InlineTrain
+from tests.unit.jobs.test_train import staged
+from vae_core.autoencoder import to_unit_range
+from vae_core.linear import PixelSums, ProbabilisticPCA
+from vae_core.score_names import SCORES
+
+__all__ = ["staged"]
+
+PLAIN = {"posterior": "deterministic", "objective": {"kind": "reconstruction"}}
+LINEAR = {"network": {"kind": "linear"}}
+# name → settings, the decision score, the scores that the family does not have.
+DENSITY = {"bits_per_dim", "complexity_corrected"}
+NO_PRIOR = DENSITY | {"kl", "neg_elbo", "typicality"}
+FAMILIES: dict[str, tuple[dict, str, set[str]]] = {
+    "autoencoder": (PLAIN, "recon_nll", NO_PRIOR),
+    "sparse": (
+        PLAIN | {"code": "sigmoid", "objective": {"kind": "reconstruction", "sparsity": 1.0}},
+        "recon_nll",
+        NO_PRIOR,
+    ),
+    "pca": (PLAIN | LINEAR | {"fit": "closed_form"}, "recon_nll", NO_PRIOR),
+    "ppca": (LINEAR | {"fit": "closed_form"}, "neg_elbo", DENSITY),
+    "linear-vae": (LINEAR, "neg_elbo", DENSITY),
+    "optimal-sigma": ({"likelihood": {"kind": "optimal_gaussian"}}, "neg_elbo", DENSITY),
+    "stochastic-bits": (
+        {"likelihood": {"kind": "bernoulli", "binarisation": "stochastic"}},
+        "neg_elbo",
+        set(),
+    ),
+    "logistic-mixture": (
+        {
+            "likelihood": {"kind": "logistic_mixture", "components": 3},
+            "network": {"kind": "residual", "widths": [8, 8], "depth": 1},
+            "epochs": 1,
+        },
+        "neg_elbo",
+        set(),
+    ),
+    "beta-tc": ({"objective": {"kind": "beta_tc", "beta": 4.0}}, "neg_elbo", DENSITY),
+    "iwae": (
+        {"objective": {"kind": "importance_weighted", "samples": 3}},
+        "neg_elbo",
+        DENSITY,
+    ),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_goes_from_images_to_scores(family: str, staged: Lake) -> None:
+    settings, decisive, missing = FAMILIES[family]
+    job.run(InlineTrain(staged, **settings))
+    held = bundle.load(staged, *catalog.resolve_model(staged, "m"))
+    assert held.about["decision_score"] == decisive
+    metrics = held.about["metrics"]
+    assert np.isfinite(metrics["validation_nats"])
+    assert (metrics["validation_kl_nats"] is None) == ("kl" in missing)
+    assert metrics["forward_flops"] > 0
+
+    job.run(InlineEmbed(staged))
+    rows = query.sql(
+        staged, "SELECT e.*, i.split FROM embeddings e JOIN images i USING (image_id)"
+    ).to_pandas()
+    assert len(rows) == 600
+    for name in SCORES:
+        assert rows[name].isna().all() == (name in missing), name
+        assert name in missing or np.isfinite(rows[name]).all(), name
+    assert (rows.embedding_log_var.isna().all()) == ("kl" in missing)
+    # Calibrated by the very code that embeds.
+    own = rows[rows.split == "calibration"]
+    assert np.array_equal(np.sort(own[decisive].to_numpy()), held.calibration_scores)
+    assert rows[rows.split == "test"].p_value.notna().all()
+
+
+def train_pixels(lake: Lake) -> torch.Tensor:
+    images = catalog.images_snapshot(lake, "d")
+    split = load_split(images.file_uris(), "train", (28, 28, 1))
+    return to_unit_range(torch.from_numpy(split.pixels_NHWC))
+
+
+def test_ppca_in_the_table_is_the_closed_form_s_likelihood(staged: Lake) -> None:
+    job.run(InlineTrain(staged, **FAMILIES["ppca"][0]))
+    model = bundle.load(staged, *catalog.resolve_model(staged, "m")).network()
+    x = train_pixels(staged).flatten(1)
+    sums = PixelSums.zeros(torch.full((784,), 0.5))
+    sums.add(x)
+    exact = ProbabilisticPCA.fit(sums, 4).log_prob(x[:50])
+    shaped = x[:50].reshape(-1, 1, 28, 28)
+    posterior = model.encode(model.observe(shaped))
+    params = model.decode(posterior.mean_ND)
+    # −ELBO at the posterior mean, with what the posterior's spread adds in closed form.
+    weight = model.decoder.get_parameter("0.weight").double()
+    sigma2 = torch.exp(2.0 * model.likelihood.scale().double())
+    spread = (posterior.spread_ND.double().exp() @ weight.square().T).sum(1) / (2.0 * sigma2)
+    log_prob = model.likelihood.log_prob(params, model.likelihood.scale(), shaped).double()
+    kl = model.kl(posterior)
+    assert kl is not None
+    torch.testing.assert_close(log_prob - spread - kl.double().sum(1), exact, rtol=1e-4, atol=0.05)
+
+
+def test_the_optimal_sigma_is_frozen_at_the_train_split_s_error(staged: Lake) -> None:
+    from vae_core.noise import ImageNoise, image_keys
+
+    job.run(InlineTrain(staged, **FAMILIES["optimal-sigma"][0]))
+    model = bundle.load(staged, *catalog.resolve_model(staged, "m")).network()
+    images = catalog.images_snapshot(staged, "d")
+    split = load_split(images.file_uris(), "train", (28, 28, 1))
+    x = to_unit_range(torch.from_numpy(split.pixels_NHWC))
+    noise = ImageNoise(seed=0, keys_N2=torch.from_numpy(image_keys(split.image_ids)))
+    with torch.no_grad():
+        z = model.draw(model.encode(x), noise.sample(0, 4))
+        error = (model.decode(z) - x).square().mean()
+    torch.testing.assert_close(model.likelihood.scale().exp(), error.sqrt(), rtol=1e-4, atol=0.0)
+
+
+def test_settings_that_do_not_go_together_are_refused_before_any_work(staged: Lake) -> None:
+    with pytest.raises(InputError, match="deterministic one has no KL and takes reconstruction"):
+        build(TrainSettings, {"dataset": "d", "model": "m", "posterior": "deterministic"})
+    with pytest.raises(InputError, match="closed_form needs"):
+        build(TrainSettings, {"dataset": "d", "model": "m", "fit": "closed_form"})
+    job_ = InlineTrain(staged, **PLAIN, decision_score="neg_elbo")
+    with pytest.raises(JobError, match="'neg_elbo' does not exist for a deterministic posterior"):
+        job.run(job_)
