@@ -1,6 +1,7 @@
 """One-class anomaly detection: train on one kind of image, find the other nine in the test set.
 
-Mean AUROC over the ten kinds, over seeds. The judging score, named before the runs, is neg_elbo.
+Mean AUROC over the ten kinds, over seeds. The model and the judging score, recon_nll, were chosen
+on MNIST's training images alone (kinds 2 and 8, a tenth of them held out) before these runs.
 Anchors on MNIST: Deep SVDD 94.8 (Ruff et al. 2018, table 1), a VAE 96.9 (Perera et al. 2019,
 "OCGAN", table 2). Writes `.bench/one-class-<data>.json`.
 
@@ -22,13 +23,13 @@ from vae_core.config import LikelihoodConfig, ModelConfig, NetworkConfig
 from vae_core.metrics import auroc
 from vae_core.score_names import SCORES
 
-JUDGE = "neg_elbo"
+JUDGE = "recon_nll"
 DATA = {"mnist": mnist, "fashion-mnist": fashion_mnist}
 MODEL = ModelConfig(
     image_shape=(28, 28, 1),
-    latent_dim=16,
+    latent_dim=32,
     network=NetworkConfig(kind="mlp", widths=(512, 256)),
-    likelihood=LikelihoodConfig(kind="gaussian"),
+    likelihood=LikelihoodConfig(kind="gaussian", sigma=0.1),
 )
 
 
@@ -36,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", choices=list(DATA), default="mnist")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
