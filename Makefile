@@ -6,10 +6,10 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 TORCH  := $(shell sed -n 's/.*"\(torch==[0-9.]*\)".*/\1/p' pyproject.toml)
 
-.PHONY: demo test fast faults lint format bench lock clean help
+.PHONY: demo test fast faults lint format bench bench-core lock clean help
 
 help:            ## this list
-	@grep -hE '^[a-z]+: .*##|^[a-z]+:  *##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
 demo: $(VENV)/.runtime   ## two nights on the sample that ships with the project
 	$(BIN)/latentlake demo
@@ -32,8 +32,11 @@ format: $(VENV)/.dev     ## let ruff write what it can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.dev      ## the numbers of docs/benchmarks.md
+bench: $(VENV)/.dev      ## the demo's numbers in docs/benchmarks.md
 	$(BIN)/python tests/benchmarks/bench_demo.py
+
+bench-core: $(VENV)/.dev ## the core's numbers, hours (SHORT=1: minutes); fetches real data
+	$(BIN)/python -m tests.benchmarks.core $(if $(SHORT),--short)
 
 # torch goes in first and without a hash: its CPU and CUDA builds differ in hash and in what they
 # bring, and one lock serves both. Everything else is exact and checked.

@@ -3,7 +3,7 @@
 Anchors, both hierarchical: LVAE 3.59 (Maaløe et al. 2019, table 2), VDVAE 2.87 (Child 2021).
 Writes `.bench/cifar-bits.json`.
 
-    python -m tests.benchmarks.core.bench_cifar_bits --epochs 20
+    python -m tests.benchmarks.core.bench_cifar_bits
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ SEED, RATE = 0, 1e-3
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--widths", type=int, nargs="+", default=[24, 48, 96])
+    parser.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64])
     parser.add_argument("--depth", type=int, nargs="+", default=[0, 1, 1])
     parser.add_argument("--latent-dim", type=int, default=256)
     parser.add_argument("--components", type=int, default=5)
