@@ -1,0 +1,35 @@
+"""The guide tells the truth: its configs are accepted, its tables name everything there is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import yaml
+
+from jobs.config import TrainSettings, build
+from vae_core.config import LikelihoodKind, NetworkKind, ObjectiveKind
+
+DOCS = Path(__file__).parents[2] / "docs"
+MODELS = (DOCS / "models.md").read_text()
+
+
+@pytest.mark.parametrize("block", re.findall(r"```yaml\n(.*?)```", MODELS, re.S))
+def test_the_configs_of_the_guide_are_accepted(block: str) -> None:
+    settings = build(TrainSettings, yaml.safe_load(block))
+    assert settings.model_config_of((28, 28, 1))
+
+
+@pytest.mark.parametrize("kind", [NetworkKind, LikelihoodKind, ObjectiveKind])
+def test_the_tables_name_every_kind(kind) -> None:
+    for name in get_args(kind):
+        assert f"| `{name}`" in MODELS, name
+
+
+def test_every_picture_and_page_that_is_linked_is_there() -> None:
+    pages = [DOCS.parent / "README.md", *DOCS.glob("*.md")]
+    for page in pages:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
