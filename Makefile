@@ -17,8 +17,8 @@ demo: $(VENV)/.runtime   ## two nights on the sample that ships with the project
 test: $(VENV)/.dev       ## every test
 	$(BIN)/python -m pytest
 
-fast: $(VENV)/.dev       ## the tests that need no server and no Ray
-	$(BIN)/python -m pytest tests/unit
+fast: $(VENV)/.dev       ## the tests that need no server, no Ray and no training
+	$(BIN)/python -m pytest tests/unit -m "not slow"
 
 faults: $(VENV)/.dev     ## kill processes at random moments, many rounds
 	LATENTLAKE_FAULT_ROUNDS=25 $(BIN)/python -m pytest tests/faults --timeout 7200

@@ -49,12 +49,11 @@ class Gaussian(SharedSigma):
     def __init__(self, config: LikelihoodConfig) -> None:
         super().__init__()
         start = torch.tensor(math.log(config.sigma if config.sigma is not None else 0.2))
-        self.raw_log_sigma = nn.Parameter(start, requires_grad=config.sigma is None)
+        self.learned = config.sigma is None
+        self.raw_log_sigma = nn.Parameter(start, requires_grad=self.learned)
 
     def scale(self) -> Tensor:
-        if not self.raw_log_sigma.requires_grad:
-            return self.raw_log_sigma
-        return soft_bound(self.raw_log_sigma)
+        return soft_bound(self.raw_log_sigma) if self.learned else self.raw_log_sigma
 
 
 # Half a grey step: a σ below it would describe how pixels are rounded.

@@ -155,7 +155,7 @@ def solve(model: Autoencoder, sums: PixelSums) -> None:
     """
     found = ProbabilisticPCA.fit(sums, model.config.latent_dim)
     sigma = model.likelihood.get_parameter("raw_log_sigma")
-    if sigma.requires_grad:
+    if model.config.likelihood.sigma is None:
         _require_noise(found.sigma2)
         log_sigma = 0.5 * math.log(found.sigma2)
         sigma.fill_(LOG_VAR_LIMIT * math.atanh(log_sigma / LOG_VAR_LIMIT))

@@ -116,6 +116,7 @@ def test_one_sample_is_the_elbo_of_the_model() -> None:
     assert ((weights.mean(0) - elbo.mean(0)).abs() < 4 * error).all()
 
 
+@pytest.mark.slow
 def test_the_estimate_does_not_depend_on_the_chunk_and_nears_the_truth() -> None:
     model, marginal = linear_model(shift=0.6)
     x = images(6)

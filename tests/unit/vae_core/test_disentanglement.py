@@ -92,6 +92,7 @@ def test_sprites_differ_in_each_factor_and_in_nothing_else() -> None:
     assert (same[0] == same[1]).all()
 
 
+@pytest.mark.slow
 def test_a_trained_vae_separates_position_better_than_an_untrained_one() -> None:
     from vae_core.autoencoder import Autoencoder
     from vae_core.config import LikelihoodConfig, ModelConfig, NetworkConfig, ObjectiveConfig

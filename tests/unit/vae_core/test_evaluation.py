@@ -102,6 +102,7 @@ def test_active_units_are_those_whose_mean_moves() -> None:
 def test_an_autoencoder_has_no_rate_and_says_so() -> None:
     model, x = model_of(posterior="deterministic"), images(10)
     found = Evaluation.of(model, _whole(model, x))
+    model.requires_grad_(False)
     assert (found.rate, found.neg_elbo, found.kl_D, found.bits_per_dim) == (None,) * 4
     assert found.distortion == pytest.approx(
         -float(
@@ -113,6 +114,7 @@ def test_an_autoencoder_has_no_rate_and_says_so() -> None:
     )
 
 
+@pytest.mark.slow
 def test_beta_trades_distortion_for_rate() -> None:
     """A rate–distortion curve: with rising β the rate falls and the distortion rises."""
     from vae_core.config import ObjectiveConfig

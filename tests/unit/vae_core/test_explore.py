@@ -103,6 +103,7 @@ def plausible(count: int) -> Tensor:
     return marginal.sample((count,)).reshape(count, 1, 2, 2)
 
 
+@pytest.mark.slow
 def test_weighted_imputation_is_the_conditional_mean_whatever_the_encoder() -> None:
     x = plausible(4)
     expected, log_known = conditional(x)

@@ -60,6 +60,7 @@ def score(model: Autoencoder, pixels: np.ndarray, rows: np.ndarray, batch_size: 
     return one.score(pixels[rows], ids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "likelihood", "network"), EVERY)
 def test_every_family_trains_saves_and_scores(family: str, likelihood: str, network: str) -> None:
     model = built(family, likelihood, network)

@@ -60,6 +60,13 @@ def test_gaussian_carries_every_constant(sigma: float) -> None:
     torch.testing.assert_close(likelihood.scale().exp().item(), sigma)
 
 
+def test_freezing_the_weights_leaves_sigma_what_it_was() -> None:
+    likelihood = Gaussian(LikelihoodConfig(kind="gaussian"))
+    before = likelihood.scale().item()
+    likelihood.requires_grad_(False)
+    assert likelihood.scale().item() == before
+
+
 def test_the_learned_sigma_finds_the_root_mean_squared_error() -> None:
     likelihood = Gaussian(LikelihoodConfig(kind="gaussian"))
     x, params = torch.rand(64, 1, 4, 4), torch.full((64, 1, 4, 4), 0.5)

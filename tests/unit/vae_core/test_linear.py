@@ -207,6 +207,7 @@ def test_at_the_optimum_the_linear_vae_s_elbo_is_the_likelihood_of_ppca() -> Non
     assert abs(off_diagonal) < 1e-9
 
 
+@pytest.mark.slow
 def test_gradient_descent_brings_the_linear_vae_there() -> None:
     x = planar()
     sums = PixelSums.zeros(torch.full((12,), 0.5))
@@ -238,6 +239,7 @@ def test_a_fixed_sigma_stays_and_its_optimum_is_exact_too() -> None:
     torch.testing.assert_close(weights[0], marginal.log_prob(x.flatten(1)), rtol=0.0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_linear_autoencoder_spans_pca_by_gradient_and_in_closed_form() -> None:
     """Baldi & Hornik 1989: the subspace, not the axes."""
     x = planar()
@@ -268,6 +270,7 @@ def test_images_too_large_and_noise_that_is_nothing_are_refused() -> None:
         ModelConfig(image_shape=(8, 8, 1), fit="closed_form")
 
 
+@pytest.mark.slow
 def test_a_ring_is_learned_from_a_gaussian_prior() -> None:
     """Doersch 2016, "Tutorial on VAEs", figure 2: a decoder bends a Gaussian into a ring."""
     torch.manual_seed(0)

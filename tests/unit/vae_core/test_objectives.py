@@ -102,6 +102,7 @@ def weights_of_one(model: Autoencoder, target: Tensor, noise: StepNoise) -> Tens
     return log_weights(model, target, noise.latent(1, 3).double())[0]
 
 
+@pytest.mark.slow
 def test_the_score_function_has_the_same_gradient_and_a_larger_variance() -> None:
     """Mean over many steps against the reparameterised one; the ratio is drawn in the docs."""
     model, x = model_of("mlp", "bernoulli").double(), images(3).double()
