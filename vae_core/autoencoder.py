@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vae_core.config import ModelConfig
+from vae_core.gaussian import standard_normal
 from vae_core.likelihoods import LIKELIHOODS
 from vae_core.moments import LatentMoments
 from vae_core.networks import DECODERS, ENCODERS
@@ -80,7 +81,7 @@ class Autoencoder(nn.Module):
                 )
             z_ND = codes.sample(count, generator)
         else:
-            z_ND = torch.randn(count, self.config.latent_dim, generator=generator)
+            z_ND = standard_normal((count, self.config.latent_dim), generator)
         return self.show(z_ND.to(next(self.parameters())))
 
 

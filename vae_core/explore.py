@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vae_core.autoencoder import Autoencoder
 from vae_core.bounds import normal_log_prob
+from vae_core.gaussian import standard_normal
 
 
 def linear_path(start_D: Tensor, end_D: Tensor, steps: int) -> Tensor:
@@ -103,7 +104,8 @@ def impute(
     Rezende et al. 2014, "Stochastic backpropagation", section 5.2 and appendix F. With a
     generator latents and pixels are drawn, a Markov chain whose draws approach p(missing | known)
     as q approaches the posterior; without, means are taken, for one plausible filling.
-    What the missing pixels of x hold is of no account; they start at start, or in mid-grey.
+    What the missing pixels of x hold is of no account; they start at start, or in mid-grey. The
+    generator has to be on the model's device.
     """
     known = known_N1HW.bool()
     start = torch.full_like(x_NCHW, 0.5) if start_NCHW is None else start_NCHW
@@ -112,7 +114,7 @@ def impute(
         posterior = model.encode(x)
         z_ND = posterior.mean_ND
         if generator is not None:
-            eps = torch.randn(z_ND.shape, generator=generator, device=generator.device)
+            eps = standard_normal(z_ND.shape, generator)
             z_ND = model.draw(posterior, eps.to(z_ND))
         params = model.decode(z_ND)
         if generator is None:
@@ -152,7 +154,7 @@ def impute_weighted(
     Guibas 1995; Elvira et al. 2019, "Generalized multiple importance sampling", table 2).
     """
     known = known_N1HW.bool()
-    generator = generator or torch.Generator().manual_seed(0)
+    generator = generator or torch.Generator(x_NCHW.device).manual_seed(0)
     posteriors = []
     x = impute(model, x_NCHW, known, steps=steps, generator=generator)
     for _ in range(samples):
@@ -163,7 +165,7 @@ def impute_weighted(
     log_sigma, likelihood = model.likelihood.scale(), model.likelihood
     log_weights, fillings = [], []
     for posterior in posteriors:
-        eps = torch.randn(x_NCHW.shape[:1] + means_KND.shape[2:], generator=generator)
+        eps = standard_normal(posterior.mean_ND.shape, generator)
         z_ND = model.draw(posterior, eps.to(means_KND))
         params = model.decode(z_ND)
         pixels_NHW = likelihood.pixel_log_prob(params, log_sigma, x_NCHW)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -24,6 +25,12 @@ def soft_bound(raw: Tensor, limit: float = LOG_VAR_LIMIT) -> Tensor:
 def reparameterise(mean_ND: Tensor, log_var_ND: Tensor, eps_ND: Tensor) -> Tensor:
     """z = mean + exp(log_var / 2)·eps (Kingma & Welling 2014, section 2.4), shape (N, D)."""
     return mean_ND + torch.exp(0.5 * log_var_ND) * eps_ND
+
+
+def standard_normal(shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
+    """Standard normal noise, on the generator's device (the CPU without one)."""
+    device = generator.device if generator is not None else None
+    return torch.randn(tuple(shape), generator=generator, device=device)
 
 
 def kl_to_standard_normal(mean_ND: Tensor, log_var_ND: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class PixelSums:
         )
 
     def add(self, x_NP: Tensor) -> None:
-        centred = x_NP.double() - self.origin_P
+        centred = x_NP.to(self.origin_P) - self.origin_P
         self.count += len(centred)
         self.sum_P += centred.sum(0)
         self.outer_PP += centred.T @ centred

@@ -7,6 +7,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from vae_core.gaussian import standard_normal
+
 
 @dataclasses.dataclass
 class LatentSums:
@@ -78,5 +80,5 @@ class LatentMoments:
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """Draws from the Gaussian of these moments, (count, D), float64."""
         factor = torch.linalg.cholesky(self.covariance())
-        eps = torch.randn(count, len(self.mean_D), generator=generator, dtype=torch.float64)
+        eps = standard_normal((count, len(self.mean_D)), generator).double().cpu()
         return self.mean_D + eps @ factor.T
