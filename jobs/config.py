@@ -23,7 +23,7 @@ from vae_core.config import (
     ObjectiveConfig,
     PosteriorKind,
 )
-from vae_core.score_names import SCORES
+from vae_core.score_names import DECISIVE, SCORES, scores_of
 
 T = TypeVar("T", bound="Settings")
 Positive = Annotated[int, Field(ge=1)]
@@ -130,7 +130,20 @@ class TrainSettings(Settings):
     @model_validator(mode="after")
     def _objective_fits(self) -> TrainSettings:
         self.model_config_of((1, 1, 1)).check_objective(self.objective)
+        known = scores_of(self.posterior, self.likelihood.kind)
+        if self.decision_score is not None and self.decision_score not in known:
+            raise ValueError(
+                f"decision_score {self.decision_score!r} does not judge images of a "
+                f"{self.posterior} posterior with a {self.likelihood.kind} likelihood; choose "
+                f"from {', '.join(known)}"
+            )
         return self
+
+    @property
+    def judge(self) -> str:
+        """The decision score: the one asked for, or the family's own."""
+        known = scores_of(self.posterior, self.likelihood.kind)
+        return self.decision_score or next(name for name in DECISIVE if name in known)
 
     def model_config_of(self, image_shape: tuple[int, int, int]) -> ModelConfig:
         """The model for images of a shape (H, W, C)."""

@@ -72,6 +72,10 @@ class TrainJob(Job):
     def plan(self) -> Plan:
         settings = self.settings
         images = catalog.images_snapshot(self.lake, settings.dataset, settings.images_version)
+        try:
+            settings.model_config_of(image_shape_of(images.schema)).check_closed_form()
+        except ValueError as error:
+            raise InputError(str(error)) from error
         fingerprint = digest(
             PREPROCESSING, settings.dataset, images.version, settings.fingerprint_of(), length=12
         )

@@ -33,7 +33,6 @@ from vae_core.moments import LatentMoments
 from vae_core.noise import ImageNoise, StepNoise, image_keys
 from vae_core.objectives import Objective
 from vae_core.peers import Peers
-from vae_core.score_names import DECISIVE
 from vae_core.scores import Scorer
 from vae_core.size import forward_flops, parameter_count
 from vae_core.training import NonFiniteLoss, StepSums, learning_rate, train_step
@@ -220,7 +219,7 @@ class Training:
             "train_loss_nats": loss / count,
             "train_nats": (recon + kl) / count,
             "train_recon_nats": recon / count,
-            "train_kl_nats": kl / count,
+            "train_kl_nats": kl / count if self.model.posterior.has_prior else None,
             **self._validation(),
             "images_per_s": count / seconds,
             "seconds": seconds,
@@ -266,11 +265,6 @@ class Training:
             found = make_scorer(self.model, about, moments).score(
                 share.pixels_NHWC, share.image_ids
             )
-            if found.scores[name] is None:
-                raise JobError(
-                    f"decision_score {name!r} does not exist for a {self.settings.posterior} "
-                    f"posterior with a {self.settings.likelihood.kind} likelihood; choose another"
-                )
             scores = found.scores[name]
         calibrated = np.sort(self.rank.gather(np.asarray(scores)))
         if self.rank.index == 0:
@@ -288,7 +282,7 @@ class Training:
                 "seed": settings.seed,
                 "compute_fingerprint": compute_fingerprint(settings.score_batch),
             },
-            "decision_score": settings.decision_score or self._decisive(),
+            "decision_score": settings.judge,
             "data": {
                 "dataset": self.order.dataset,
                 "images_version": self.order.images_version,
@@ -308,11 +302,6 @@ class Training:
             "code": version("latentlake"),
             "libraries": {name: version(name) for name in ("torch", "numpy", "ray", "pyarrow")},
         }
-
-    def _decisive(self) -> str:
-        scorer = self._scorer(1)
-        found = scorer.score(self.validation.pixels_NHWC[:1], self.validation.image_ids[:1]).scores
-        return next(name for name in DECISIVE if found[name] is not None)
 
     def _write(
         self, moments: LatentMoments, scores: np.ndarray, about: dict[str, Any], started: float

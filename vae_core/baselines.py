@@ -26,7 +26,7 @@ class IndependentPixels:
 
     def log_prob(self, x_NP: Tensor) -> Tensor:
         """In nats, (N,)."""
-        squared = (x_NP.double() - self.mean_P).square() / self.variance_P
+        squared = (x_NP.to(self.mean_P) - self.mean_P).square() / self.variance_P
         return -0.5 * (squared + self.variance_P.log() + LOG_2PI).sum(1)
 
 
@@ -44,7 +44,8 @@ class IndependentBits:
 
     def log_prob(self, x_NP: Tensor) -> Tensor:
         """In nats, (N,)."""
-        x, p = x_NP.double(), self.probability_P
+        p = self.probability_P
+        x = x_NP.to(p)
         return (x * p.log() + (1.0 - x) * torch.log1p(-p)).sum(1)
 
 
@@ -64,7 +65,7 @@ class FullGaussian:
 
     def log_prob(self, x_NP: Tensor) -> Tensor:
         """In nats, (N,)."""
-        centred = (x_NP.double() - self.mean_P).T
+        centred = (x_NP.to(self.mean_P) - self.mean_P).T
         white = torch.linalg.solve_triangular(self.factor_PP, centred, upper=False)
         log_det = 2.0 * self.factor_PP.diagonal().log().sum()
         return -0.5 * (white.square().sum(0) + log_det + len(self.mean_P) * LOG_2PI)

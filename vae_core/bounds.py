@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from vae_core.autoencoder import Autoencoder
-from vae_core.gaussian import LOG_2PI, at_least_float32
+from vae_core.gaussian import at_least_float32, normal_log_density
 from vae_core.posteriors import Posterior
 
 
 def normal_log_prob(x_ND: Tensor, mean_ND: Tensor, log_var_ND: Tensor) -> Tensor:
     """log N(x; mean, diag exp(log_var)) in nats, summed over D, shape (N,)."""
     x, mean, log_var = (at_least_float32(t) for t in (x_ND, mean_ND, log_var_ND))
-    return -0.5 * ((x - mean).square() * torch.exp(-log_var) + log_var + LOG_2PI).sum(-1)
+    return normal_log_density(x, mean, log_var).sum(-1)
 
 
 def log_weights(model: Autoencoder, target_NCHW: Tensor, eps_KND: Tensor) -> Tensor:
@@ -34,12 +34,12 @@ def _weights(
     model: Autoencoder, target_NCHW: Tensor, posterior: Posterior, eps_KND: Tensor
 ) -> Tensor:
     samples = len(eps_KND)
-    z_KND = model.draw(posterior, eps_KND)
+    z_KND = model.draw(posterior, eps_KND.to(posterior.mean_ND))
     params = model.decode(z_KND.flatten(0, 1))
     repeated = target_NCHW.expand(samples, *target_NCHW.shape).flatten(0, 1)
     log_likelihood = model.likelihood.log_prob(params, model.likelihood.scale(), repeated)
     prior = normal_log_prob(z_KND, torch.zeros_like(z_KND), torch.zeros_like(z_KND))
-    own = normal_log_prob(z_KND, posterior.mean_ND, posterior.spread_ND)
+    own = normal_log_prob(z_KND, posterior.mean_ND, posterior.log_variance_ND)
     return log_likelihood.reshape(samples, -1) + prior - own
 
 
@@ -65,12 +65,27 @@ def log_likelihood(
     noise: the standard normal noise (N, D) of sample k. chunk: samples decoded at once. The
     result does not depend on it but for rounding.
     """
+    return bound_and_elbo(model, target_NCHW, noise, samples=samples, chunk=chunk)[0]
+
+
+@torch.no_grad()
+def bound_and_elbo(
+    model: Autoencoder,
+    target_NCHW: Tensor,
+    noise: Callable[[int], Tensor],
+    *,
+    samples: int,
+    chunk: int = 64,
+) -> tuple[Tensor, Tensor]:
+    """`log_likelihood`, and the ELBO of the same samples: the mean log-weight. (N,) each."""
     posterior = model.encode(target_NCHW)
     total = torch.full(
         (len(target_NCHW),), -math.inf, dtype=torch.float64, device=target_NCHW.device
     )
+    mean = torch.zeros_like(total)
     for start in range(0, samples, chunk):
         eps_KND = torch.stack([noise(k) for k in range(start, min(start + chunk, samples))])
-        weights = _weights(model, target_NCHW, posterior, eps_KND)
-        total = torch.logaddexp(total, torch.logsumexp(weights.double(), dim=0))
-    return total - math.log(samples)
+        weights = _weights(model, target_NCHW, posterior, eps_KND).double()
+        total = torch.logaddexp(total, torch.logsumexp(weights, dim=0))
+        mean += weights.sum(0) / samples
+    return total - math.log(samples), mean

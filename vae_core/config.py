@@ -71,6 +71,14 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def _require_number(name: str, value: Any, like: Any) -> None:
+    """A number of the kind that its default is."""
+    kinds = int if isinstance(like, int) else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        word = "a whole number" if kinds is int else "a number"
+        raise ValueError(f"{name} must be {word}, got {value!r}")
+
+
 def _choice(name: str, value: str, kind: Any) -> None:
     known = typing.get_args(kind)
     _require(value in known, f"{name} is {value!r}; known: {', '.join(known)}")
@@ -146,6 +154,12 @@ class LikelihoodConfig(ConfigTree):
     def __post_init__(self) -> None:
         _choice("likelihood.kind", self.kind, LikelihoodKind)
         _choice("likelihood.binarisation", self.binarisation, Binarisation)
+        for field in dataclasses.fields(self):
+            user = _LIKELIHOOD_SETTINGS.get(field.name)
+            _require(
+                user is None or getattr(self, field.name) == field.default or self.kind == user,
+                f"likelihood.{field.name} has no use in kind {self.kind}; it belongs to {user}",
+            )
         _require(
             0.0 < self.threshold < 1.0,
             f"likelihood.threshold must lie in (0, 1), got {self.threshold}",
@@ -157,6 +171,19 @@ class LikelihoodConfig(ConfigTree):
         _require(
             self.components > 0, f"likelihood.components must be positive, got {self.components}"
         )
+
+
+# Which kind a setting belongs to.
+_LIKELIHOOD_SETTINGS = {
+    "binarisation": "bernoulli",
+    "threshold": "bernoulli",
+    "sigma": "gaussian",
+    "components": "logistic_mixture",
+}
+# Kinds with one decoder output for each pixel value, which tied weights give.
+ONE_OUTPUT = ("bernoulli", "continuous_bernoulli", "gaussian", "optimal_gaussian")
+# Σxxᵀ of 4,096 pixel values takes 128 MiB, its eigenvectors half a minute.
+CLOSED_FORM_PIXELS = 4096
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -203,7 +230,8 @@ class ObjectiveConfig(ConfigTree):
         _choice("objective.corruption", self.corruption, CorruptionKind)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if not isinstance(value, str):
+            if not isinstance(field.default, str):
+                _require_number(f"objective.{field.name}", value, field.default)
                 _require(value >= 0, f"objective.{field.name} must be at least 0, got {value}")
             users = _OBJECTIVE_SETTINGS.get(field.name)
             _require(
@@ -223,6 +251,16 @@ class ObjectiveConfig(ConfigTree):
             0.0 < self.sparsity_target < 1.0,
             f"objective.sparsity_target must lie in (0, 1), got {self.sparsity_target}",
         )
+        for name, user in (
+            ("corruption_amount", "corruption"),
+            ("probes", "contraction"),
+            ("sparsity_target", "sparsity"),
+        ):
+            fields = {field.name: field.default for field in dataclasses.fields(self)}
+            _require(
+                getattr(self, name) == fields[name] or getattr(self, user) != fields[user],
+                f"objective.{name} has no use without objective.{user}",
+            )
         _require(
             self.corruption != "mask" or self.corruption_amount <= 1.0,
             f"objective.corruption_amount is a probability here, got {self.corruption_amount}",
@@ -301,6 +339,11 @@ class ModelConfig(ConfigTree):
             "and code: linear",
         )
         _require(
+            not self.network.tied or self.likelihood.kind in ONE_OUTPUT,
+            f"network.tied gives one number a pixel value, likelihood.kind {self.likelihood.kind} "
+            f"needs more; take one of {', '.join(ONE_OUTPUT)}",
+        )
+        _require(
             self.code == "linear" or self.posterior == "deterministic",
             "code: sigmoid needs posterior: deterministic; a Gaussian's mean is unbounded",
         )
@@ -313,14 +356,36 @@ class ModelConfig(ConfigTree):
 
     def check_objective(self, objective: ObjectiveConfig) -> None:
         """Raises ValueError unless this posterior can be trained by that objective."""
-        plain = objective.kind == "reconstruction"
+        plain_kind = "reconstruction"
+        plain = objective.kind == plain_kind
         _require(
             plain == (self.posterior == "deterministic"),
             f"objective.kind {objective.kind} does not go with a {self.posterior} posterior: a "
             "deterministic one has no KL and takes reconstruction, a gaussian one any other",
         )
+        own = ObjectiveConfig(kind=plain_kind if plain else "elbo")
+        _require(
+            self.fit == "gradient" or objective == own,
+            "fit: closed_form has its own objective, the likelihood (or the squared error): leave "
+            "objective at elbo (gaussian) or reconstruction (deterministic), without settings",
+        )
         _require(
             objective.sparsity == 0.0 or self.code == "sigmoid",
             "objective.sparsity needs activations in (0, 1): posterior: deterministic and "
             "code: sigmoid",
+        )
+
+    def check_closed_form(self) -> None:
+        """Raises ValueError where images of this shape are too large, or too small, for the fit."""
+        if self.fit == "gradient":
+            return
+        _require(
+            self.pixels <= CLOSED_FORM_PIXELS,
+            f"fit: closed_form takes images of at most {CLOSED_FORM_PIXELS} pixel values, these "
+            f"have {self.pixels}; stage them smaller, or use fit: gradient",
+        )
+        _require(
+            self.latent_dim < self.pixels,
+            f"fit: closed_form takes fewer latent dimensions ({self.latent_dim}) than pixel "
+            f"values ({self.pixels})",
         )

@@ -7,14 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vae_core.config import LikelihoodConfig
-from vae_core.gaussian import soft_bound
-from vae_core.likelihood import Likelihood, in_chunks, uniform_like
+from vae_core.gaussian import at_least_float32, soft_bound
+from vae_core.likelihood import CHUNK_VALUES, Likelihood, in_chunks, uniform_like
 
 LEVELS = 256
 
 
 class Categorical(Likelihood):
-    """One of 256 values for each pixel, with 256 logits each. van den Oord et al. 2016, section 3.
+    """One of 256 values for each pixel, with 256 logits each. van den Oord et al. 2016,
+    "Pixel recurrent neural networks", section 2.2.
 
     256·C·H·W logits an image: the normaliser is taken in chunks of images.
     """
@@ -56,6 +57,7 @@ def pixel_values(x_NCHW: Tensor) -> Tensor:
     return (x_NCHW * (LEVELS - 1)).round().long().clamp_(0, LEVELS - 1)
 
 
+QUANTILES = 8
 _LOG_SCALE_LIMIT = 7.0
 _STEP = 2.0 / (LEVELS - 1)  # between neighbouring values, on [-1, 1]
 
@@ -85,8 +87,7 @@ class LogisticMixture(Likelihood):
         """log weights (N, M, H, W); means and log-scales (N, C, M, H, W); for each channel the
         coefficients of those before it, (N, c, M, H, W)."""
         m, channels = self.components, self._channels(params_NCHW.shape[1])
-        grouped = params_NCHW.unflatten(1, (-1, m))
-        grouped = grouped if grouped.dtype == torch.float64 else grouped.float()
+        grouped = at_least_float32(params_NCHW).unflatten(1, (-1, m))
         log_weights = torch.log_softmax(grouped[:, 0], dim=1)
         means, raw = grouped[:, 1 : 1 + channels], grouped[:, 1 + channels : 1 + 2 * channels]
         coefficients, start = [], 1 + 2 * channels
@@ -110,16 +111,33 @@ class LogisticMixture(Likelihood):
     def mean(self, params_NCHW: Tensor) -> Tensor:
         """That of the mixture of clipped logistics before they are rounded to values.
 
-        At most half a value off the exact one; a channel's location is taken at the means of the
-        channels before it.
+        For the first channel at most half a value off the exact one. A later channel's location
+        moves with the channels before it, and clipping makes that non-linear: the mean is taken
+        over QUANTILES quantiles of each of them, given those before.
         """
+        channels = self._channels(params_NCHW.shape[1])
+        per_image = max(1, params_NCHW[:1].numel()) * QUANTILES ** (channels - 1)
+        chunks = params_NCHW.split(max(1, CHUNK_VALUES // per_image))
+        return torch.cat([self._mean(chunk) for chunk in chunks])
+
+    def _mean(self, params_NCHW: Tensor) -> Tensor:
         log_weights, means, log_scales, coefficients = self._read(params_NCHW)
-        expected: list[Tensor] = []
+        levels = (torch.arange(QUANTILES, device=means.device, dtype=means.dtype) + 0.5) / QUANTILES
+        logits = torch.logit(levels).reshape(1, 1, -1, 1, 1, 1)
+        # Each channel before, at its quantiles: (N, nodes, M, H, W), the same nodes for all.
+        before: list[Tensor] = []
+        expected = []
         for c, coefficient in enumerate(coefficients):
-            location = means[:, c]
-            for j in range(c):
-                location = location + coefficient[:, j] * expected[j]
-            expected.append(_clipped_mean(location, log_scales[:, c].exp()))
+            location = means[:, c].unsqueeze(1)
+            for j, x in enumerate(before):
+                location = location + coefficient[:, j].unsqueeze(1) * x
+            scale = log_scales[:, c].exp().unsqueeze(1)
+            expected.append(_clipped_mean(location, scale).mean(1))
+            if c + 1 < len(coefficients):
+                x = location.unsqueeze(2) + scale.unsqueeze(2) * logits
+                nodes = x.clamp(-1.0, 1.0).flatten(1, 2)
+                before = [held.repeat_interleave(QUANTILES, 1) for held in before]
+                before.append(nodes)
         mixed = [(log_weights.exp() * channel).sum(1) for channel in expected]
         return 0.5 * (torch.stack(mixed, dim=1) + 1.0)
 

@@ -1,5 +1,7 @@
 """Disentanglement scores on data whose factors are known. All in [0, 1], higher is better.
 
+Fewer than two code dimensions or factors, or a factor that never changes, are a ValueError.
+
 codes (N, D): posterior means. factors (N, F): integers from 0. Numpy, in float64.
 """
 
@@ -37,6 +39,17 @@ def entropy(a_N: np.ndarray) -> float:
     return float(-(share * np.log(share)).sum())
 
 
+def _check(codes_ND: np.ndarray, factors_NF: np.ndarray) -> None:
+    if codes_ND.shape[1] < 2 or factors_NF.shape[1] < 2:
+        raise ValueError(
+            f"{codes_ND.shape[1]} code dimensions and {factors_NF.shape[1]} factors; "
+            "disentanglement takes two of each at least"
+        )
+    constant = np.flatnonzero(factors_NF.min(0) == factors_NF.max(0))
+    if len(constant):
+        raise ValueError(f"factor {constant[0]} is the same in all images; leave it out")
+
+
 def _gap(scores_DF: np.ndarray) -> np.ndarray:
     """Largest less second largest over D, (F,)."""
     ordered = np.sort(scores_DF, axis=0)
@@ -45,6 +58,7 @@ def _gap(scores_DF: np.ndarray) -> np.ndarray:
 
 def mig(codes_ND: np.ndarray, factors_NF: np.ndarray) -> float:
     """Mutual information gap: Chen et al. 2018, eq. 6; codes in 20 bins, as in Locatello 2019."""
+    _check(codes_ND, factors_NF)
     binned = discretise(codes_ND)
     information = np.array(
         [
@@ -63,6 +77,7 @@ def _columns(a: np.ndarray) -> range:
 def sap(codes_ND: np.ndarray, factors_NF: np.ndarray) -> float:
     """Separated attribute predictability: Kumar et al. 2018, section 3, for ordered factors: the
     score of a code dimension for a factor is the R² of its linear regression."""
+    _check(codes_ND, factors_NF)
     codes = codes_ND - codes_ND.mean(0)
     factors = factors_NF - factors_NF.mean(0)
     covariance = codes.T @ factors / len(codes)
@@ -83,6 +98,7 @@ class DCI:
 
 def dci(codes_ND: np.ndarray, factors_NF: np.ndarray, *, l1: float = 0.01) -> DCI:
     """With lasso regressors on standardised codes; importance is the size of a coefficient."""
+    _check(codes_ND, factors_NF)
     half = len(codes_ND) // 2
     codes, factors = _standardised(codes_ND), _standardised(factors_NF)
     weights = np.stack(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vae_core.autoencoder import Autoencoder
-from vae_core.bounds import log_likelihood
+from vae_core.bounds import bound_and_elbo
 from vae_core.moments import LatentMoments, LatentSums
 from vae_core.noise import ImageNoise
 
@@ -112,11 +112,7 @@ def inference_gap(
     target = model.observe(x_NCHW, noise)
     dim = model.config.latent_dim
 
-    def draw(k: int) -> Tensor:
-        return noise.sample(k, dim).to(target)
-
-    bound_N = log_likelihood(model, target, draw, samples=samples, chunk=chunk)
-    elbo_N = torch.zeros_like(bound_N)
-    for k in range(samples):
-        elbo_N += log_likelihood(model, target, lambda _, k=k: draw(k), samples=1)
-    return bound_N - elbo_N / samples
+    bound_N, elbo_N = bound_and_elbo(
+        model, target, lambda k: noise.sample(k, dim), samples=samples, chunk=chunk
+    )
+    return bound_N - elbo_N

@@ -22,7 +22,8 @@ def linear_path(start_D: Tensor, end_D: Tensor, steps: int) -> Tensor:
 
 
 def spherical_path(start_D: Tensor, end_D: Tensor, steps: int) -> Tensor:
-    """Latents on the arc between two, (steps, D); the straight line where they are parallel.
+    """Latents on the arc between two, (steps, D); the straight line where there is no one arc:
+    between parallel or opposite latents, and to or from the origin.
 
     Shoemake 1985, "Animating rotation with quaternion curves", section 3.3. In many dimensions a
     Gaussian's mass lies near a sphere, which a straight line leaves (White 2016, "Sampling
@@ -31,7 +32,7 @@ def spherical_path(start_D: Tensor, end_D: Tensor, steps: int) -> Tensor:
     lengths = (start_D.norm(), end_D.norm())
     cosine = torch.dot(start_D, end_D) / (lengths[0] * lengths[1]).clamp_min(1e-12)
     angle = torch.arccos(cosine.clamp(-1.0, 1.0))
-    if torch.sin(angle) < 1e-4:
+    if torch.sin(angle) < 1e-4 or min(lengths) == 0.0:
         return linear_path(start_D, end_D, steps)
     share_S1 = torch.linspace(0.0, 1.0, steps).to(start_D).unsqueeze(1)
     units = (start_D / lengths[0], end_D / lengths[1])
@@ -101,7 +102,7 @@ def impute(
 ) -> Tensor:
     """Fills pixels that are not known, by encoding and decoding in turn, known ones held.
 
-    Rezende et al. 2014, "Stochastic backpropagation", section 5.2 and appendix F. With a
+    Rezende et al. 2014, "Stochastic backpropagation", appendix F. With a
     generator latents and pixels are drawn, a Markov chain whose draws approach p(missing | known)
     as q approaches the posterior; without, means are taken, for one plausible filling.
     What the missing pixels of x hold is of no account; they start at start, or in mid-grey. The
@@ -161,7 +162,7 @@ def impute_weighted(
         posteriors.append(model.encode(x))
         x = impute(model, x_NCHW, known, steps=1, generator=generator, start_NCHW=x)
     means_KND = torch.stack([posterior.mean_ND for posterior in posteriors])
-    log_vars_KND = torch.stack([posterior.spread_ND for posterior in posteriors])
+    log_vars_KND = torch.stack([posterior.log_variance_ND for posterior in posteriors])
     log_sigma, likelihood = model.likelihood.scale(), model.likelihood
     log_weights, fillings = [], []
     for posterior in posteriors:

@@ -27,6 +27,11 @@ def reparameterise(mean_ND: Tensor, log_var_ND: Tensor, eps_ND: Tensor) -> Tenso
     return mean_ND + torch.exp(0.5 * log_var_ND) * eps_ND
 
 
+def normal_log_density(x: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
+    """log N(x; mean, exp(log_var)) in nats, element by element."""
+    return -0.5 * ((x - mean).square() * torch.exp(-log_var) + log_var + LOG_2PI)
+
+
 def standard_normal(shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
     """Standard normal noise, on the generator's device (the CPU without one)."""
     device = generator.device if generator is not None else None

@@ -82,13 +82,19 @@ class OptimalGaussian(SharedSigma):
 
     @torch.no_grad()
     def batch_scale(self, params_NCHW: Tensor, target_NCHW: Tensor, peers: Peers) -> Tensor:
+        if not self.training:
+            return self.scale()
         error = at_least_float32(target_NCHW) - at_least_float32(params_NCHW)
         sums = torch.stack([error.square().sum(), error.new_tensor(float(error.numel()))])
         total, count = peers.sum(sums).unbind()
         mse = total / count
-        self.steps += 1.0
-        keep = torch.minimum(1.0 - 1.0 / self.steps, self.steps.new_tensor(_MEMORY))
-        self.squared_error.copy_(keep * self.squared_error + (1.0 - keep) * mse)
+        # A batch that is not finite ends the step, and must leave nothing behind.
+        finite = torch.isfinite(mse)
+        steps = self.steps + finite
+        keep = (1.0 - 1.0 / steps.clamp_min(1.0)).clamp_max(_MEMORY)
+        moved = keep * self.squared_error + (1.0 - keep) * mse
+        self.squared_error.copy_(torch.where(finite, moved, self.squared_error))
+        self.steps.copy_(steps)
         return 0.5 * torch.log(mse.clamp_min(SIGMA_FLOOR**2))
 
     @torch.no_grad()

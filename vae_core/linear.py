@@ -65,10 +65,6 @@ class PixelSums:
         return self.outer_PP / self.count - torch.outer(offset, offset)
 
 
-# Σxxᵀ of 4,096 pixels takes 128 MiB, its eigenvectors half a minute.
-MOST_PIXELS = 4096
-
-
 @dataclasses.dataclass(frozen=True)
 class ProbabilisticPCA:
     """x = W z + mean + noise, z ~ N(0, I_D), noise ~ N(0, σ² I_P).
@@ -100,7 +96,7 @@ class ProbabilisticPCA:
 
     def project(self, x_NP: Tensor) -> Tensor:
         """PCA coordinates, (N, D)."""
-        return (x_NP.double() - self.mean_P) @ self.components_PD
+        return (x_NP.to(self.mean_P) - self.mean_P) @ self.components_PD
 
     def reconstruct(self, x_NP: Tensor) -> Tensor:
         """The nearest point of the principal subspace, (N, P)."""
@@ -111,14 +107,14 @@ class ProbabilisticPCA:
 
         Section 3.3: M⁻¹ Wᵀ (x − mean) and σ² M⁻¹ with M = Wᵀ W + σ² I = Λ.
         """
-        mean_ND = (x_NP.double() - self.mean_P) @ self.weight_PD / self.variances_D
+        mean_ND = (x_NP.to(self.mean_P) - self.mean_P) @ self.weight_PD / self.variances_D
         return mean_ND, self.sigma2 / self.variances_D
 
     def log_prob(self, x_NP: Tensor) -> Tensor:
         """log N(x; mean, W Wᵀ + σ² I) in nats, (N,), without a P × P matrix."""
         if self.sigma2 <= 0.0:
             raise ValueError("no noise is left beside the components: the density is degenerate")
-        centred = x_NP.double() - self.mean_P
+        centred = x_NP.to(self.mean_P) - self.mean_P
         along = centred @ self.components_PD
         rest = centred.square().sum(1) - along.square().sum(1)
         size, dim = self.components_PD.shape
@@ -137,13 +133,8 @@ class ProbabilisticPCA:
 
 def sums_for(model: Autoencoder) -> PixelSums:
     """Empty sums for `solve`. Raises ValueError where the images are too large for them."""
-    pixels = model.config.pixels
-    if pixels > MOST_PIXELS:
-        raise ValueError(
-            f"fit: closed_form takes images of at most {MOST_PIXELS} pixel values, these have "
-            f"{pixels}; stage them smaller, or use fit: gradient"
-        )
-    return PixelSums.zeros(torch.full((pixels,), 0.5))
+    model.config.check_closed_form()
+    return PixelSums.zeros(torch.full((model.config.pixels,), 0.5))
 
 
 @torch.no_grad()
@@ -165,7 +156,13 @@ def solve(model: Autoencoder, sums: PixelSums) -> None:
         # The posterior's precision is (Wᵀ W + σ² I) / σ², diagonal here.
         total_D = weight.square().sum(0) + sigma2
         to_mean = (weight / total_D).T
-        log_var = (math.log(sigma2) - torch.log(total_D)).clamp_min(0.001 - LOG_VAR_LIMIT)
+        log_var = math.log(sigma2) - torch.log(total_D)
+        if log_var.min() <= 0.001 - LOG_VAR_LIMIT:
+            raise ValueError(
+                f"sigma {sigma2**0.5:.3g} is too small beside components of variance "
+                f"{float(total_D.max()):.3g}: the posterior is narrower than this model can say; "
+                "take a larger likelihood.sigma, or fewer latent dimensions"
+            )
         raw = LOG_VAR_LIMIT * torch.atanh(log_var / LOG_VAR_LIMIT)
         model.encoder.get_parameter("raw_log_var").copy_(raw)
     else:

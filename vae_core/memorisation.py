@@ -39,8 +39,8 @@ def memorisation(
 ) -> Memorisation:
     """Images as vectors; nats: −ELBO (or what stands for it) of training and held-out images."""
     drawn, fair = (nearest_distance(x, train_NP) for x in (samples_SP, heldout_MP))
-    distances = torch.cat([fair, drawn]).numpy()
+    distances = torch.cat([fair, drawn]).cpu().numpy()
     is_fair = torch.cat([torch.ones(len(fair)), torch.zeros(len(drawn))]).bool().numpy()
-    nats = torch.cat([heldout_nats_M, train_nats_N]).double().numpy()
+    nats = torch.cat([heldout_nats_M, train_nats_N]).double().cpu().numpy()
     is_heldout = torch.cat([torch.ones(len(heldout_nats_M)), torch.zeros(len(train_nats_N))])
     return Memorisation(auroc(distances, is_fair), auroc(nats, is_heldout.bool().numpy()))

@@ -42,7 +42,7 @@ class LatentSums:
         return [self.count, self.mean_D, self.outer_DD, self.var_D]
 
 
-_RIDGE = 1e-6  # of the mean variance of codes
+_RIDGE = 1e-6  # of a code's own variance; squared, of the mean variance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +63,9 @@ class LatentMoments:
         total_DD = cov_DD + torch.diag(sums.var_D / sums.count)
         if not sums.var_D.any():
             # Codes have nothing to keep a dead unit from making it singular.
-            ridge = _RIDGE * total_DD.diagonal().mean() + torch.finfo(total_DD.dtype).tiny ** 0.5
-            total_DD = total_DD + ridge * torch.eye(len(mean_D), dtype=total_DD.dtype)
+            variance_D = total_DD.diagonal()
+            ridge_D = _RIDGE * variance_D + _RIDGE**2 * variance_D.mean() + _RIDGE**3
+            total_DD = total_DD + torch.diag(ridge_D)
         return cls(mean_D, torch.linalg.inv(total_DD))
 
     def mahalanobis(self, mean_ND: Tensor) -> Tensor:

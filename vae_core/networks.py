@@ -79,11 +79,7 @@ def _unflatten(config: ModelConfig, outputs: int) -> nn.Module:
 
 
 def _tied(config: ModelConfig, outputs: int, encoder: nn.Module) -> nn.Module:
-    if outputs != config.image_shape[2]:
-        raise ValueError(
-            f"network.tied gives one number a pixel value, likelihood.kind "
-            f"{config.likelihood.kind} needs more"
-        )
+    assert outputs == config.image_shape[2], "ModelConfig refuses other likelihoods"
     layers = [m for m in encoder.modules() if isinstance(m, nn.Linear)]
     activation = ACTIVATIONS[config.network.activation]()
     tied = TiedDecoder(layers, config.latent_dim, activation)

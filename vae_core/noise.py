@@ -84,15 +84,6 @@ def image_uniform(keys_N2: Tensor, *, seed: int, k: int, dim: int) -> Tensor:
     return (torch.floor(u[:, :dim] * 2.0**24) / 2.0**24).float()
 
 
-def step_noise(*, seed: int, step: int, batch: int, dim: int) -> Tensor:
-    """Training noise of one whole global batch: (batch, dim) float32.
-
-    A rank takes the rows of its positions in the global batch, so the noise of an image does
-    not depend on how many ranks there are.
-    """
-    return torch.randn(batch, dim, generator=_step_generator(seed, step))
-
-
 def _step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
     mixed = seed * 0x9E3779B97F4A7C15 + step + stream * 0xD1B54A32D192ED03
     return torch.Generator().manual_seed(mixed % 2**63)

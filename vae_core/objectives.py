@@ -163,7 +163,7 @@ def beta_tc(batch: Batch) -> LossTerms:
     mine = batch.posterior
     others = Posterior(
         batch.peers.gather(mine.mean_ND, everyone, noise.batch),
-        batch.peers.gather(mine.spread_ND, everyone, noise.batch),
+        batch.peers.gather(mine.log_variance_ND, everyone, noise.batch),
     )
     rows = torch.arange(noise.batch)[everyone]
     parts = kl_parts(z_KND[0], mine, others, rows, batch.dataset_size)
@@ -181,7 +181,7 @@ def importance_weighted(batch: Batch) -> LossTerms:
     z_KND = batch.latents(batch.config.samples)
     log_likelihood_KN = batch.log_likelihood(z_KND)
     prior_KN = normal_log_prob(z_KND, torch.zeros_like(z_KND), torch.zeros_like(z_KND))
-    mean, log_var = batch.posterior.mean_ND, batch.posterior.spread_ND
+    mean, log_var = batch.posterior.mean_ND, batch.posterior.log_variance_ND
     weights_KN = log_likelihood_KN + prior_KN - normal_log_prob(z_KND, mean, log_var)
     loss_N = -importance_weighted_bound(weights_KN)
     return LossTerms(loss_N, -log_likelihood_KN.mean(0), batch.kl().sum(1), batch.zero())
@@ -197,7 +197,7 @@ def score_function(batch: Batch) -> LossTerms:
     samples = batch.config.samples
     z_KND = batch.latents(samples).detach()
     log_likelihood_KN = batch.log_likelihood(z_KND)
-    mean, log_var = batch.posterior.mean_ND, batch.posterior.spread_ND
+    mean, log_var = batch.posterior.mean_ND, batch.posterior.log_variance_ND
     log_q_KN = normal_log_prob(z_KND, mean, log_var)
     centred_KN = log_likelihood_KN - log_likelihood_KN.mean(0)
     signal_KN = (centred_KN * (samples / (samples - 1))).detach()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vae_core.config import ModelConfig
-from vae_core.gaussian import kl_to_standard_normal, reparameterise, soft_bound
+from vae_core.gaussian import at_least_float32, kl_to_standard_normal, reparameterise, soft_bound
 
 
 class Posterior(NamedTuple):
@@ -20,7 +20,7 @@ class Posterior(NamedTuple):
     log_var_ND: Tensor | None
 
     @property
-    def spread_ND(self) -> Tensor:
+    def log_variance_ND(self) -> Tensor:
         """The log-variance. Raises ValueError where there is none."""
         if self.log_var_ND is None:
             raise ValueError("a deterministic posterior has no variance; this needs a Gaussian one")
@@ -59,14 +59,15 @@ class GaussianPosterior(PosteriorFamily):
         pass
 
     def read(self, features: Tensor) -> Posterior:
-        mean_ND, raw_ND = features.chunk(2, dim=1)
+        # Half precision ends here: a density must be that of the sample that was drawn.
+        mean_ND, raw_ND = at_least_float32(features).chunk(2, dim=1)
         return Posterior(mean_ND, soft_bound(raw_ND))
 
     def draw(self, posterior: Posterior, eps: Tensor) -> Tensor:
-        return reparameterise(posterior.mean_ND, posterior.spread_ND, eps)
+        return reparameterise(posterior.mean_ND, posterior.log_variance_ND, eps)
 
     def kl(self, posterior: Posterior) -> Tensor | None:
-        return kl_to_standard_normal(posterior.mean_ND, posterior.spread_ND)
+        return kl_to_standard_normal(posterior.mean_ND, posterior.log_variance_ND)
 
 
 class DeterministicPosterior(PosteriorFamily):
@@ -79,7 +80,8 @@ class DeterministicPosterior(PosteriorFamily):
         self.squash = config.code == "sigmoid"
 
     def read(self, features: Tensor) -> Posterior:
-        return Posterior(torch.sigmoid(features) if self.squash else features, None)
+        code_ND = at_least_float32(features)
+        return Posterior(torch.sigmoid(code_ND) if self.squash else code_ND, None)
 
     def draw(self, posterior: Posterior, eps: Tensor) -> Tensor:
         return posterior.mean_ND.expand(eps.shape)

@@ -27,8 +27,10 @@ class LinearProbe:
         mean_D, scale_D = x.mean(0), x.std(0, correction=0).clamp_min(1e-8)
         x = (x - mean_D) / scale_D
         classes = int(labels_N.max()) + 1
-        weight = torch.zeros(classes, x.shape[1], dtype=torch.float64, requires_grad=True)
-        bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
+        weight = torch.zeros(classes, x.shape[1], dtype=torch.float64, device=x.device)
+        bias = torch.zeros(classes, dtype=torch.float64, device=x.device)
+        weight.requires_grad_(True)
+        bias.requires_grad_(True)
         optimizer = torch.optim.LBFGS(
             [weight, bias],
             max_iter=iterations,

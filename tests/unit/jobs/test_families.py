@@ -8,7 +8,7 @@ import torch
 
 from jobs import bundle, catalog, job, query
 from jobs.config import TrainSettings, build
-from jobs.errors import InputError, JobError
+from jobs.errors import InputError
 from jobs.lake import Lake
 from jobs.loader import load_split
 from tests.inline import InlineEmbed, InlineTrain
@@ -103,7 +103,7 @@ def test_ppca_in_the_table_is_the_closed_form_s_likelihood(staged: Lake) -> None
     # −ELBO at the posterior mean, with what the posterior's spread adds in closed form.
     weight = model.decoder.get_parameter("0.weight").double()
     sigma2 = torch.exp(2.0 * model.likelihood.scale().double())
-    spread = (posterior.spread_ND.double().exp() @ weight.square().T).sum(1) / (2.0 * sigma2)
+    spread = (posterior.log_variance_ND.double().exp() @ weight.square().T).sum(1) / (2.0 * sigma2)
     log_prob = model.likelihood.log_prob(params, model.likelihood.scale(), shaped).double()
     kl = model.kl(posterior)
     assert kl is not None
@@ -130,6 +130,19 @@ def test_settings_that_do_not_go_together_are_refused_before_any_work(staged: La
         build(TrainSettings, {"dataset": "d", "model": "m", "posterior": "deterministic"})
     with pytest.raises(InputError, match="closed_form needs"):
         build(TrainSettings, {"dataset": "d", "model": "m", "fit": "closed_form"})
-    job_ = InlineTrain(staged, **PLAIN, decision_score="neg_elbo")
-    with pytest.raises(JobError, match="'neg_elbo' does not exist for a deterministic posterior"):
-        job.run(job_)
+    refused = {
+        "neg_elbo": PLAIN,
+        "bits_per_dim": {},
+        "complexity_bits": {},
+    }
+    for name, settings in refused.items():
+        with pytest.raises(InputError, match=f"{name}' does not judge images .* choose from recon"):
+            build(TrainSettings, {"dataset": "d", "model": "m", "decision_score": name, **settings})
+    closed = FAMILIES["ppca"][0] | {"objective": {"beta": 4.0}}
+    with pytest.raises(InputError, match="closed_form has its own objective"):
+        build(TrainSettings, {"dataset": "d", "model": "m", **closed})
+    tied = {"network": {"kind": "mlp", "tied": True}, "likelihood": {"kind": "categorical"}}
+    with pytest.raises(InputError, match="tied gives one number a pixel value"):
+        build(TrainSettings, {"dataset": "d", "model": "m", **tied})
+    with pytest.raises(InputError, match=r"fewer latent dimensions \(784\)"):
+        job.run(InlineTrain(staged, **FAMILIES["ppca"][0], latent_dim=784))

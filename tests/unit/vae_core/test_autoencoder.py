@@ -30,7 +30,7 @@ def test_the_embedding_is_the_posterior_mean_and_never_a_sample() -> None:
     first, again = model.encode(model.observe(x)), model.encode(model.observe(x))
     assert torch.equal(first.mean_ND, again.mean_ND)
     eps = torch.ones(4, 3)
-    spread = torch.exp(0.5 * first.spread_ND)
+    spread = torch.exp(0.5 * first.log_variance_ND)
     torch.testing.assert_close(model.draw(first, eps) - first.mean_ND, spread)
 
 
@@ -50,7 +50,7 @@ def test_a_deterministic_autoencoder_has_no_prior_and_says_what_to_do() -> None:
     with pytest.raises(ValueError, match="no prior to sample; give the moments of its codes"):
         model.sample(3)
     with pytest.raises(ValueError, match="no variance"):
-        _ = posterior.spread_ND
+        _ = posterior.log_variance_ND
     sums = LatentSums.zeros(3)
     sums.add(posterior.mean_ND, None)
     codes = LatentMoments.fit(sums)

@@ -128,3 +128,13 @@ def test_a_trained_vae_separates_position_better_than_an_untrained_one() -> None
     after = scores()
     assert after[0] > before[0] + 0.05
     assert after[1] > before[1]
+
+
+def test_too_few_codes_or_a_factor_that_never_changes_are_refused() -> None:
+    codes = RNG.normal(size=(50, 1))
+    factors = sprites.random_factors(50, RNG)
+    for score in (mig, sap, dci):
+        with pytest.raises(ValueError, match="1 code dimensions and 4 factors"):
+            score(codes, factors)
+        with pytest.raises(ValueError, match="factor 2 is the same in all images"):
+            score(perfect(factors), factors * np.array([1, 1, 0, 1]))

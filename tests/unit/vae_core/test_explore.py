@@ -43,6 +43,7 @@ def test_the_arc_keeps_to_the_sphere_and_turns_evenly() -> None:
     lengths = spherical_path(a, 3 * b, 5).norm(dim=1)
     torch.testing.assert_close(lengths, torch.linspace(2, 6, 5, dtype=torch.float64))
     torch.testing.assert_close(spherical_path(a, 2 * a, 3)[1], 1.5 * a)
+    torch.testing.assert_close(spherical_path(0 * a, b, 3)[1], 0.5 * b)
 
 
 def test_interpolation_goes_from_one_reconstruction_to_the_other() -> None:

@@ -156,7 +156,7 @@ def test_a_residual_network_starts_as_the_identity_in_each_block() -> None:
     from vae_core.residual import ResidualBlock
 
     x = torch.randn(2, 8, 5, 7)
-    assert torch.equal(ResidualBlock(8)(x), x)
+    assert torch.equal(ResidualBlock(8, (5, 7))(x), x)
 
 
 def test_parameters_and_flops_are_counted() -> None:
@@ -171,3 +171,62 @@ def test_parameters_and_flops_are_counted() -> None:
     )
     assert parameter_count(model) == (6 * 5 + 5) + (5 * 4 + 4) + (2 * 5 + 5) + (5 * 6 + 6)
     assert forward_flops(model) == 2 * (6 * 5 + 5 * 4 + 2 * 5 + 5 * 6)
+
+
+def test_a_residual_network_halved_down_to_one_pixel_still_tells_images_apart() -> None:
+    """A normalisation of one or two values would give the same code for every image."""
+    for widths in ((8, 8, 8, 8), (16, 16, 16, 16), (2, 2, 2, 2)):
+        torch.manual_seed(0)
+        network = NetworkConfig(kind="residual", widths=widths, depth=1)
+        model = Autoencoder(ModelConfig(image_shape=(8, 8, 1), latent_dim=3, network=network))
+        x = torch.rand(20, 1, 8, 8)
+        assert model.encode(x).mean_ND.std(0).min() > 1e-3
+        torch.testing.assert_close(model.encode(x[:1]).mean_ND, model.encode(x).mean_ND[:1])
+        assert forward_flops(model) > 0
+
+
+def test_tied_weights_are_the_encoder_s_transposed() -> None:
+    torch.manual_seed(0)
+    network = NetworkConfig(kind="mlp", widths=(6, 5), tied=True, activation="tanh")
+    model = Autoencoder(ModelConfig(image_shape=(3, 4, 1), latent_dim=2, network=network))
+    with torch.no_grad():
+        for bias in model.decoder.parameters():
+            bias.normal_()
+    first, second, last = (m for m in model.encoder.modules() if isinstance(m, torch.nn.Linear))
+    biases = list(model.decoder.parameters())
+    z = torch.randn(7, 2)
+    h = torch.tanh(z @ last.weight[:2] + biases[0])
+    h = torch.tanh(h @ second.weight + biases[1])
+    expected = (h @ first.weight + biases[2]).reshape(7, 1, 3, 4)
+    torch.testing.assert_close(model.decode(z), expected)
+    # A copy is tied to its own encoder, not to the first one's.
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in model.encoder.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(other.decode(z), expected)
+
+
+def test_half_precision_ends_at_the_posterior() -> None:
+    """A density must be that of the sample drawn, and a mean of tiny activations needs digits."""
+    from vae_core.objectives import total_loss
+
+    for options, settings in (
+        ({}, {"kind": "importance_weighted", "samples": 4}),
+        (*FAMILIES["sparse"][:1], {"kind": "reconstruction", "sparsity": 5.0}),
+    ):
+        torch.manual_seed(0)
+        model = Autoencoder(config_of("mlp", shape=(17, 23, 2), **options))
+        if options:
+            with torch.no_grad():
+                list(model.encoder.modules())[-1].get_parameter("bias").fill_(-6.0)
+        objective = Objective(model, ObjectiveConfig(**settings))
+        x, noise = images(6, (17, 23, 2)), StepNoise(seed=0, step=0, batch=6)
+        with torch.no_grad():
+            exact = objective(x, noise, 0)
+            with torch.autocast("cpu", torch.bfloat16):
+                rough = objective(x, noise, 0)
+                assert model.encode(x).mean_ND.dtype == torch.float32
+        torch.testing.assert_close(rough.shared, exact.shared, rtol=0.05, atol=1e-6)
+        a, b = (total_loss(t, global_count=6) for t in (rough, exact))
+        assert abs(a - b) < 0.01 * abs(b)

@@ -352,3 +352,29 @@ def test_colours_are_coupled_in_mean_and_samples() -> None:
     torch.testing.assert_close(likelihood.mean(params).flatten(), expected, rtol=0.0, atol=1e-4)
     slope = torch.cov(drawn.T)[0, 1] / drawn[:, 0].var()
     assert slope.item() == pytest.approx(math.tanh(0.5), abs=0.03)
+
+
+def test_the_mean_of_coupled_colours_is_that_of_their_samples() -> None:
+    """Where clipping bites, too: a wide red channel that pushes green against its end."""
+    likelihood = LogisticMixture(LikelihoodConfig(kind="logistic_mixture", components=1))
+    wide, narrow = 7.0 * math.atanh(1.0 / 7.0), 7.0 * math.atanh(-4.0 / 7.0)
+    hard = torch.tensor([0.0, 0.0, 1.0, -0.5, wide, narrow, narrow, 2.0, 1.0, -1.0])
+    torch.manual_seed(0)
+    for params in (hard, *torch.randn(4, likelihood.outputs(3))):
+        one = params.reshape(1, -1, 1, 1)
+        drawn = likelihood.sample(one.expand(100_000, -1, -1, -1), likelihood.scale())
+        error = (drawn.mean(0) - likelihood.mean(one)[0]).abs().max()
+        assert error * 255 < 2.0
+
+
+def test_a_batch_that_is_not_finite_and_evaluation_leave_the_optimal_sigma_alone() -> None:
+    likelihood = of("optimal_gaussian")
+    assert isinstance(likelihood, OptimalGaussian)
+    x = torch.rand(4, 1, 4, 4)
+    likelihood.batch_scale(x + 0.1, x, ALONE)
+    before = likelihood.scale().item()
+    likelihood.batch_scale(x * math.nan, x, ALONE)
+    assert likelihood.scale().item() == before
+    likelihood.eval()
+    assert likelihood.batch_scale(x + 0.7, x, ALONE).item() == before
+    assert likelihood.scale().item() == before

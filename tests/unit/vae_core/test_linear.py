@@ -266,6 +266,8 @@ def test_images_too_large_and_noise_that_is_nothing_are_refused() -> None:
     flat = torch.full((50, 1, 3, 4), 0.5, dtype=torch.float64)
     with pytest.raises(ValueError, match="no noise is left"):
         solved(flat)
+    with pytest.raises(ValueError, match=r"sigma 0\.001 is too small beside components"):
+        solved(planar(), sigma=1e-3)
     with pytest.raises(ValueError, match="closed_form needs network"):
         ModelConfig(image_shape=(8, 8, 1), fit="closed_form")
 

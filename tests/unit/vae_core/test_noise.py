@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vae_core.noise import image_keys, image_noise, philox4x32, step_noise
+from vae_core.noise import StepNoise, image_keys, image_noise, philox4x32
 
 
 def ids(count: int) -> list[str]:
@@ -60,7 +60,10 @@ def test_the_noise_is_standard_normal_and_uncorrelated() -> None:
 
 
 def test_step_noise_is_a_function_of_seed_and_step() -> None:
-    first = step_noise(seed=1, step=5, batch=8, dim=3)
-    assert torch.equal(first, step_noise(seed=1, step=5, batch=8, dim=3))
-    assert not torch.equal(first, step_noise(seed=1, step=6, batch=8, dim=3))
-    assert not torch.equal(first, step_noise(seed=2, step=5, batch=8, dim=3))
+    def drawn(seed: int, step: int) -> torch.Tensor:
+        return StepNoise(seed=seed, step=step, batch=8).latent(1, 3)[0]
+
+    first = drawn(1, 5)
+    assert torch.equal(first, drawn(1, 5))
+    assert not torch.equal(first, drawn(1, 6))
+    assert not torch.equal(first, drawn(2, 5))

@@ -152,7 +152,7 @@ def posterior_of(count: int, dim: int = 3) -> tuple[Posterior, Tensor]:
 def test_the_parts_of_the_kl_are_exact_when_the_batch_is_the_data_set() -> None:
     posterior, z = posterior_of(12)
     parts = kl_parts(z, posterior, posterior, torch.arange(12), 12)
-    spread = (0.5 * posterior.spread_ND).exp()
+    spread = (0.5 * posterior.log_variance_ND).exp()
     components = torch.distributions.Normal(posterior.mean_ND, spread)
     mixture = torch.distributions.MixtureSameFamily(
         torch.distributions.Categorical(torch.ones(12, dtype=torch.float64)),
@@ -177,9 +177,11 @@ def test_the_parts_of_the_kl_are_exact_when_the_batch_is_the_data_set() -> None:
 def test_the_aggregate_posterior_of_a_batch_is_unbiased_for_that_of_the_data() -> None:
     """q(z) of image 0's sample, from batches that hold it and others drawn at random."""
     whole, z = posterior_of(12)
-    own = Posterior(whole.mean_ND[:1], whole.spread_ND[:1])
+    own = Posterior(whole.mean_ND[:1], whole.log_variance_ND[:1])
     first = torch.zeros(1, dtype=torch.long)
-    log_qzx = torch.distributions.Normal(own.mean_ND, (0.5 * own.spread_ND).exp()).log_prob(z[:1])
+    log_qzx = torch.distributions.Normal(own.mean_ND, (0.5 * own.log_variance_ND).exp()).log_prob(
+        z[:1]
+    )
 
     def density(parts) -> Tensor:
         return (log_qzx.sum(1) - parts.index_code_mi_N).exp()
@@ -189,10 +191,17 @@ def test_the_aggregate_posterior_of_a_batch_is_unbiased_for_that_of_the_data() -
     found = []
     for _ in range(3000):
         rows = torch.cat([first, 1 + torch.randperm(11, generator=generator)[:3]])
-        batch = Posterior(whole.mean_ND[rows], whole.spread_ND[rows])
+        batch = Posterior(whole.mean_ND[rows], whole.log_variance_ND[rows])
         found.append(density(kl_parts(z[:1], own, batch, first, 12)))
     stacked = torch.cat(found)
     assert (stacked.mean() - exact).abs() < 4 * stacked.std() / math.sqrt(len(stacked))
+
+
+def test_a_batch_of_one_knows_no_correlation() -> None:
+    posterior, z = posterior_of(1, dim=5)
+    parts = kl_parts(z, posterior, posterior, torch.zeros(1, dtype=torch.long), 60_000)
+    assert parts.index_code_mi_N.abs().item() < 1e-12
+    assert parts.total_correlation_N.abs().item() < 1e-12
 
 
 def test_a_total_correlation_of_independent_latents_is_zero_and_of_equal_ones_is_not() -> None:
@@ -229,7 +238,7 @@ def test_a_zero_variance_encoder_without_kl_is_the_plain_autoencoder() -> None:
         plain.decoder.load_state_dict(vae.decoder.state_dict())
     x = images(8)
     # The bound leaves σ = e^−6; the noise that remains is small beside the code.
-    assert vae.encode(x).spread_ND.max() == -LOG_VAR_LIMIT
+    assert vae.encode(x).log_variance_ND.max() == -LOG_VAR_LIMIT
     ours = terms_of(vae, x, beta=0.0).loss_N
     theirs = terms_of(plain, x, kind="reconstruction").loss_N
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=0.0)
@@ -351,6 +360,11 @@ def test_weight_decay_is_half_the_squared_weights_and_tied_ones_count_once() -> 
         ({"free_bits": -1.0}, "free_bits must be at least 0"),
         ({"corruption": "mask", "corruption_amount": 1.5}, "is a probability"),
         ({"contraction": 1.0}, "contraction has no use in kind elbo"),
+        ({"corruption_amount": 0.2}, r"corruption_amount has no use without objective\.corruption"),
+        ({"sparsity_target": 0.2}, r"sparsity_target has no use without objective\.sparsity"),
+        ({"kind": "reconstruction", "probes": 2}, r"no use without objective\.contraction"),
+        ({"beta": None}, "beta must be a number"),
+        ({"kind": "importance_weighted", "samples": 2.5}, "samples must be a whole number"),
     ],
 )
 def test_settings_that_would_be_ignored_are_refused(settings: dict, message: str) -> None:

@@ -18,7 +18,7 @@ from vae_core.autoencoder import Autoencoder
 from vae_core.conformal import p_values
 from vae_core.evaluation import Evaluation, EvaluationSums
 from vae_core.likelihoods import LIKELIHOODS
-from vae_core.noise import BINARISATION, CORRUPTION, ImageNoise, StepNoise, step_noise
+from vae_core.noise import BINARISATION, CORRUPTION, ImageNoise, StepNoise
 
 
 class Enlarged(nn.Module):
@@ -102,10 +102,6 @@ def test_each_use_of_noise_has_a_stream_of_its_own() -> None:
         assert u.min() >= 0.0
         assert u.max() < 1.0
         assert abs(u.mean() - 0.5) < 4 * (1 / 12 / 4000) ** 0.5
-    assert torch.equal(
-        StepNoise(seed=1, step=2, batch=4).latent(1, 3)[0],
-        step_noise(seed=1, step=2, batch=4, dim=3),
-    )
 
 
 def test_a_night_without_any_anomaly_breaks_no_threshold() -> None:
