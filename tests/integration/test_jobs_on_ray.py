@@ -78,6 +78,21 @@ def test_two_ranks_train_the_model_that_one_rank_trains(trained: Lake) -> None:
     np.testing.assert_allclose(one.calibration_scores, two.calibration_scores, rtol=1e-3)
 
 
+def test_two_ranks_find_the_closed_form_of_one(trained: Lake) -> None:
+    """Each has sums of its own share only; together they are those of the whole train split."""
+    found = []
+    for workers in (1, 2):
+        model = f"ppca{workers}"
+        settings = {"network": {"kind": "linear"}, "fit": "closed_form"}
+        train(trained, workers=workers, model=model, **settings)
+        found.append(bundle.load(trained, *catalog.resolve_model(trained, model)))
+    one, two = found
+    assert two.about["workers"] == 2
+    for key in ("train_nats", "validation_nats"):
+        assert one.about["metrics"][key] == pytest.approx(two.about["metrics"][key], rel=1e-6)
+    np.testing.assert_allclose(one.calibration_scores, two.calibration_scores, rtol=1e-5)
+
+
 def test_a_reader_keeps_its_snapshot_while_jobs_publish(trained: Lake, tmp_path: Path) -> None:
     embed(trained)
     held = open_snapshot(trained.model("m", "embeddings"))
