@@ -18,13 +18,17 @@ pytestmark = pytest.mark.integration
 
 # Without a C++ compiler inductor cannot run; the graph is captured and differentiated all the same.
 BACKEND = "inductor" if shutil.which("g++") or shutil.which("clang++") else "aot_eager"
-PAIRS = [(network, "gaussian") for network in ENCODERS] + [
-    ("mlp", kind) for kind in LIKELIHOODS if kind != "gaussian"
+CASES: list[tuple[str, str, dict, dict]] = [
+    *((network, "gaussian", {}, {}) for network in ENCODERS),
+    *(("mlp", kind, {}, {}) for kind in LIKELIHOODS if kind != "gaussian"),
+    ("mlp", "gaussian", {}, {"kind": "importance_weighted", "samples": 3}),
+    ("mlp", "gaussian", {}, {"kind": "beta_tc", "beta": 3.0}),
+    ("mlp", "gaussian", {"posterior": "deterministic", "tied": True}, {"kind": "reconstruction"}),
 ]
 
 
 class Pure(torch.nn.Module):
-    """The loss with its noise as an argument: what is random is drawn outside."""
+    """The loss as a function of the images alone: the noise is that of one step."""
 
     def __init__(self, objective: Objective, noise: StepNoise) -> None:
         super().__init__()
@@ -35,12 +39,15 @@ class Pure(torch.nn.Module):
         return self.objective(x, self.noise, 0)
 
 
-@pytest.mark.parametrize(("network", "likelihood"), PAIRS)
-def test_compiled_and_eager_agree(network: str, likelihood: str) -> None:
+@pytest.mark.parametrize(("network", "likelihood", "options", "settings"), CASES)
+def test_compiled_and_eager_agree(network, likelihood, options, settings) -> None:
     torch.set_num_threads(1)
     torch._dynamo.reset()
-    model, x = model_of(network, likelihood, shape=(17, 23, 2)), images(4, (17, 23, 2))
-    module = Pure(Objective(model, ObjectiveConfig()), StepNoise(seed=0, step=0, batch=4))
+    model, x = model_of(network, likelihood, shape=(17, 23, 2), **options), images(4, (17, 23, 2))
+    module = Pure(
+        Objective(model, ObjectiveConfig(**settings), dataset_size=9),
+        StepNoise(seed=0, step=0, batch=4),
+    )
     parameters = [p for p in model.parameters() if p.requires_grad]
 
     def run(function) -> tuple[LossTerms, tuple[torch.Tensor, ...]]:

@@ -1,6 +1,6 @@
 """CIFAR-10: bits per dimension of a flat VAE, residual networks, discretised logistic mixture.
 
-Anchors, both hierarchical: LVAE 3.59 (Maaløe et al. 2019, table 2), VDVAE 2.87 (Child 2021).
+Anchors, both hierarchical: LVAE 3.59 (Maaløe et al. 2019, "BIVA"), VDVAE 2.87 (Child 2021).
 Writes `.bench/cifar-bits.json`.
 
     python -m tests.benchmarks.core.bench_cifar_bits

@@ -2,8 +2,8 @@
 
 Mean AUROC over the ten kinds, over seeds. The model and the judging score, recon_nll, were chosen
 on MNIST's training images alone (kinds 2 and 8, a tenth of them held out) before these runs.
-Anchors on MNIST: Deep SVDD 94.8 (Ruff et al. 2018, table 1), a VAE 96.9 (Perera et al. 2019,
-"OCGAN", table 2). Writes `.bench/one-class-<data>.json`.
+Anchors on MNIST: Deep SVDD 94.8 (Ruff et al. 2018), a VAE about 97 (Perera et al. 2019,
+"OCGAN"). Writes `.bench/one-class-<data>.json`.
 
     python -m tests.benchmarks.core.bench_one_class --data mnist
 """

@@ -16,13 +16,15 @@ def config_of(
     *,
     shape: tuple[int, int, int] = (8, 9, 1),
     latent_dim: int = 3,
+    tied: bool = False,
+    binarisation: str = "threshold",
     **model,
 ) -> ModelConfig:
     return ModelConfig(
         image_shape=shape,
         latent_dim=latent_dim,
-        network=NetworkConfig(kind=network, widths=(6, 5), hidden=12, depth=1),
-        likelihood=LikelihoodConfig(kind=likelihood),
+        network=NetworkConfig(kind=network, widths=(6, 5), hidden=12, depth=1, tied=tied),
+        likelihood=LikelihoodConfig(kind=likelihood, binarisation=binarisation),
         **model,
     )
 

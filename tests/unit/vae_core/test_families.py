@@ -27,6 +27,17 @@ FAMILIES: dict[str, tuple[dict, dict]] = {
     "vae": ({}, {}),
     "beta-tc": ({}, {"kind": "beta_tc", "beta": 2.0}),
     "iwae": ({}, {"kind": "importance_weighted", "samples": 3}),
+    "free-bits": ({}, {"free_bits": 0.1}),
+    "capacity": ({}, {"kind": "capacity", "capacity": 1.0}),
+    "score-function": ({}, {"kind": "score_function", "samples": 4}),
+    "denoising": (
+        {"posterior": "deterministic"},
+        {"kind": "reconstruction", "corruption": "mask", "corruption_amount": 0.2},
+    ),
+    "contractive": (
+        {"posterior": "deterministic", "code": "sigmoid"},
+        {"kind": "reconstruction", "contraction": 0.1, "probes": 1},
+    ),
     "autoencoder": ({"posterior": "deterministic"}, {"kind": "reconstruction"}),
     "sparse": (
         {"posterior": "deterministic", "code": "sigmoid"},

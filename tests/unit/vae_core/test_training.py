@@ -26,6 +26,10 @@ TRACES: dict[str, tuple[str, str, dict, dict]] = {
     for network in ("mlp", "conv", "residual", "linear")
     for kind in LIKELIHOODS
 } | {
+    "beta": ("mlp", "gaussian", {}, {"beta": 4.0}),
+    "stochastic-bits": ("mlp", "bernoulli", {"binarisation": "stochastic"}, {}),
+    "tied": ("mlp", "gaussian", {"tied": True, "posterior": "deterministic"}, PLAIN),
+    "iwae-residual": ("residual", "gaussian", {}, {"kind": "importance_weighted", "samples": 3}),
     "free-bits": ("mlp", "gaussian", {}, {"free_bits": 0.2}),
     "capacity": ("mlp", "gaussian", {}, {"kind": "capacity", "capacity": 2, "capacity_steps": 9}),
     "beta-tc": ("mlp", "gaussian", {}, {"kind": "beta_tc", "beta": 4.0}),
