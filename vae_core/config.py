@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import types
-import typing
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal
+
+from vae_core.config_tree import ConfigTree, choice, require, require_number
 
 NetworkKind = Literal["linear", "mlp", "conv", "residual"]
 Activation = Literal["silu", "tanh", "relu"]
@@ -29,61 +28,6 @@ ObjectiveKind = Literal[
 CorruptionKind = Literal["none", "mask", "gaussian"]
 
 
-@dataclasses.dataclass(frozen=True)
-class ConfigTree:
-    """Strict conversion between a frozen dataclass and plain JSON values."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain dicts, lists, numbers and strings; `from_dict` gives the same config back."""
-        return _plain(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Raises ValueError that names a key it does not know, and lists the known ones."""
-        resolved = typing.get_type_hints(cls)
-        hints = {field.name: resolved[field.name] for field in dataclasses.fields(cls)}
-        unknown = sorted(set(data) - set(hints))
-        if unknown:
-            raise ValueError(
-                f"{cls.__name__}: unknown key {unknown[0]!r}; known keys: {', '.join(hints)}"
-            )
-        return cls(**{key: _typed(hints[key], value) for key, value in data.items()})
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _typed(hint: Any, value: Any) -> Any:
-    if isinstance(hint, type) and issubclass(hint, ConfigTree) and isinstance(value, Mapping):
-        return hint.from_dict(value)
-    if typing.get_origin(hint) is tuple and isinstance(value, list):
-        return tuple(value)
-    if typing.get_origin(hint) is types.UnionType and isinstance(value, list):
-        return tuple(value)
-    return value
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-def _require_number(name: str, value: Any, like: Any) -> None:
-    """A number of the kind that its default is."""
-    kinds = int if isinstance(like, int) else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds):
-        word = "a whole number" if kinds is int else "a number"
-        raise ValueError(f"{name} must be {word}, got {value!r}")
-
-
-def _choice(name: str, value: str, kind: Any) -> None:
-    known = typing.get_args(kind)
-    _require(value in known, f"{name} is {value!r}; known: {', '.join(known)}")
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NetworkConfig(ConfigTree):
     """Encoder and decoder.
@@ -104,19 +48,19 @@ class NetworkConfig(ConfigTree):
     tied: bool = False
 
     def __post_init__(self) -> None:
-        _choice("network.kind", self.kind, NetworkKind)
-        _choice("network.activation", self.activation, Activation)
-        _require(
+        choice("network.kind", self.kind, NetworkKind)
+        choice("network.activation", self.activation, Activation)
+        require(
             len(self.widths) > 0 and all(w > 0 for w in self.widths),
             f"network.widths must be positive, got {list(self.widths)}",
         )
-        _require(self.hidden > 0, f"network.hidden must be positive, got {self.hidden}")
-        _require(
+        require(self.hidden > 0, f"network.hidden must be positive, got {self.hidden}")
+        require(
             len(self.depths) == len(self.widths) and all(d >= 0 for d in self.depths),
             f"network.depth must be a number, or one for each of the {len(self.widths)} widths, "
             f"got {self.depth}",
         )
-        _require(
+        require(
             not self.tied or self.kind in ("linear", "mlp"),
             f"network.tied needs dense layers: kind linear or mlp, not {self.kind}",
         )
@@ -152,23 +96,23 @@ class LikelihoodConfig(ConfigTree):
     components: int = 10
 
     def __post_init__(self) -> None:
-        _choice("likelihood.kind", self.kind, LikelihoodKind)
-        _choice("likelihood.binarisation", self.binarisation, Binarisation)
+        choice("likelihood.kind", self.kind, LikelihoodKind)
+        choice("likelihood.binarisation", self.binarisation, Binarisation)
         for field in dataclasses.fields(self):
             user = _LIKELIHOOD_SETTINGS.get(field.name)
-            _require(
+            require(
                 user is None or getattr(self, field.name) == field.default or self.kind == user,
                 f"likelihood.{field.name} has no use in kind {self.kind}; it belongs to {user}",
             )
-        _require(
+        require(
             0.0 < self.threshold < 1.0,
             f"likelihood.threshold must lie in (0, 1), got {self.threshold}",
         )
-        _require(
+        require(
             self.sigma is None or self.sigma > 0.0,
             f"likelihood.sigma must be positive, got {self.sigma}",
         )
-        _require(
+        require(
             self.components > 0, f"likelihood.components must be positive, got {self.components}"
         )
 
@@ -226,15 +170,15 @@ class ObjectiveConfig(ConfigTree):
     probes: int = 0
 
     def __post_init__(self) -> None:
-        _choice("objective.kind", self.kind, ObjectiveKind)
-        _choice("objective.corruption", self.corruption, CorruptionKind)
+        choice("objective.kind", self.kind, ObjectiveKind)
+        choice("objective.corruption", self.corruption, CorruptionKind)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if not isinstance(field.default, str):
-                _require_number(f"objective.{field.name}", value, field.default)
-                _require(value >= 0, f"objective.{field.name} must be at least 0, got {value}")
+                require_number(f"objective.{field.name}", value, field.default)
+                require(value >= 0, f"objective.{field.name} must be at least 0, got {value}")
             users = _OBJECTIVE_SETTINGS.get(field.name)
-            _require(
+            require(
                 users is None or value == field.default or self.kind in users,
                 f"objective.{field.name} has no use in kind {self.kind}; it belongs to "
                 f"{', '.join(users or ())}",
@@ -242,12 +186,12 @@ class ObjectiveConfig(ConfigTree):
         self._check_ranges()
 
     def _check_ranges(self) -> None:
-        _require(self.samples > 0, f"objective.samples must be positive, got {self.samples}")
-        _require(
+        require(self.samples > 0, f"objective.samples must be positive, got {self.samples}")
+        require(
             self.kind != "score_function" or self.samples > 1,
             "objective.samples must be at least 2: each sample's baseline is the others' mean",
         )
-        _require(
+        require(
             0.0 < self.sparsity_target < 1.0,
             f"objective.sparsity_target must lie in (0, 1), got {self.sparsity_target}",
         )
@@ -257,11 +201,11 @@ class ObjectiveConfig(ConfigTree):
             ("sparsity_target", "sparsity"),
         ):
             fields = {field.name: field.default for field in dataclasses.fields(self)}
-            _require(
+            require(
                 getattr(self, name) == fields[name] or getattr(self, user) != fields[user],
                 f"objective.{name} has no use without objective.{user}",
             )
-        _require(
+        require(
             self.corruption != "mask" or self.corruption_amount <= 1.0,
             f"objective.corruption_amount is a probability here, got {self.corruption_amount}",
         )
@@ -319,15 +263,15 @@ class ModelConfig(ConfigTree):
     fit: FitKind = "gradient"
 
     def __post_init__(self) -> None:
-        _choice("posterior", self.posterior, PosteriorKind)
-        _choice("code", self.code, CodeKind)
-        _choice("fit", self.fit, FitKind)
-        _require(
+        choice("posterior", self.posterior, PosteriorKind)
+        choice("code", self.code, CodeKind)
+        choice("fit", self.fit, FitKind)
+        require(
             len(self.image_shape) == 3 and all(n > 0 for n in self.image_shape),
             f"image_shape must be three positive numbers H, W, C, got {list(self.image_shape)}",
         )
-        _require(self.latent_dim > 0, f"latent_dim must be positive, got {self.latent_dim}")
-        _require(
+        require(self.latent_dim > 0, f"latent_dim must be positive, got {self.latent_dim}")
+        require(
             self.fit == "gradient"
             or (
                 self.network.kind == "linear"
@@ -338,12 +282,12 @@ class ModelConfig(ConfigTree):
             "fit: closed_form needs network.kind: linear (not tied), likelihood.kind: gaussian "
             "and code: linear",
         )
-        _require(
+        require(
             not self.network.tied or self.likelihood.kind in ONE_OUTPUT,
             f"network.tied gives one number a pixel value, likelihood.kind {self.likelihood.kind} "
             f"needs more; take one of {', '.join(ONE_OUTPUT)}",
         )
-        _require(
+        require(
             self.code == "linear" or self.posterior == "deterministic",
             "code: sigmoid needs posterior: deterministic; a Gaussian's mean is unbounded",
         )
@@ -358,18 +302,18 @@ class ModelConfig(ConfigTree):
         """Raises ValueError unless this posterior can be trained by that objective."""
         plain_kind = "reconstruction"
         plain = objective.kind == plain_kind
-        _require(
+        require(
             plain == (self.posterior == "deterministic"),
             f"objective.kind {objective.kind} does not go with a {self.posterior} posterior: a "
             "deterministic one has no KL and takes reconstruction, a gaussian one any other",
         )
         own = ObjectiveConfig(kind=plain_kind if plain else "elbo")
-        _require(
+        require(
             self.fit == "gradient" or objective == own,
             "fit: closed_form has its own objective, the likelihood (or the squared error): leave "
             "objective at elbo (gaussian) or reconstruction (deterministic), without settings",
         )
-        _require(
+        require(
             objective.sparsity == 0.0 or self.code == "sigmoid",
             "objective.sparsity needs activations in (0, 1): posterior: deterministic and "
             "code: sigmoid",
@@ -379,12 +323,12 @@ class ModelConfig(ConfigTree):
         """Raises ValueError where images of this shape are too large, or too small, for the fit."""
         if self.fit == "gradient":
             return
-        _require(
+        require(
             self.pixels <= CLOSED_FORM_PIXELS,
             f"fit: closed_form takes images of at most {CLOSED_FORM_PIXELS} pixel values, these "
             f"have {self.pixels}; stage them smaller, or use fit: gradient",
         )
-        _require(
+        require(
             self.latent_dim < self.pixels,
             f"fit: closed_form takes fewer latent dimensions ({self.latent_dim}) than pixel "
             f"values ({self.pixels})",
