@@ -10,43 +10,82 @@ from torch import Tensor
 from vae_core.gaussian import LOG_2PI
 from vae_core.linear import PixelSums
 
+LEVELS = 256
+
+
+@dataclasses.dataclass
+class ValueCounts:
+    """How often each pixel value position had each of its 256 values, (P, 256) float64.
+
+    Adds up over batches and workers; all that a model of independent pixels needs.
+    """
+
+    counts_PV: Tensor
+
+    @classmethod
+    def zeros(cls, pixels: int) -> ValueCounts:
+        return cls(torch.zeros(pixels, LEVELS, dtype=torch.float64))
+
+    def add(self, pixels_NP: Tensor) -> None:
+        """uint8 pixels as vectors."""
+        index = pixels_NP.long().cpu() + LEVELS * torch.arange(len(self.counts_PV))
+        ones = torch.ones(index.numel(), dtype=torch.float64)
+        self.counts_PV.view(-1).index_add_(0, index.flatten(), ones)
+
+    def tensors(self) -> list[Tensor]:
+        """For an all-reduce in place."""
+        return [self.counts_PV]
+
 
 @dataclasses.dataclass(frozen=True)
 class IndependentPixels:
-    """A Gaussian for each pixel value on its own: mean (P,) and variance (P,)."""
+    """A Gaussian for each pixel value on its own, in [0, 1]: mean (P,) and variance (P,)."""
 
     mean_P: Tensor
     variance_P: Tensor
 
     @classmethod
-    def fit(cls, x_NP: Tensor, floor: float = 1e-6) -> IndependentPixels:
+    def fit(cls, counts: ValueCounts, floor: float = 1e-6) -> IndependentPixels:
         """The maximum of the likelihood, variances floored (a border is always black)."""
-        x = x_NP.double()
-        return cls(x.mean(0), x.var(0, correction=0).clamp_min(floor))
+        share_PV = counts.counts_PV / counts.counts_PV.sum(1, keepdim=True)
+        values_V = torch.arange(LEVELS, dtype=torch.float64) / (LEVELS - 1)
+        mean_P = share_PV @ values_V
+        variance_P = (share_PV * (values_V - mean_P.unsqueeze(1)).square()).sum(1)
+        return cls(mean_P, variance_P.clamp_min(floor))
 
     def log_prob(self, x_NP: Tensor) -> Tensor:
-        """In nats, (N,)."""
+        """In nats, (N,); x in [0, 1]."""
         squared = (x_NP.to(self.mean_P) - self.mean_P).square() / self.variance_P
         return -0.5 * (squared + self.variance_P.log() + LOG_2PI).sum(1)
 
 
 @dataclasses.dataclass(frozen=True)
-class IndependentBits:
-    """A Bernoulli for each binarised pixel value on its own: probability (P,)."""
+class IndependentValues:
+    """For each pixel value on its own, the probability of each of 256 values, (P, 256).
 
-    probability_P: Tensor
+    Against likelihoods over the 256 values; summed over the values above and below a threshold,
+    against binarised pixels.
+    """
+
+    probability_PV: Tensor
 
     @classmethod
-    def fit(cls, x_NP: Tensor) -> IndependentBits:
-        """Half a count is added to both sides (Jeffreys), so that nothing is impossible."""
-        count = len(x_NP)
-        return cls((x_NP.double().sum(0) + 0.5) / (count + 1.0))
+    def fit(cls, counts: ValueCounts) -> IndependentValues:
+        """Half a count is added to each value (Krichevsky & Trofimov 1981): none is impossible."""
+        smoothed = counts.counts_PV + 0.5
+        return cls(smoothed / smoothed.sum(1, keepdim=True))
 
-    def log_prob(self, x_NP: Tensor) -> Tensor:
-        """In nats, (N,)."""
-        p = self.probability_P
-        x = x_NP.to(p)
-        return (x * p.log() + (1.0 - x) * torch.log1p(-p)).sum(1)
+    def log_prob(self, pixels_NP: Tensor) -> Tensor:
+        """Of uint8 pixels, in nats, (N,)."""
+        log_PV = self.probability_PV.log()
+        return log_PV.gather(1, pixels_NP.long().cpu().T).sum(0)
+
+    def log_prob_bits(self, pixels_NP: Tensor, threshold: float = 0.5) -> Tensor:
+        """Of uint8 pixels binarised at a threshold in [0, 1], in nats, (N,)."""
+        above_V = torch.arange(LEVELS) / (LEVELS - 1) > threshold
+        on_P = self.probability_PV[:, above_V].sum(1)
+        bits = above_V[pixels_NP.long().cpu()].double()
+        return (bits * on_P.log() + (1.0 - bits) * torch.log1p(-on_P)).sum(1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import Lasso, LogisticRegression
-from torch.distributions import Bernoulli, MultivariateNormal, Normal
+from torch.distributions import Bernoulli, Categorical, MultivariateNormal, Normal
 
 from tests.unit.vae_core.models import image_noise_of, images, model_of
 from tests.unit.vae_core.test_bounds import images as small_images
 from tests.unit.vae_core.test_bounds import linear_model
-from vae_core.baselines import FullGaussian, IndependentBits, IndependentPixels
+from vae_core.baselines import FullGaussian, IndependentPixels, IndependentValues, ValueCounts
 from vae_core.disentanglement import lasso
 from vae_core.evaluation import Evaluation, EvaluationSums, inference_gap
 from vae_core.linear import PixelSums
@@ -34,24 +34,48 @@ def sums_of(x: torch.Tensor) -> PixelSums:
     return sums
 
 
-def test_the_gaussian_baselines_are_torch_s_own_at_the_moments_of_the_data() -> None:
+def test_the_full_gaussian_is_torch_s_own_at_the_moments_of_the_data() -> None:
     x = correlated(300)
     mean, cov = x.mean(0), torch.cov(x.T, correction=0)
     full = FullGaussian.fit(sums_of(x), ridge=0.0).log_prob(x)
     torch.testing.assert_close(full, MultivariateNormal(mean, cov).log_prob(x))
-    alone = IndependentPixels.fit(x).log_prob(x)
-    expected = Normal(mean, cov.diagonal().sqrt()).log_prob(x).sum(1)
-    torch.testing.assert_close(alone, expected)
     # What pixels say about each other is worth nats.
-    assert full.mean() > alone.mean() + 1.0
+    assert full.mean() > Normal(mean, cov.diagonal().sqrt()).log_prob(x).sum(1).mean() + 1.0
 
 
-def test_the_bit_baseline_is_a_bernoulli_that_rules_nothing_out() -> None:
-    x = (torch.rand(50, 4) < torch.tensor([0.0, 0.2, 0.7, 1.0])).double()
-    found = IndependentBits.fit(x)
-    torch.testing.assert_close(found.log_prob(x), Bernoulli(found.probability_P).log_prob(x).sum(1))
-    assert torch.isfinite(found.log_prob(1.0 - x)).all()
-    torch.testing.assert_close(found.probability_P, (x.sum(0) + 0.5) / 51.0)
+def counted(pixels: torch.Tensor, parts: int = 3) -> ValueCounts:
+    """As workers would: each counts a share, and the counts add up."""
+    total = ValueCounts.zeros(pixels.shape[1])
+    for part in pixels.chunk(parts):
+        own = ValueCounts.zeros(pixels.shape[1])
+        own.add(part)
+        for held, found in zip(total.tensors(), own.tensors(), strict=True):
+            held += found
+    return total
+
+
+def test_independent_pixels_are_gaussians_values_and_bits_in_nats() -> None:
+    torch.manual_seed(0)
+    pixels = (torch.rand(400, 6) * torch.tensor([256, 128, 64, 32, 8, 1])).to(torch.uint8)
+    counts = counted(pixels)
+    assert counts.counts_PV.sum().item() == pixels.numel()
+    x = pixels.double() / 255.0
+    gaussian = IndependentPixels.fit(counts)
+    spread = x.var(0, correction=0).clamp_min(1e-6).sqrt()
+    torch.testing.assert_close(gaussian.log_prob(x), Normal(x.mean(0), spread).log_prob(x).sum(1))
+    values = IndependentValues.fit(counts)
+    expected = torch.stack(
+        [
+            Categorical(probs=(torch.bincount(column.long(), minlength=256) + 0.5)).log_prob(column)
+            for column in pixels.T
+        ]
+    ).sum(0)
+    torch.testing.assert_close(values.log_prob(pixels), expected.double(), rtol=1e-5, atol=1e-5)
+    on = values.probability_PV[:, 128:].sum(1)
+    bits = (x > 0.5).double()
+    torch.testing.assert_close(values.log_prob_bits(pixels), Bernoulli(on).log_prob(bits).sum(1))
+    # Nothing that can be is impossible.
+    assert torch.isfinite(values.log_prob(255 - pixels)).all()
 
 
 def test_evaluation_says_what_the_scores_say_and_adds_up_over_workers() -> None:
