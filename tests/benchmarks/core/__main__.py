@@ -35,7 +35,7 @@ SHORT = {
     "bench_mnist_bound": "--epochs 1 --samples 100 --test-images 500",
     "bench_one_class": "--seeds 1 --epochs 1",
     "bench_paradox": "--epochs 1",
-    "bench_cifar_bits": "--epochs 1 --train-images 2000",
+    "bench_cifar_bits": "--epochs 1 --train-images 2000 --test-images 200",
 }
 
 

@@ -38,12 +38,14 @@ def main() -> None:
     parser.add_argument("--latent-dim", type=int, default=256)
     parser.add_argument("--components", type=int, default=5)
     parser.add_argument("--train-images", type=int, default=50_000)
+    parser.add_argument("--test-images", type=int, default=10_000)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(SEED)
     data = cifar10()
+    test = data.test.where(np.arange(args.test_images))
     model = Autoencoder(
         ModelConfig(
             image_shape=(32, 32, 3),
@@ -58,16 +60,16 @@ def main() -> None:
     report.set(
         parameters=parameter_count(model),
         forward_flops=forward_flops(model),
-        independent_values_bits_per_dim=without_latents(data.train, data.test),
+        independent_values_bits_per_dim=without_latents(data.train, test),
     )
-    train(model, data.train.where(np.arange(args.train_images)), data.test, args, report)
+    train(model, data.train.where(np.arange(args.train_images)), test, args, report)
     report.model(model)
     report.set(
-        test_bits_per_dim=bits_per_dim(model, data.test, samples=1, device=args.device),
+        test_bits_per_dim=bits_per_dim(model, test, samples=1, device=args.device),
         test_bits_per_dim_32_samples=bits_per_dim(
-            model, data.test.where(np.arange(1000)), samples=32, device=args.device
+            model, test.where(np.arange(min(1000, len(test)))), samples=32, device=args.device
         ),
-        test_images=len(data.test),
+        test_images=len(test),
     )
     report.save()
 
@@ -79,7 +81,7 @@ def train(
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE, fused=True)
     batches = -(-len(images) // args.batch)
     seconds, step = 0.0, 0
-    some = test.where(np.arange(500))
+    some = test.where(np.arange(min(500, len(test))))
     for epoch in range(args.epochs):
         started = time.monotonic()
         order = np.random.Generator(np.random.Philox(key=[SEED, epoch])).permutation(len(images))

@@ -87,7 +87,7 @@ def cifar10() -> Data:
 
 def _cifar_rows(path: Path) -> np.ndarray:
     """One row of the picture is one image of 32×32 pixels."""
-    rows = np.asarray(Image.open(path).convert("RGB"))
+    rows = np.array(Image.open(path).convert("RGB"))
     return rows.reshape(len(rows), 32, 32, 3)
 
 
@@ -104,7 +104,7 @@ def _idx(path: Path, header: int) -> np.ndarray:
     data = path.read_bytes()
     if path.suffix == ".gz":
         data = gzip.decompress(data)
-    return np.frombuffer(data, np.uint8, offset=header)
+    return np.frombuffer(data, np.uint8, offset=header).copy()
 
 
 def _npm(package: str) -> Path:
