@@ -58,6 +58,7 @@ FAMILIES: dict[str, tuple[dict, str, set[str]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_goes_from_images_to_scores(family: str, staged: Lake) -> None:
     settings, decisive, missing = FAMILIES[family]

@@ -109,6 +109,7 @@ def test_every_family_trains_saves_and_scores(family: str, likelihood: str, netw
             np.testing.assert_allclose(found_values, expected, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("likelihood", "network"), list(itertools.product(LIKELIHOODS, ENCODERS)))
 @pytest.mark.parametrize("shape", SHAPES)
 def test_odd_sizes_and_one_to_four_channels(likelihood, network, shape) -> None:
@@ -125,6 +126,7 @@ def test_odd_sizes_and_one_to_four_channels(likelihood, network, shape) -> None:
             assert torch.isfinite(parameter.grad).all(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("likelihood", "network"), list(itertools.product(LIKELIHOODS, ENCODERS)))
 def test_bf16_autocast_agrees_with_float32(likelihood: str, network: str) -> None:
     """To 1% of the loss: bf16 keeps 8 bits, and all sums, exps and logs run in float32."""
