@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from jobs import bundle, catalog, job, query
+from jobs import bundle, catalog, job, query, train_worker
 from jobs.config import TrainSettings, build
 from jobs.errors import InputError
 from jobs.lake import Lake
 from jobs.loader import load_split
+from jobs.storage import local_path
 from tests.inline import InlineEmbed, InlineTrain
 from tests.unit.jobs.test_train import staged
 from vae_core.autoencoder import to_unit_range
@@ -147,3 +151,34 @@ def test_settings_that_do_not_go_together_are_refused_before_any_work(staged: La
         build(TrainSettings, {"dataset": "d", "model": "m", **tied})
     with pytest.raises(InputError, match=r"fewer latent dimensions \(784\)"):
         job.run(InlineTrain(staged, **FAMILIES["ppca"][0], latent_dim=784))
+
+
+@pytest.mark.parametrize("family", ["ppca", "optimal-sigma"])
+def test_a_killed_training_of_any_fit_ends_bit_for_bit_the_same(
+    family: str, staged: Lake, tmp_path: Path, monkeypatch
+) -> None:
+    """Killed after the last checkpoint, before the bundle: σ and the closed form come again."""
+    settings = FAMILIES[family][0]
+    root = local_path(staged.uri)
+    assert root is not None
+    shutil.copytree(root, tmp_path / "other")
+    whole = Lake((tmp_path / "other").as_uri())
+    job.run(InlineTrain(whole, **settings))
+
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_worker.Training, "publish", die)
+    with pytest.raises(KeyboardInterrupt):
+        job.run(InlineTrain(staged, **settings))
+    monkeypatch.undo()
+    monkeypatch.setattr(train_worker, "train_step", die)  # no step is taken again
+    monkeypatch.setattr(train_worker, "solve", die)
+    job.run(InlineTrain(staged, **settings))
+    expected, found = (
+        bundle.load(lake, *catalog.resolve_model(lake, "m")) for lake in (whole, staged)
+    )
+    assert expected.weights.keys() == found.weights.keys()
+    for name, value in expected.weights.items():
+        assert torch.equal(value, found.weights[name]), name
+    assert np.array_equal(expected.calibration_scores, found.calibration_scores)
