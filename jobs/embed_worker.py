@@ -111,12 +111,12 @@ class EmbedWorker:
     def _embedding_rows(
         self, ids: list[str], scored: ScoredBatch, p_value: pa.Array, stamp: dict[str, str]
     ) -> pa.Table:
-        count, spread = len(ids), scored.log_var_ND
+        count, log_var_ND = len(ids), scored.log_var_ND
         columns: dict[str, Any] = {
             "image_id": ids,
             "images_version": [self.context.settings["images_version"]] * count,
             "embedding": _vectors(scored.mean_ND),
-            "embedding_log_var": pa.nulls(count) if spread is None else _vectors(spread),
+            "embedding_log_var": pa.nulls(count) if log_var_ND is None else _vectors(log_var_ND),
             "p_value": p_value,
             **_repeated(stamp, count),
         }

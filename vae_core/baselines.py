@@ -7,10 +7,9 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from vae_core.discrete import LEVELS
 from vae_core.gaussian import LOG_2PI
 from vae_core.linear import PixelSums
-
-LEVELS = 256
 
 
 @dataclasses.dataclass
