@@ -15,6 +15,9 @@ from flows.cli_query import query
 from flows.options import common, lake_of
 from jobs.config import (
     EmbedSettings,
+    Fit,
+    FormatName,
+    MaintainSettings,
     RaySettings,
     StageSettings,
     TrainSettings,
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
 
 NETWORKS = get_args(NetworkKind)
 LIKELIHOODS = get_args(LikelihoodKind)
+FORMATS = get_args(FormatName)
+FITS = get_args(Fit)
 
 
 def _job_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -78,7 +83,7 @@ def _run(job: Job, options: dict[str, Any]) -> None:
 
     if options["dry_run"]:
         plan = job.plan()
-        units = [{"unit_id": unit.unit_id, **unit.inputs} for unit in plan.units]
+        units = [{"unit_id": u.unit_id, **u.inputs} for u in job.planned_units(plan)]
         lines = [f"{plan.job} {plan.target}: {len(units)} units to do"]
         lines += [json.dumps(unit) for unit in units]
         emit(
@@ -106,41 +111,48 @@ def cli(verbose: bool) -> None:
 
 
 @cli.command()
-@click.option("--source", required=True, metavar="URI", help="Parquet file, folder or glob.")
+@click.option("--source", required=True, metavar="URI", help="A file, a folder or a pattern.")
 @click.option("--dataset", required=True, metavar="NAME", help="Table of staged images.")
-@click.option("--image-column", metavar="NAME", help="Column of the images; found if none.")
+@click.option("--format", type=click.Choice(FORMATS), help="Of the source; found out if none.")
+@click.option("--image-column", metavar="NAME", help="Of Parquet, a.b if nested; found if none.")
+@click.option("--array-shape", metavar="HxW[xC]", help="Of flat pixel columns.")
 @click.option("--size", metavar="N|HxW", default="64", show_default=True, help="Staged size.")
 @click.option("--channels", type=int, default=3, show_default=True, help="1 grey, 3 colour.")
+@click.option("--fit", type=click.Choice(FITS), help="To the aspect; crop if none.")
+@click.option("--background", metavar="RRGGBB", help="Behind transparency; white if none.")
+@click.option("--max-pixels", type=int, metavar="N", help="Refuse larger images; 100 million.")
+@click.option("--exact", is_flag=True, help="Decode JPEG at full size always; slower.")
 @click.option("--rows-per-unit", type=int, metavar="N", help="Source rows a unit, and a shard.")
 @click.option("--max-refused", metavar="SHARE", help="Fail above it: 5% (default) or 0.05.")
+@click.option("--max-removed", metavar="SHARE", help="Fail above it: 10% (default) or 0.1.")
 @_job_options
 def stage(
-    source: str,
-    dataset: str,
-    image_column: str | None,
     size: str,
-    channels: int,
-    rows_per_unit: int | None,
+    array_shape: str | None,
+    background: str | None,
     max_refused: str | None,
+    max_removed: str | None,
     **options: Any,
 ) -> None:
-    """Stage new images of a source into a dataset.
+    """Stage what is new in a source into a dataset; what has left the source leaves it.
+
+    A source is Parquet with encoded images or pixels, a folder of image files, or WebDataset
+    tars. Folders such as label=cat become columns.
 
     Example: latentlake stage --source s3://bucket/photos --dataset photos --size 64
     """
     height, width = _size(size)
+    plain = "source dataset format image_column channels fit max_pixels exact rows_per_unit workers"
     settings = build(
         StageSettings,
         _given(
-            source=source,
-            dataset=dataset,
-            image_column=image_column,
+            **{name: options[name] for name in plain.split()},
             height=height,
             width=width,
-            channels=channels,
-            rows_per_unit=rows_per_unit,
-            max_refused=None if max_refused is None else _share(max_refused),
-            workers=options["workers"],
+            array_shape=_array_shape(array_shape) if array_shape else None,
+            background=_colour(background) if background else None,
+            max_refused=_share("--max-refused", max_refused) if max_refused else None,
+            max_removed=_share("--max-removed", max_removed) if max_removed else None,
         ),
     )
     from jobs.stage import StageJob
@@ -156,11 +168,25 @@ def _size(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
-def _share(text: str) -> float:
+def _array_shape(text: str) -> list[int]:
+    parts = text.lower().split("x")
+    if len(parts) not in (2, 3) or not all(part.isdigit() for part in parts):
+        raise InputError(f"--array-shape {text!r}: write HxW, HxWxC or CxHxW, such as 32x32x3")
+    return [int(part) for part in parts]
+
+
+def _colour(text: str) -> list[int]:
+    try:
+        return list(bytes.fromhex(text.removeprefix("#")))
+    except ValueError as error:
+        raise InputError(f"--background {text!r}: write RRGGBB, such as ffffff") from error
+
+
+def _share(option: str, text: str) -> float:
     try:
         return float(text[:-1]) / 100.0 if text.endswith("%") else float(text)
     except ValueError as error:
-        raise InputError(f"--max-refused {text!r}: write 5% or 0.05") from error
+        raise InputError(f"{option} {text!r}: write 5% or 0.05") from error
 
 
 @cli.command()
@@ -243,6 +269,58 @@ def embed(
 
 
 cli.add_command(query)
+
+
+@cli.command()
+@click.option("--dataset", metavar="NAME", help="Only this dataset.")
+@click.option("--model", metavar="NAME", help="Only this model.")
+@click.option("--compact/--no-compact", default=True, help="Merge small shards; on by default.")
+@click.option("--vacuum/--no-vacuum", default=True, help="Remove unneeded files; on by default.")
+@click.option("--keep-days", type=float, metavar="N", help="Keep snapshots this young; 7 if none.")
+@_job_options
+def maintain(
+    dataset: str | None, model: str | None, compact: bool, vacuum: bool, **options: Any
+) -> None:
+    """Merge small shards and remove files that nothing needs any more.
+
+    A snapshot that a bundle was trained on, that an unfinished job reads, or that was the newest
+    within the last days is never touched.
+
+    Example: latentlake maintain --keep-days 7
+    """
+    values = _given(dataset=dataset, model=model, compact=compact, vacuum=vacuum)
+    values |= _given(keep_days=options["keep_days"], workers=options["workers"])
+    settings = build(MaintainSettings, values)
+    from flows.output import emit
+    from jobs.maintain import maintain as run_maintain
+    from jobs.maintain import maintained_text
+
+    done = run_maintain(
+        lake_of(options["lake"]),
+        settings,
+        _night(options),
+        _ray_settings(options),
+        dry_run=options["dry_run"],
+    )
+    emit(done, options["as_json"], maintained_text(done))
+
+
+@cli.command()
+@click.option("--dataset", required=True, metavar="NAME", help="Dataset to describe.")
+@click.option("--images-version", type=int, metavar="V", help="Snapshot; the newest if none.")
+@common
+def describe(dataset: str, images_version: int | None, lake: str, as_json: bool) -> None:
+    """What a dataset holds: counts, sizes, modes, pixel statistics, labels, refusals, a picture.
+
+    Example: latentlake describe --dataset photos
+    """
+    from flows.output import emit
+    from jobs.card import card_text, card_uri, dataset_card
+
+    held = lake_of(lake)
+    card = dataset_card(held, dataset, images_version)
+    picture = card_uri(held, dataset, card["images_version"], "png")
+    emit({**card, "picture": picture}, as_json, f"{card_text(card)}\n  picture: {picture}")
 
 
 @cli.command("list")

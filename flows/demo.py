@@ -20,7 +20,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from flows.contact_sheet import Row, contact_sheet
 from jobs import catalog, query
 from jobs.config import (
     EmbedSettings,
@@ -29,6 +28,7 @@ from jobs.config import (
     StageSettings,
     TrainSettings,
 )
+from jobs.contact_sheet import Row, contact_sheet
 from jobs.job_report import JobReport
 from jobs.lake import Lake
 from jobs.loader import pixels_of

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -27,6 +27,9 @@ from vae_core.score_names import DECISIVE, SCORES, scores_of
 
 T = TypeVar("T", bound="Settings")
 Positive = Annotated[int, Field(ge=1)]
+Byte = Annotated[int, Field(ge=0, le=255)]
+Fit = Literal["crop", "pad", "stretch"]
+FormatName = Literal["parquet", "files", "webdataset"]
 
 
 class Settings(BaseModel):
@@ -55,15 +58,43 @@ class RaySettings(Settings):
 class StageSettings(Settings):
     """From a source to the images table."""
 
-    source: str = Field(description="URI of Parquet: a file, a folder or a glob pattern")
+    source: str = Field(
+        description="URI of Parquet, image files or WebDataset tars: a file, a folder or a pattern"
+    )
     dataset: str = Field(description="name of the table of staged images")
-    image_column: str | None = Field(default=None, description="column with the encoded images")
+    format: FormatName | None = Field(
+        default=None, description="parquet, files or webdataset; found out if none"
+    )
+    image_column: str | None = Field(
+        default=None, description="column with the images, a.b where nested; found out if none"
+    )
+    array_shape: tuple[Positive, ...] | None = Field(
+        default=None, description="shape of flat pixel columns: H, W or H, W, C or C, H, W"
+    )
     height: Positive = Field(default=64, description="height of the staged images, in pixels")
     width: Positive = Field(default=64, description="width of the staged images, in pixels")
     channels: int = Field(default=3, description="1 for grey, 3 for colour")
-    rows_per_unit: Positive = Field(default=20_000, description="source rows a unit, and a shard")
+    fit: Fit = Field(
+        default="crop", description="crop the middle, pad with the background, or stretch"
+    )
+    background: tuple[Byte, Byte, Byte] = Field(
+        default=(255, 255, 255), description="RGB behind transparency and in padding"
+    )
+    max_pixels: Positive = Field(
+        default=100_000_000, description="refuse images with more pixels, from their header"
+    )
+    exact: bool = Field(
+        default=False,
+        description="decode JPEG at full size always: slower, nearer by a grey value or two",
+    )
+    rows_per_unit: Positive | None = Field(
+        default=None, description="source rows a unit; what fills a shard of 128 MiB if none"
+    )
     max_refused: float = Field(
-        default=0.05, ge=0, le=1, description="fail above this share of refused rows"
+        default=0.05, ge=0, le=1, description="fail above this share of refused rows or files"
+    )
+    max_removed: float = Field(
+        default=0.1, ge=0, le=1, description="fail above this share of images that left the source"
     )
     workers: int | None = Field(default=None, ge=1, description="workers; one a CPU if none")
 
@@ -78,8 +109,25 @@ class StageSettings(Settings):
     def image_shape(self) -> tuple[int, int, int]:
         return (self.height, self.width, self.channels)
 
+    @field_validator("array_shape")
+    @classmethod
+    def _two_or_three(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if value is not None and len(value) not in (2, 3):
+            raise ValueError("array_shape must be H, W or H, W, C or C, H, W")
+        return value
+
+    def preprocessing_of(self) -> dict[str, Any]:
+        """What staged pixels depend on beside the bytes: one dataset, one look."""
+        return {
+            "image_shape": list(self.image_shape),
+            "fit": self.fit,
+            "background": list(self.background),
+            "exact": self.exact,
+        }
+
     def fingerprint_of(self) -> dict[str, Any]:
-        return {"image_shape": list(self.image_shape), "image_column": self.image_column}
+        names = ("format", "image_column", "array_shape", "max_pixels", "rows_per_unit")
+        return {**self.preprocessing_of(), **self.model_dump(mode="json", include=set(names))}
 
 
 class TrainSettings(Settings):
@@ -170,6 +218,19 @@ class EmbedSettings(Settings):
     reconstructions: bool = Field(default=False, description="write reconstructions as PNG, too")
     batch_size: int | None = Field(
         default=None, ge=1, description="images a forward pass; the bundle's scoring batch if none"
+    )
+    workers: int | None = Field(default=None, ge=1, description="workers; one a CPU if none")
+
+
+class MaintainSettings(Settings):
+    """Compaction of small shards, and removal of files that nothing needs."""
+
+    dataset: str | None = Field(default=None, description="only this dataset; all if none")
+    model: str | None = Field(default=None, description="only this model; all if none")
+    compact: bool = Field(default=True, description="merge small shards")
+    vacuum: bool = Field(default=True, description="remove files that no kept snapshot has")
+    keep_days: float = Field(
+        default=7.0, ge=0, description="keep snapshots that were the newest in the last days"
     )
     workers: int | None = Field(default=None, ge=1, description="workers; one a CPU if none")
 

@@ -29,10 +29,18 @@ def correction_unit(fingerprint: str, completion: Completion, drop: dict[str, An
         {
             "of": completion.details.get("of", completion.unit_id),
             "generation": _generation(completion) + 1,
-            "outputs": {output.table: output.path for output in completion.outputs},
+            "outputs": _paths(completion),
+            "counts": completion.counts,
             **drop,
         },
     )
+
+
+def _paths(completion: Completion) -> dict[str, list[str]]:
+    paths: dict[str, list[str]] = {}
+    for output in completion.outputs:
+        paths.setdefault(output.table, []).append(output.path)
+    return paths
 
 
 def is_correction(unit: Unit) -> bool:

@@ -6,9 +6,10 @@ Plan: image ids that this model version has not embedded, shard by shard of a pi
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -17,13 +18,14 @@ from jobs.bundle_about import compute_fingerprint, read_about
 from jobs.config import EmbedSettings, RaySettings
 from jobs.corrections import correction_unit, latest_completions
 from jobs.errors import InputError
+from jobs.idset import IdSet, digests
 from jobs.job import Job
 from jobs.lake import Lake
 from jobs.schema import PREPROCESSING, RECONSTRUCTIONS, embeddings_spec, image_shape_of
 from jobs.shards import read_shard
 from jobs.storage import join
 from jobs.tables import Snapshot, Table, open_snapshot
-from jobs.units import Completion, Output, Plan, Unit, digest, total_counts
+from jobs.units import Completion, Plan, Settled, Unit, digest, total_counts
 
 log = logging.getLogger("latentlake")
 
@@ -102,7 +104,7 @@ class EmbedJob(Job):
                 "latent_dim": self.about["config"]["latent_dim"],
                 "images_version": images.version,
             },
-            units=self._units(images, fingerprint),
+            **self._work(images, fingerprint),
         )
 
     def _require_same_images(self, images: Snapshot) -> None:
@@ -128,44 +130,36 @@ class EmbedJob(Job):
                 self.target,
             )
 
-    def _units(self, images: Snapshot, fingerprint: str) -> list[Unit]:
+    def _work(self, images: Snapshot, fingerprint: str) -> dict[str, Any]:
+        """Units of the images that are missing; a key where only rows have to leave."""
         wanted = self._wanted_tables()
-        count = images.partition_rows({})
-        if all(self._held_rows(name) == count for name in wanted):
-            return []  # what is held is of this snapshot: equal counts, equal sets
         held = {name: self._held_ids(name) for name in wanted}
-        units = []
-        for path in images.paths():
-            ids = read_shard(join(images.uri, path), ["image_id"])["image_id"].to_pylist()
-            missing = {
-                name: [row for row, image_id in enumerate(ids) if image_id not in held[name]]
-                for name in wanted
-            }
+        units, found = [], []
+        for path, rows in images.read_each(["image_id"]):
+            ids = digests(rows["image_id"])
+            found.append(ids)
+            missing = {name: np.flatnonzero(~held[name].has(ids)).tolist() for name in wanted}
             units += [
                 Unit.of(fingerprint, {"path": path, "rows": rows, "tables": tables})
                 for rows, tables in _by_rows(missing, len(ids))
             ]
-        return units
+        known = IdSet(found)
+        leaves = any(not held[name].within(known) for name in wanted)
+        return {"units": units, "key": ["leaving", images.version] if leaves else []}
 
     def _wanted_tables(self) -> list[str]:
         return ["embeddings", *(["reconstructions"] if self.settings.reconstructions else [])]
 
-    def _held_rows(self, table: str) -> int:
-        """Rows in this job's partition of a table, from its log alone."""
-        snapshot = open_snapshot(self.lake.model(self.target, table))
-        return snapshot.partition_rows(self.partition) if snapshot is not None else 0
-
-    def _held_ids(self, table: str) -> set[str]:
+    def _held_ids(self, table: str) -> IdSet:
         """Image ids in this job's partition of a table."""
         snapshot = open_snapshot(self.lake.model(self.target, table))
-        held = snapshot.read(["image_id"], self.partition) if snapshot is not None else None
-        return set(held["image_id"].to_pylist()) if held is not None else set()
+        if snapshot is None:
+            return IdSet()
+        each = snapshot.read_each(["image_id"], self.partition)
+        return IdSet(digests(rows["image_id"]) for _, rows in each)
 
     def claims(self, plan: Plan) -> bool:
         return plan.fingerprint == self._fingerprint()
-
-    def is_current(self, plan: Plan) -> bool:
-        return True  # it names its snapshot and its bundle, which stay
 
     def _fingerprint(self) -> str:
         return digest(PREPROCESSING, self.partition, self._outputs())
@@ -173,7 +167,7 @@ class EmbedJob(Job):
     def _outputs(self) -> dict[str, Any]:
         return {"batch_size": self.batch_size, "reconstructions": self.settings.reconstructions}
 
-    def execute(self, plan: Plan, units: Sequence[Unit]) -> None:
+    def execute(self, plan: Plan, units: Iterable[Unit]) -> None:
         from jobs import execute
         from jobs.embed_worker import EmbedWorker
 
@@ -189,8 +183,9 @@ class EmbedJob(Job):
 
     def settle(
         self, plan: Plan, completions: dict[str, Completion], head: Snapshot
-    ) -> list[Unit] | dict[str, list[Output]]:
-        latest = latest_completions(completions)
+    ) -> list[Unit] | Settled:
+        made = {u: c for u, c in completions.items() if "rewrites" not in c.details}
+        latest = latest_completions(made)
         tables = self.tables(plan)
         published = {table.spec.name: self._published_since(plan, table) for table in tables}
         corrections = []
@@ -203,14 +198,40 @@ class EmbedJob(Job):
                 corrections.append(correction_unit(plan.fingerprint, completion, {"lost": lost}))
         if corrections:
             return corrections
-        return {
-            table.uri: [
-                output
-                for unit in plan.units
-                if (output := latest[unit.unit_id].output(table.spec.name)) is not None
-            ]
-            for table in tables
-        }
+        rewrites = self._rewrites(plan, tables)
+        missing = [unit for unit in rewrites if unit.unit_id not in completions]
+        if missing:
+            return missing
+        removals = [completions[unit.unit_id] for unit in rewrites]
+        done = [*(latest[unit.unit_id] for unit in plan.units), *removals]
+        return Settled(
+            files={t.uri: [o for c in done for o in c.outputs_of(t.spec.name)] for t in tables},
+            removed={
+                t.uri: [p for c in done for p in c.replaces.get(t.spec.name, [])] for t in tables
+            },
+            counts={
+                "embedded": 0,
+                **total_counts([*latest.values(), *removals]),
+                "model_version": plan.settings["model_version"],
+            },
+        )
+
+    def _rewrites(self, plan: Plan, tables: list[Table]) -> list[Unit]:
+        """Published files of this job's partition that hold images which have left the dataset."""
+        partition = {key: plan.settings[key] for key in self.partition}
+        images = catalog.images_snapshot(
+            self.lake, partition["dataset"], plan.settings["images_version"]
+        )
+        known = IdSet(digests(rows["image_id"]) for _, rows in images.read_each(["image_id"]))
+        units = []
+        for table in tables:
+            snapshot = table.snapshot()
+            assert snapshot is not None
+            for path, rows in snapshot.read_each(["image_id"], partition):
+                if not known.has(digests(rows["image_id"])).all():
+                    inputs = {"rewrite": table.spec.name, "path": path}
+                    units.append(Unit.of(plan.fingerprint, {**inputs, "images": images.version}))
+        return units
 
     def _published_since(self, plan: Plan, table: Table) -> pa.Array | None:
         """Image ids in this job's partition, where another job has committed to the table."""
@@ -221,17 +242,11 @@ class EmbedJob(Job):
         held = now.read(["image_id"], {k: plan.settings[k] for k in self.partition})
         return held["image_id"].combine_chunks() if held is not None else None
 
-    def summarise(
-        self, plan: Plan, completions: dict[str, Completion], files: dict[str, list[Output]]
-    ) -> dict[str, Any]:
-        counts = total_counts(list(latest_completions(completions).values()))
-        return {**counts, "model_version": plan.settings["model_version"]}
-
 
 def _held(completion: Completion, table: Table, published: pa.Array | None) -> list[str]:
     """Image ids of a unit's output that another job has published meanwhile."""
-    output = completion.output(table.spec.name)
-    if output is None or published is None:
-        return []
-    ids = read_shard(join(table.uri, output.path), ["image_id"])["image_id"]
-    return ids.filter(pc.is_in(ids, published)).to_pylist()  # type: ignore[attr-defined]
+    found: list[str] = []
+    for output in completion.outputs_of(table.spec.name) if published is not None else ():
+        ids = read_shard(join(table.uri, output.path), ["image_id"])["image_id"]
+        found += ids.filter(pc.is_in(ids, published)).to_pylist()  # type: ignore[attr-defined]
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import Any
 
@@ -14,12 +15,13 @@ from jobs import bundle as bundles
 from jobs import catalog
 from jobs.corrections import correction_details, is_correction
 from jobs.embed import embed_tables
+from jobs.idset import IdSet, digests
 from jobs.images import encode_png
 from jobs.lake import Lake
 from jobs.loader import pixels_of
-from jobs.shards import read_shard, write_shard
+from jobs.shards import ShardWriter, read_shard, row_groups, write_shard
 from jobs.storage import join
-from jobs.tables import Table
+from jobs.tables import Table, open_snapshot
 from jobs.units import Completion, JobContext, Unit
 from vae_core.conformal import p_values
 from vae_core.scores import ScoredBatch
@@ -44,6 +46,8 @@ class EmbedWorker:
     def execute(self, unit: Unit, attempt: str) -> Completion:
         started = time.monotonic()
         details: dict[str, Any] = {}
+        if "rewrite" in unit.inputs:
+            return self._rewritten(unit, attempt)
         if is_correction(unit):
             rows, details = self._corrected(unit), correction_details(unit)
         else:
@@ -67,6 +71,34 @@ class EmbedWorker:
             seconds=time.monotonic() - started,
             details=details,
         )
+
+    def _rewritten(self, unit: Unit, attempt: str) -> Completion:
+        """A published file without the images that have left the dataset."""
+        started = time.monotonic()
+        name, path = unit.inputs["rewrite"], unit.inputs["path"]
+        table = next(table for table in self.tables if table.spec.name == name)
+        known = self._ids(unit.inputs["images"])
+        before = 0
+        writer = ShardWriter(table.uri, table.spec, f"{unit.unit_id}-{attempt}", self.partition)
+        for rows in row_groups(join(table.uri, path)):
+            before += rows.num_rows
+            writer.write(rows.filter(pa.array(known.has(digests(rows["image_id"])))))
+        return Completion(
+            unit_id=unit.unit_id,
+            attempt=attempt,
+            outputs=[writer.close()] if writer.rows else [],
+            counts={f"removed_{name}": before - writer.rows},
+            seconds=time.monotonic() - started,
+            details={"rewrites": path},
+            replaces={name: [path]},
+        )
+
+    @functools.lru_cache(maxsize=1)  # noqa: B019 - a worker lives as long as its process
+    def _ids(self, images_version: int) -> IdSet:
+        """The images of a snapshot of the dataset."""
+        images = open_snapshot(self.images_uri, images_version)
+        assert images is not None
+        return IdSet(digests(rows["image_id"]) for _, rows in images.read_each(["image_id"]))
 
     def _embedded(self, unit: Unit) -> dict[str, pa.Table]:
         uri = join(self.images_uri, unit.inputs["path"])
@@ -100,7 +132,7 @@ class EmbedWorker:
             return pa.nulls(len(split), pa.float64())
         # Images that shaped the model get none; its calibration images, leave-one-out. By id, not
         # by dataset: the same image may be staged in several.
-        held = np.array([image_id in self.trained_on for image_id in ids])
+        held = self.trained_on.has(digests(ids))
         splits = np.array(split.to_pylist())
         values = p_values(scores, calibration)
         alone = p_values(scores, calibration, leave_one_out=True)
@@ -129,19 +161,17 @@ class EmbedWorker:
         """An earlier unit's rows, less the images that another job has embedded meanwhile."""
         rows = {}
         for table in self.tables:
-            path = unit.inputs["outputs"].get(table.spec.name)
-            if path is not None:
+            for path in unit.inputs["outputs"].get(table.spec.name, []):
                 batch = read_shard(join(table.uri, path))
                 lost = pa.array(unit.inputs["lost"][table.spec.name], pa.string())
                 rows[table.spec.name] = _without(batch, table, lost)
         return rows
 
 
-def _snapshot_ids(lake: Lake, data: dict[str, Any]) -> frozenset[str]:
+def _snapshot_ids(lake: Lake, data: dict[str, Any]) -> IdSet:
     """Ids of the images in the snapshot that a bundle was trained and calibrated on."""
     images = catalog.images_snapshot(lake, data["dataset"], data["images_version"])
-    held = images.read(["image_id"])
-    return frozenset(held["image_id"].to_pylist()) if held is not None else frozenset()
+    return IdSet(digests(rows["image_id"]) for _, rows in images.read_each(["image_id"]))
 
 
 def _without(batch: pa.Table, table: Table, image_ids: pa.Array) -> pa.Table:

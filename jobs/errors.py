@@ -23,6 +23,15 @@ class JobError(LatentlakeError):
     """A job ended without publishing anything."""
 
 
+class Refused(Exception):
+    """An input that cannot be staged, with its reason code; goes to quarantine."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
 def unknown_name(kind: str, name: str, known: list[str], hint: str = "") -> InputError:
     """The error for a name that is not there, listing those that are."""
     listed = ", ".join(sorted(known)) if known else f"none yet{hint}"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, cast
 
 import ray
@@ -17,6 +18,7 @@ from jobs import cluster
 from jobs.config import RaySettings
 from jobs.errors import JobError, LatentlakeError, StorageError
 from jobs.lake import Lake
+from jobs.progress import Progress
 from jobs.records import save_completion
 from jobs.units import Completion, JobContext, Plan, Unit
 
@@ -26,7 +28,6 @@ IN_FLIGHT = 2  # units handed to an actor at once, so that it never waits for th
 MAX_ATTEMPTS = 4
 NO_PROGRESS_S = 1800.0
 WAIT_SLICE_S = 0.5
-REPORT_EVERY_S = 5.0
 
 
 class Worker(Protocol):
@@ -58,54 +59,65 @@ def run_units(
     factory: WorkerFactory,
     lake: Lake,
     plan: Plan,
-    units: Sequence[Unit],
+    units: Iterable[Unit],
     *,
     workers: int | None,
     ray_settings: RaySettings,
     report_count: str,
 ) -> None:
-    """Runs every unit on `workers` actors, by default one a CPU. Raises the first unit's error.
+    """Runs units as they come on `workers` actors, by default one a CPU.
 
-    A unit whose actor dies is handed out again, at most MAX_ATTEMPTS times in all.
+    Raises the first unit's error. A unit whose actor dies is handed out again, at most
+    MAX_ATTEMPTS times in all.
     """
-    count = min(cluster.ensure(ray_settings, workers), len(units))
-    actors = [_UnitActor.remote(factory, lake, plan.context) for _ in range(count)]
+    coming = iter(units)
+    limit = cluster.ensure(ray_settings, workers)
+    first = list(itertools.islice(coming, limit))
+    actors = [_UnitActor.remote(factory, lake, plan.context) for _ in first]
+    progress = Progress(f"{plan.job} {plan.target}", report_count)
     try:
-        _drain(actors, deque(units), len(units), f"{plan.job} {plan.target}", report_count)
+        _drain(actors, itertools.chain(first, coming), progress)
     finally:
         for actor in actors:
             ray.kill(cast(Any, actor))
 
 
-def _drain(actors: Sequence[Any], waiting: deque[Unit], total: int, title: str, count: str) -> None:
+def _drain(actors: Sequence[Any], coming: Iterator[Unit], progress: Progress) -> None:
+    again: deque[Unit] = deque()
     running: dict[ray.ObjectRef, tuple[Unit, Any]] = {}
     attempts: dict[str, int] = {}
     load = dict.fromkeys(range(len(actors)), 0)
-    done, rows, started = 0, 0, time.monotonic()
-    last_progress = last_report = started
-    while waiting or running:
+    last_done = time.monotonic()
+    while True:
         for index, actor in enumerate(actors):
-            while waiting and load[index] < IN_FLIGHT:
-                unit = waiting.popleft()
+            while load[index] < IN_FLIGHT and (unit := _next(again, coming)) is not None:
+                progress.planned += unit.unit_id not in attempts
                 running[actor.run.remote(unit)] = (unit, index)
                 load[index] += 1
+        if not running:
+            progress.finished()
+            return
+        # Fewer than all could take: nothing more is coming.
+        progress.all_planned = any(count < IN_FLIGHT for count in load.values())
         ready, _ = ray.wait(list(running), num_returns=1, timeout=WAIT_SLICE_S)
-        now = time.monotonic()
         for ref in ready:
             unit, index = running.pop(ref)
             load[index] -= 1
             counts = _result(ref, unit, attempts)
             if counts is None:
-                waiting.append(unit)
+                again.append(unit)
                 continue
-            done, rows, last_progress = done + 1, rows + counts.get(count, 0), now
-        if now - last_report > REPORT_EVERY_S:
-            last_report = now
-            log.info(
-                "%s: %d of %d units, %.0f %s/s", title, done, total, rows / (now - started), count
+            last_done = time.monotonic()
+            progress.add(counts)
+        progress.report()
+        if time.monotonic() - last_done > NO_PROGRESS_S:
+            raise JobError(
+                f"{progress.title}: no unit finished in {NO_PROGRESS_S:.0f} s; run it again"
             )
-        if now - last_progress > NO_PROGRESS_S:
-            raise JobError(f"{title}: no unit finished in {NO_PROGRESS_S:.0f} s; run it again")
+
+
+def _next(again: deque[Unit], coming: Iterator[Unit]) -> Unit | None:
+    return again.popleft() if again else next(coming, None)
 
 
 def _result(ref: ray.ObjectRef, unit: Unit, attempts: dict[str, int]) -> dict[str, int] | None:

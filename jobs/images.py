@@ -1,64 +1,160 @@
-"""From encoded bytes to staged pixels. A change of what comes out raises schema.PREPROCESSING."""
+"""From encoded bytes to staged pixels. A change of what comes out raises schema.PREPROCESSING.
+
+JPEG is decoded by libjpeg-turbo straight to a reduced size where the target is much smaller: its
+inverse DCT of fewer coefficients is a low-pass of its own. The rest of the way, and every other
+format, goes through an antialiased resize of whole pixels. Both are integer arithmetic, the same
+on every machine.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import math
 import warnings
 from typing import NamedTuple
 
 import numpy as np
+import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-MAX_PIXELS = 100_000_000  # of one source image; a larger one is refused from its header
-BACKGROUND = (255, 255, 255)  # what shows through transparent pixels
+from jobs.arrays import Pixels
+from jobs.config import Fit
+from jobs.errors import Refused
+
+JPEG = b"\xff\xd8\xff"
+ORIENTATION = 0x0112
+# Orientation tag by the turns and the mirroring that set the picture upright.
+TRANSPOSED = frozenset((5, 6, 7, 8))
 
 # Ours is the bound; Pillow's own warning would only repeat it.
 Image.MAX_IMAGE_PIXELS = None
 
 
-class Refused(Exception):
-    """An image that cannot be staged, with its reason code."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-        self.message = message
-
-
 class Staged(NamedTuple):
+    """What became of one image. source_*: as it came, upright."""
+
     pixels_HWC: np.ndarray  # uint8
     source_width: int
     source_height: int
+    source_format: str
+    source_mode: str
 
 
-def decode(data: bytes | None, image_shape: tuple[int, int, int]) -> Staged:
-    """Decodes, turns upright, crops to the aspect and resizes (bicubic, antialiased).
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Target:
+    """What staged pixels look like.
 
-    Raises Refused with a reason: no_bytes, zero_bytes, not_an_image, too_many_pixels, truncated,
-    decode_error.
+    fit: crop the middle to the aspect, pad with the background, or stretch. background: RGB; also
+    what shows through transparent pixels. max_pixels: of a source image, judged by its header.
+    exact: decode JPEG at full size always.
+    """
+
+    image_shape: tuple[int, int, int]
+    fit: Fit = "crop"
+    background: tuple[int, int, int] = (255, 255, 255)
+    max_pixels: int = 100_000_000
+    exact: bool = False
+
+
+def decode(data: bytes | Pixels | None, target: Target) -> Staged:
+    """Decodes, turns upright, flattens and resizes. Of an animation, the first frame.
+
+    Raises Refused with a reason: no_bytes, zero_bytes, not_an_image, too_many_pixels,
+    unsupported_mode, truncated, decode_error.
     """
     if data is None:
         raise Refused("no_bytes", "the row has no image bytes")
+    if isinstance(data, Pixels):
+        image = _from_array(data.array)
+        _require_few_pixels(*image.size, target)
+        return _staged(image, target, image.size, "array", image.mode)
     if not data:
         raise Refused("zero_bytes", "the image has zero bytes")
-    height, width, channels = image_shape
+    if data.startswith(JPEG):
+        staged = _decode_jpeg(data, target)
+        if staged is not None:
+            return staged
+    return _decode_any(data, target)
+
+
+def _decode_jpeg(data: bytes, target: Target) -> Staged | None:
+    """None where libjpeg-turbo has a complaint or a mode that Pillow shall judge."""
+    try:
+        high, wide, colourspace, _ = simplejpeg.decode_jpeg_header(data)
+        height, width = int(high), int(wide)
+        if colourspace not in ("YCbCr", "Gray", "RGB"):
+            return None
+        _require_few_pixels(width, height, target)
+        orientation = _orientation(data)
+        upright = (height, width) if orientation in TRANSPOSED else (width, height)
+        needed = upright if target.exact else _needed(*upright, target)
+        if orientation in TRANSPOSED:
+            needed = needed[::-1]
+        grey = target.image_shape[2] == 1 or colourspace == "Gray"
+        array = simplejpeg.decode_jpeg(
+            data, "GRAY" if grey else "RGB", min_width=needed[0], min_height=needed[1]
+        )
+    except ValueError:
+        return None
+    image = _turned(Image.fromarray(array[:, :, 0] if grey else array), orientation)
+    mode = "L" if colourspace == "Gray" else "RGB"
+    return _staged(image, target, upright, "JPEG", mode, _eighths(upright, image.size))
+
+
+def _eighths(size: tuple[int, int], decoded: tuple[int, int]) -> float:
+    """The share of the full size that libjpeg decoded to: it rounds what is left over up."""
+    for eighths in range(1, 8):
+        if decoded == tuple(math.ceil(side * eighths / 8) for side in size):
+            return eighths / 8
+    return 1.0
+
+
+def _orientation(data: bytes) -> int:
+    if data.find(b"Exif\0\0", 0, 1 << 16) < 0:
+        return 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return int(Image.open(io.BytesIO(data)).getexif().get(ORIENTATION, 1))
+        except Exception as error:
+            # Foreign metadata fails in many ways; the picture itself may still be good.
+            raise ValueError("unreadable EXIF") from error
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    method = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }.get(orientation)
+    return image if method is None else image.transpose(method)
+
+
+def _decode_any(data: bytes, target: Target) -> Staged:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         image = _open(data)
-        source_width, source_height = image.size
-        if source_width * source_height > MAX_PIXELS:
-            raise Refused(
-                "too_many_pixels", f"{source_width}x{source_height}, the bound is {MAX_PIXELS}"
-            )
-        _load(image)
+        _require_few_pixels(*image.size, target)
+        source_format, mode = image.format or "unknown", image.mode
         try:
-            flat = _flatten(ImageOps.exif_transpose(image), channels)
-            if flat.size != (width, height):
-                flat = ImageOps.fit(flat, (width, height), Image.Resampling.BICUBIC)
-        except (ValueError, OSError) as error:
-            raise Refused("decode_error", _told(error)) from error
-    pixels = np.asarray(flat, dtype=np.uint8).reshape(image_shape)
-    return Staged(pixels, source_width, source_height)
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+            return _staged(upright, target, upright.size, source_format, mode)
+        except Refused:
+            raise
+        except Exception as error:
+            # Decoders of foreign bytes fail in many ways; all of them are this row's refusal.
+            raise _refusal(error) from error
+
+
+def _require_few_pixels(width: int, height: int, target: Target) -> None:
+    if width * height > target.max_pixels:
+        raise Refused("too_many_pixels", f"{width}x{height}, the bound is {target.max_pixels}")
 
 
 def _open(data: bytes) -> Image.Image:
@@ -67,37 +163,95 @@ def _open(data: bytes) -> Image.Image:
     except UnidentifiedImageError as error:
         raise Refused("not_an_image", "no known image format") from error
     except Exception as error:
-        # Decoders of foreign bytes fail in many ways; all of them are this row's refusal.
-        raise _refusal(error) from error
-
-
-def _load(image: Image.Image) -> None:
-    try:
-        image.load()
-    except Exception as error:
+        # As above: whatever a decoder raises is about this image.
         raise _refusal(error) from error
 
 
 def _refusal(error: Exception) -> Refused:
-    text = _told(error)
+    text = f"{type(error).__name__}: {error}"[:300]
     cut = any(word in text.lower() for word in ("truncated", "end of file", "unexpected end"))
     return Refused("truncated" if cut else "decode_error", text)
 
 
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:300]
+def _from_array(array: np.ndarray) -> Image.Image:
+    if array.dtype == np.uint16:
+        array = (array >> 8).astype(np.uint8)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _flatten(image: Image.Image, channels: int) -> Image.Image:
+def _staged(
+    image: Image.Image,
+    target: Target,
+    size: tuple[int, int],
+    source_format: str,
+    mode: str,
+    scale: float = 1.0,
+) -> Staged:
+    """size: width and height as they came; `image` may have been decoded at `scale` of it."""
+    flat = _flatten(image, target)
+    fitted = _fitted(flat, size, scale, target)
+    pixels = np.asarray(fitted, dtype=np.uint8).reshape(target.image_shape)
+    return Staged(pixels, size[0], size[1], source_format, mode)
+
+
+def _flatten(image: Image.Image, target: Target) -> Image.Image:
     """Grey or RGB, transparency composited on the background, 16 bits reduced to 8."""
-    if image.mode.startswith("I;16") or image.mode == "I":
-        wide = np.asarray(image, dtype=np.uint32)
-        image = Image.fromarray((wide.clip(0, 65535) >> 8).astype(np.uint8), mode="L")
+    if image.mode == "F":
+        raise Refused("unsupported_mode", "floating-point pixels have no stated range")
+    if image.mode.startswith("I"):
+        wide = np.asarray(image, dtype=np.int64)
+        image = Image.fromarray((wide.clip(0, 65535) >> 8).astype(np.uint8))
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
-        background = Image.new("RGBA", rgba.size, (*BACKGROUND, 255))
+        background = Image.new("RGBA", rgba.size, (*target.background, 255))
         image = Image.alpha_composite(background, rgba)
-    return image.convert("L" if channels == 1 else "RGB")
+    return image.convert("L" if target.image_shape[2] == 1 else "RGB")
+
+
+def _inner(width: int, height: int, target: Target) -> tuple[int, int]:
+    """Width and height that the picture takes up in the target."""
+    high, wide = target.image_shape[:2]
+    if target.fit != "pad":
+        return wide, high
+    scale = min(wide / width, high / height)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _needed(width: int, height: int, target: Target) -> tuple[int, int]:
+    """The least size to decode at, so that no step enlarges what the file has more of."""
+    wide, high = _inner(width, height, target)
+    return min(wide, width), min(high, height)
+
+
+def _fitted(image: Image.Image, size: tuple[int, int], scale: float, target: Target) -> Image.Image:
+    wide, high = _inner(*size, target)
+    # In the decoded picture's own pixels, of which the last may be a part only.
+    left, top, right, bottom = 0.0, 0.0, size[0] * scale, size[1] * scale
+    if target.fit == "crop":
+        # The middle, of the target's aspect.
+        keep = min(right * high, bottom * wide)
+        left, top = (right - keep / high) / 2, (bottom - keep / wide) / 2
+        right, bottom = left + keep / high, top + keep / wide
+    whole = (left, top, right, bottom) == (0, 0, image.width, image.height)
+    if not whole or image.size != (wide, high):
+        shrinks = right - left > wide or bottom - top > high
+        method = Image.Resampling.HAMMING if shrinks else Image.Resampling.BICUBIC
+        box = (left, top, min(right, image.width), min(bottom, image.height))
+        image = image.resize((wide, high), method, box)
+    return _padded(image, target)
+
+
+def _padded(image: Image.Image, target: Target) -> Image.Image:
+    height, width, channels = target.image_shape
+    if image.size == (width, height):
+        return image
+    red, green, blue = target.background
+    fill = round(0.299 * red + 0.587 * green + 0.114 * blue) if channels == 1 else target.background
+    canvas = Image.new(image.mode, (width, height), fill)
+    canvas.paste(image, (math.floor((width - image.width) / 2), (height - image.height) // 2))
+    return canvas
 
 
 def encode_png(pixels_HWC: np.ndarray) -> bytes:

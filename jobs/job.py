@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import abc
+import itertools
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from jobs import publish, records
+from jobs.errors import JobError
 from jobs.job_report import JobReport, merged
 from jobs.lake import Lake
 from jobs.tables import Conflict, Snapshot, Table
-from jobs.units import Completion, Output, Plan, Unit, total_counts
+from jobs.units import Completion, Plan, Settled, Unit
 
 log = logging.getLogger("latentlake")
+
+REPLANS = 3
+
+
+class OutOfDate(Exception):
+    """The tables have changed in a way that a plan's work does not fit any more: plan anew."""
 
 
 class Job(abc.ABC):
@@ -30,7 +38,15 @@ class Job(abc.ABC):
 
     @abc.abstractmethod
     def plan(self) -> Plan:
-        """A function of what is published and what the inputs list; no units: nothing to do."""
+        """A function of what is published and what the inputs list; may be empty."""
+
+    def units(self, plan: Plan) -> Iterator[Unit]:
+        """The plan's units, in order; of a plan that was saved, those that were saved with it."""
+        return iter(plan.units)
+
+    def planned_units(self, plan: Plan) -> list[Unit]:
+        """All units of a fresh plan, nothing saved: for a dry run."""
+        return list(plan.units)
 
     @property
     @abc.abstractmethod
@@ -46,28 +62,22 @@ class Job(abc.ABC):
         """Whether a plan that was left behind is of this very work; others are left alone."""
 
     @abc.abstractmethod
-    def is_current(self, plan: Plan) -> bool:
-        """Whether a plan that this job claims can still be finished as it is."""
-
-    @abc.abstractmethod
-    def execute(self, plan: Plan, units: Sequence[Unit]) -> None:
-        """Runs units; each leaves a completion record."""
+    def execute(self, plan: Plan, units: Iterable[Unit]) -> None:
+        """Runs units as they come; each leaves a completion record."""
 
     @abc.abstractmethod
     def settle(
         self, plan: Plan, completions: dict[str, Completion], head: Snapshot
-    ) -> list[Unit] | dict[str, list[Output]]:
+    ) -> list[Unit] | Settled:
         """Holds what was done against what is published at `head`.
 
         Returns units that must run first (rows that another unit or job has published meanwhile
-        are dropped so), or the files to commit by table URI. Raises JobError to publish nothing.
+        are dropped so), or what to publish. Raises JobError to publish nothing, OutOfDate to
+        plan anew.
         """
 
-    def summarise(
-        self, plan: Plan, completions: dict[str, Completion], files: dict[str, list[Output]]
-    ) -> dict[str, Any]:
-        """The counts to report; by default those of the completions, added up."""
-        return total_counts(list(completions.values()))
+    def after(self, plan: Plan) -> None:  # noqa: B027 - most jobs have nothing to add
+        """What derives from the tables, once they are published. May be done again."""
 
 
 def run(job: Job) -> JobReport:
@@ -75,53 +85,65 @@ def run(job: Job) -> JobReport:
     report = JobReport(job=job.name, target=job.target)
     publish.recover(job.lake, job.first_table)
     for plan in records.unfinished_plans(job.lake, job.name, job.target):
-        if not job.claims(plan):
-            continue
-        if publish.is_published(plan, job.tables(plan)) or job.is_current(plan):
+        if job.claims(plan):
             log.info("%s %s: finishing %s", job.name, job.target, plan.job_id)
-            report = merged(report, _finish(job, plan))
-        else:
-            log.info("%s %s: %s is out of date, dropped", job.name, job.target, plan.job_id)
-            records.drop(job.lake, plan.job_id)
+            done = _finish_or_drop(job, plan)
+            report = merged(report, done) if done is not None else report
     if report.job_ids and job.one_a_call:
         return report
-    plan = job.plan()
-    if not plan.units:
-        log.info("%s %s: nothing to do", job.name, job.target)
-        return report
-    return merged(report, _finish(job, records.save_plan(job.lake, plan)))
+    for _ in range(REPLANS):
+        plan = job.plan()
+        if plan.is_empty:
+            log.info("%s %s: nothing to do", job.name, job.target)
+            return report
+        done = _finish_or_drop(job, records.save_plan(job.lake, plan))
+        if done is not None:
+            return merged(report, done)
+    raise JobError(f"{job.name} {job.target}: its tables keep changing; run it again")
+
+
+def _finish_or_drop(job: Job, plan: Plan) -> JobReport | None:
+    try:
+        return _finish(job, plan)
+    except OutOfDate as reason:
+        log.info("%s %s: %s is out of date (%s)", job.name, job.target, plan.job_id, reason)
+        records.drop(job.lake, plan.job_id)
+        return None
 
 
 def _finish(job: Job, plan: Plan) -> JobReport:
     started = time.monotonic()
     tables = job.tables(plan)
-    executed: set[str] = set()
+    work = _Work(job, plan)
 
     def one_round() -> tuple[dict[str, Any], float]:
         head = publish.completed_head(job.lake, tables)
         if publish.is_published(plan, tables):
             return publish.told_of(job.lake, plan, tables[0])
-        completions = _execute_all(job, plan, plan.units, executed)
+        completions = work.of_the_plan()
         settled = job.settle(plan, completions, head)
         while isinstance(settled, list):
-            completions |= _execute_all(job, plan, settled, executed)
+            completions |= work.of(settled)
             settled = job.settle(plan, completions, head)
         worked = sum(completion.seconds for completion in completions.values())
-        counts = {**job.summarise(plan, completions, settled), "unit_seconds": worked}
-        record = records.CommitRecord(settled, counts, time.monotonic() - started)
+        counts = {**settled.counts, "unit_seconds": worked}
+        record = records.CommitRecord(
+            settled.files, counts, time.monotonic() - started, settled.removed, settled.same_rows
+        )
         publish.commit(job.lake, plan, head, record)
         return counts, record.seconds
 
     counts, seconds = publish.retrying(one_round, f"{job.name} {job.target}")
     versions = publish.published_versions(plan, job.lake, tables)
     publish.record_run(job.lake, plan, versions, counts, seconds)
+    job.after(plan)
     records.clear(job.lake, plan.job_id)
     rows = counts.get(job.rows_counted, 0)
     return JobReport(
         job=job.name,
         target=job.target,
         job_ids=[plan.job_id],
-        units=len(executed),
+        units=len(work.executed),
         counts=counts,
         versions=versions,
         seconds=seconds,
@@ -129,18 +151,45 @@ def _finish(job: Job, plan: Plan) -> JobReport:
     )
 
 
-def _execute_all(
-    job: Job, plan: Plan, units: Sequence[Unit], executed: set[str]
-) -> dict[str, Completion]:
-    done = records.load_completions(job.lake, plan.job_id, units)
-    missing = [unit for unit in units if unit.unit_id not in done]
-    if missing:
-        log.info("%s %s: %d of %d units to do", job.name, job.target, len(missing), len(units))
-        job.execute(plan, missing)
-        executed.update(unit.unit_id for unit in missing)
-        done |= records.load_completions(job.lake, plan.job_id, missing)
-    lost = [unit.unit_id for unit in units if unit.unit_id not in done]
-    if lost:
-        # Another run of the same job may have committed and cleared the records meanwhile.
-        raise Conflict(f"{plan.job_id}: no completion of {lost[0]}")
-    return done
+class _Work:
+    """The units of one plan: those that have no completion yet are executed."""
+
+    def __init__(self, job: Job, plan: Plan) -> None:
+        self.job = job
+        self.plan = plan
+        self.executed: set[str] = set()
+        self.planned: list[str] | None = None
+
+    def of_the_plan(self) -> dict[str, Completion]:
+        if self.planned is None:
+            self.planned = self._execute(self.job.units(self.plan))
+        return self._completions(self.planned)
+
+    def of(self, units: Sequence[Unit]) -> dict[str, Completion]:
+        return self._completions(self._execute(iter(units)))
+
+    def _execute(self, units: Iterator[Unit]) -> list[str]:
+        """Runs what is not done; returns the ids of all, in order."""
+        done = records.completed_units(self.job.lake, self.plan.job_id)
+        order: list[str] = []
+
+        def missing() -> Iterator[Unit]:
+            for unit in units:
+                order.append(unit.unit_id)
+                if unit.unit_id not in done:
+                    self.executed.add(unit.unit_id)
+                    yield unit
+
+        waiting = missing()
+        first = next(waiting, None)
+        if first is not None:
+            self.job.execute(self.plan, itertools.chain([first], waiting))
+        return order
+
+    def _completions(self, unit_ids: list[str]) -> dict[str, Completion]:
+        found = records.load_completions(self.job.lake, self.plan.job_id, unit_ids)
+        lost = next((unit_id for unit_id in unit_ids if unit_id not in found), None)
+        if lost is not None:
+            # Another run of the same job may have committed and cleared the records meanwhile.
+            raise Conflict(f"{self.plan.job_id}: no completion of {lost}")
+        return found

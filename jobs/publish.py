@@ -23,7 +23,7 @@ from jobs.records import CommitRecord, load_commit, save_commit
 from jobs.schema import RUNS
 from jobs.shards import write_shard
 from jobs.tables import Conflict, Snapshot, Table, open_snapshot
-from jobs.units import Output, Plan
+from jobs.units import Plan
 
 ROUNDS = 30
 
@@ -73,21 +73,28 @@ def commit(lake: Lake, plan: Plan, head: Snapshot, record: CommitRecord) -> None
     first = next(iter(record.files))
     assert head.uri == first
     metadata = {"commit": record.name, "night": plan.night}
-    head.commit(plan.job_id, record.files[first], metadata)
+    gone = record.removed.get(first, [])
+    head.commit(plan.job_id, record.files[first], metadata, gone, same_rows=record.same_rows)
     complete(plan.job_id, record)
 
 
 def complete(job_id: str, record: CommitRecord) -> None:
     """Commits a job's files to every table that does not have them yet."""
-    for uri, outputs in record.files.items():
-        retrying(lambda u=uri, o=outputs: _commit_one(u, job_id, o, record.name), uri)
+    for uri in record.files:
+        retrying(lambda u=uri: _commit_one(u, job_id, record), uri)
 
 
-def _commit_one(uri: str, job_id: str, outputs: list[Output], name: str) -> None:
+def _commit_one(uri: str, job_id: str, record: CommitRecord) -> None:
     snapshot = open_snapshot(uri)
     assert snapshot is not None, f"{uri} is created before the first commit"
     if not snapshot.has(job_id):
-        snapshot.commit(job_id, outputs, {"commit": name})
+        snapshot.commit(
+            job_id,
+            record.files[uri],
+            {"commit": record.name},
+            record.removed.get(uri, []),
+            same_rows=record.same_rows,
+        )
 
 
 def is_published(plan: Plan, tables: Sequence[Table]) -> bool:

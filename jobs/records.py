@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from jobs.lake import Lake
@@ -21,6 +22,8 @@ from jobs.storage import (
     read_if_there,
 )
 from jobs.units import Completion, Output, Plan, Unit, digest
+
+READERS = 16  # requests at a time
 
 
 def save_plan(lake: Lake, plan: Plan) -> Plan:
@@ -45,6 +48,21 @@ def unfinished_plans(lake: Lake, job: str, target: str) -> list[Plan]:
     return plans
 
 
+def save_units(lake: Lake, job_id: str, units: Sequence[Unit], found: dict[str, Any]) -> None:
+    """The units that came while the job ran, and what else its planning found out."""
+    body = {"units": [dataclasses.asdict(unit) for unit in units], "found": found}
+    create_or_keep(join(lake.units(job_id), "units.json"), json.dumps(body).encode())
+
+
+def load_units(lake: Lake, job_id: str) -> tuple[list[Unit], dict[str, Any]] | None:
+    """None where the planning was not finished."""
+    data = read_if_there(join(lake.units(job_id), "units.json"))
+    if data is None:
+        return None
+    body = json.loads(data)
+    return [Unit(**unit) for unit in body["units"]], body["found"]
+
+
 def _completion_uri(lake: Lake, job_id: str, unit_id: str) -> str:
     return join(lake.units(job_id), "completions", f"{unit_id}.json")
 
@@ -54,30 +72,39 @@ def save_completion(lake: Lake, job_id: str, completion: Completion) -> None:
     create_or_keep(_completion_uri(lake, job_id, completion.unit_id), completion.to_json())
 
 
-def load_completions(lake: Lake, job_id: str, units: Sequence[Unit]) -> dict[str, Completion]:
-    """Completions by unit id; units that have none are left out."""
+def completed_units(lake: Lake, job_id: str) -> set[str]:
+    """Ids of the units that have a completion.
+
+    The listing only saves requests: a unit that it misses is done again, and loses.
+    """
     folder = join(lake.units(job_id), "completions")
-    # The listing only saves requests: a unit that it misses is done again, and loses.
-    present = {entry["name"].rsplit("/", 1)[-1] for entry in list_folder(folder)}
-    return {
-        unit.unit_id: Completion.from_json(read(_completion_uri(lake, job_id, unit.unit_id)))
-        for unit in units
-        if f"{unit.unit_id}.json" in present
-    }
+    names = (entry["name"].rsplit("/", 1)[-1] for entry in list_folder(folder))
+    return {name.removesuffix(".json") for name in names}
+
+
+def load_completions(lake: Lake, job_id: str, unit_ids: Sequence[str]) -> dict[str, Completion]:
+    """Completions by unit id; units that have none are left out."""
+    present = completed_units(lake, job_id) if unit_ids else set()
+    wanted = [unit_id for unit_id in unit_ids if unit_id in present]
+    with ThreadPoolExecutor(READERS) as pool:
+        bodies = pool.map(lambda unit_id: read(_completion_uri(lake, job_id, unit_id)), wanted)
+        return dict(zip(wanted, map(Completion.from_json, bodies), strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
 class CommitRecord:
-    """Which files go into which table URI, in commit order, and what the job counted."""
+    """Which files go into which table URI, in commit order, and which paths leave it."""
 
     files: dict[str, list[Output]]
     counts: dict[str, Any]
     seconds: float
+    removed: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    same_rows: bool = False
 
     @property
     def name(self) -> str:
         files = {uri: [o.path for o in outputs] for uri, outputs in self.files.items()}
-        return f"commit-{digest(files)}"
+        return f"commit-{digest(files, self.removed)}"
 
 
 def save_commit(lake: Lake, job_id: str, record: CommitRecord) -> None:
@@ -92,7 +119,7 @@ def load_commit(lake: Lake, job_id: str, name: str) -> CommitRecord | None:
         return None
     body = json.loads(data)
     files = {uri: [Output(**o) for o in outputs] for uri, outputs in body["files"].items()}
-    return CommitRecord(files, body["counts"], body["seconds"])
+    return CommitRecord(files, body["counts"], body["seconds"], body["removed"], body["same_rows"])
 
 
 def clear(lake: Lake, job_id: str) -> None:
@@ -103,4 +130,5 @@ def clear(lake: Lake, job_id: str) -> None:
 def drop(lake: Lake, job_id: str) -> None:
     """Gives up a plan. Its commit records stay: another process may be committing it now."""
     delete_tree(join(lake.units(job_id), "plan.json"))
+    delete_tree(join(lake.units(job_id), "units.json"))
     delete_tree(join(lake.units(job_id), "completions"))

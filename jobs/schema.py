@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import pyarrow as pa
 
@@ -14,7 +16,7 @@ from vae_core.score_names import SCORES
 
 # What turns source bytes into staged pixels, as a number: it changes whenever the same bytes
 # would give other pixels, and outputs of different numbers never mix. Guarded by golden pixels.
-PREPROCESSING = 1
+PREPROCESSING = 2
 
 SPLITS = (("train", 80), ("validation", 5), ("calibration", 10), ("test", 5))
 
@@ -45,7 +47,7 @@ def split_of(image_id: str) -> str:
 
 
 # Field metadata that two runs on one table must agree on.
-CONTRACT_KEYS = ("shape", "preprocessing", "dimension")
+CONTRACT_KEYS = ("shape", "preprocessing", "fit", "background", "exact", "dimension")
 
 
 def _field(
@@ -62,8 +64,12 @@ def _provenance() -> list[pa.Field]:
     ]
 
 
-def images_spec(image_shape: tuple[int, int, int], passthrough: pa.Schema) -> TableSpec:
-    """image_shape: H, W, C of every image of the dataset."""
+def images_spec(
+    image_shape: tuple[int, int, int],
+    passthrough: pa.Schema,
+    look: Mapping[str, Any] | None = None,
+) -> TableSpec:
+    """image_shape: H, W, C of every image of the dataset. look: what else its pixels depend on."""
     size = image_shape[0] * image_shape[1] * image_shape[2]
     columns = [
         _field("image_id", pa.string(), "sha256 of the encoded source bytes", required=True),
@@ -71,25 +77,36 @@ def images_spec(image_shape: tuple[int, int, int], passthrough: pa.Schema) -> Ta
             "image",
             pa.binary(size),
             "uint8 pixels, H·W·C",
+            required=False,
             shape=json.dumps(list(image_shape)),
             preprocessing=str(PREPROCESSING),
+            **{name: json.dumps(value) for name, value in (look or {}).items()},
         ),
         _field("pixels_hash", pa.string(), "sha256 of the staged pixels"),
         _field("source_uri", pa.string(), "where its first occurrence was read"),
         _field("source_row", pa.int64(), "row of its first occurrence"),
+        _field("source_member", pa.string(), "its name in the archive; null elsewhere"),
+        _field("source_format", pa.string(), "JPEG, PNG, …; array for pixels"),
+        _field("source_mode", pa.string(), "colour mode as it came: L, RGB, CMYK, …"),
         _field("source_width", pa.int32(), "width before resizing, in pixels"),
         _field("source_height", pa.int32(), "height before resizing, in pixels"),
+        _field("phash", pa.int64(), "perceptual hash: near duplicates differ in few bits"),
         _field("split", pa.string(), "train / validation / calibration / test, by image_id"),
         *_provenance(),
         *passthrough,
     ]
-    return TableSpec("images", pa.schema(columns), stats=("image_id", "split", "night"))
+    return TableSpec(
+        "images", pa.schema(columns), stats=("image_id", "source_uri", "split", "night")
+    )
 
 
 def image_shape_of(schema: pa.Schema) -> tuple[int, int, int]:
     """H, W, C of an images table, from its schema's metadata."""
     height, width, channels = json.loads(schema.field("image").metadata[b"shape"])
     return (height, width, channels)
+
+
+RESERVED = frozenset((*images_spec((1, 1, 1), pa.schema([])).schema.names, "dataset", "model"))
 
 
 def passthrough_of(schema: pa.Schema) -> pa.Schema:
@@ -111,7 +128,10 @@ SOURCES = TableSpec(
     pa.schema(
         [
             _field("source_uri", pa.string(), "file of the source", required=True),
-            _field("source_row", pa.int64(), "row in that file", required=True),
+            _field(
+                "source_row", pa.int64(), "row in that file; -1: the file itself", required=True
+            ),
+            _field("source_member", pa.string(), "name in the archive; null elsewhere"),
             _field("etag", pa.string(), "version of the file that was read"),
             _field("image_id", pa.string(), "sha256 of the row's bytes; null without bytes"),
             _field("fate", pa.string(), "staged / refused / duplicate"),
@@ -127,7 +147,10 @@ QUARANTINE = TableSpec(
     pa.schema(
         [
             _field("source_uri", pa.string(), "file of the source", required=True),
-            _field("source_row", pa.int64(), "row in that file", required=True),
+            _field(
+                "source_row", pa.int64(), "row in that file; -1: the file itself", required=True
+            ),
+            _field("source_member", pa.string(), "name in the archive; null elsewhere"),
             _field("byte_length", pa.int64(), "size of the refused bytes; null without bytes"),
             _field("content_hash", pa.string(), "sha256 of the refused bytes"),
             _field("reason", pa.string(), "reason code", required=True),

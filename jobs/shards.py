@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -16,6 +16,96 @@ from jobs.storage import attempt, create, join, open_input
 from jobs.units import Output
 
 ROW_GROUP_ROWS = 8192
+# Of pixels: small enough to shuffle by, large enough to be one request.
+ROW_GROUP_BYTES = 16 << 20
+# What compression must save of the pixels to be worth reading through it.
+WORTH_COMPRESSING = 0.1
+SAMPLE_ROWS = 64
+
+
+def row_group_rows(spec: TableSpec) -> int:
+    """Rows a row group: by their bytes for pixels, a fixed number for narrow tables."""
+    widths = [f.type.byte_width for f in spec.file_schema if pa.types.is_fixed_size_binary(f.type)]
+    return max(1, min(ROW_GROUP_ROWS, ROW_GROUP_BYTES // sum(widths))) if widths else ROW_GROUP_ROWS
+
+
+class ShardWriter:
+    """A shard that grows by row groups; it appears, whole, when it is closed."""
+
+    def __init__(
+        self,
+        table_uri: str,
+        spec: TableSpec,
+        name: str,
+        partition: Mapping[str, str] | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        """name: unique to this attempt, without ending. metadata: of the file, key by key."""
+        self.table_uri = table_uri
+        self.spec = spec
+        self.partition = dict(partition or {})
+        self.metadata = dict(metadata or {})
+        folders = (f"{key}={value}" for key, value in self.partition.items())
+        self.path = "/".join([*folders, f"{name}.parquet"])
+        self.rows = 0
+        self.group_rows = row_group_rows(spec)
+        self._waiting: list[pa.Table] = []
+        self._waiting_rows = 0
+        self._statistics = _Statistics(spec.stats)
+        self._buffer = io.BytesIO()
+        self._writer: pq.ParquetWriter | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes so far, without the rows that wait for their row group to fill."""
+        return self._buffer.tell()
+
+    def write(self, rows: pa.Table) -> None:
+        """Adds rows, in the spec's file schema; full row groups are encoded at once."""
+        rows = rows.select(self.spec.file_schema.names).cast(self.spec.file_schema)
+        _require_dimensions(self.spec, rows)
+        self._statistics.add(rows)
+        self.rows += rows.num_rows
+        self._waiting.append(rows)
+        self._waiting_rows += rows.num_rows
+        if self._waiting_rows >= self.group_rows:
+            waiting = pa.concat_tables(self._waiting)
+            full = self._waiting_rows - self._waiting_rows % self.group_rows
+            self._encode(waiting.slice(0, full))
+            self._waiting = [waiting.slice(full)]
+            self._waiting_rows -= full
+
+    def _encode(self, rows: pa.Table) -> None:
+        if self._writer is None:
+            self._writer = _parquet_writer(self._buffer, self.spec, rows)
+        self._writer.write_table(rows, row_group_size=self.group_rows)
+
+    def _flush(self) -> None:
+        if self._waiting_rows or self._writer is None:
+            schema = self.spec.file_schema
+            self._encode(pa.concat_tables([schema.empty_table(), *self._waiting]))
+            self._waiting, self._waiting_rows = [], 0
+
+    def close(self) -> Output:
+        """Puts the file, create-only. The table does not hold it until a commit names it.
+
+        Raises AlreadyThere where the name is taken.
+        """
+        self._flush()
+        assert self._writer is not None
+        self._writer.add_key_value_metadata({"latentlake.table": self.spec.name, **self.metadata})
+        self._writer.close()
+        data = self._buffer.getvalue()
+        self._buffer.close()
+        create(join(self.table_uri, self.path), data)
+        return Output(
+            table=self.spec.name,
+            path=self.path,
+            size=len(data),
+            rows=self.rows,
+            partition=self.partition,
+            stats=self._statistics.to_dict(),
+        )
 
 
 def write_shard(
@@ -26,46 +116,51 @@ def write_shard(
     partition: Mapping[str, str] | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> Output:
-    """Writes `rows` (in the spec's file schema) as a new file of the table, create-only.
+    """Writes `rows` as a new file of the table; see ShardWriter."""
+    writer = ShardWriter(table_uri, spec, name, partition, metadata)
+    writer.write(rows)
+    return writer.close()
 
-    name: unique to this attempt, without ending. The table does not hold it until a commit
-    names it. Raises AlreadyThere where the name is taken.
-    """
-    partition = dict(partition or {})
-    rows = rows.select(spec.file_schema.names).cast(spec.file_schema)
-    _require_dimensions(spec, rows)
-    data = _encode(spec, rows, metadata or {})
-    path = "/".join([*(f"{key}={value}" for key, value in partition.items()), f"{name}.parquet"])
-    create(join(table_uri, path), data)
-    return Output(
-        table=spec.name,
-        path=path,
-        size=len(data),
-        rows=rows.num_rows,
-        partition=partition,
-        stats=_statistics(spec, rows),
+
+def _parquet_writer(buffer: io.BytesIO, spec: TableSpec, first: pa.Table) -> pq.ParquetWriter:
+    schema = spec.file_schema
+    plain_strings = [
+        field.name
+        for field in schema
+        if pa.types.is_string(field.type) and field.name not in ("image_id", "pixels_hash")
+    ]
+    codecs = {
+        field.name: "zstd" if _worth_compressing(first[field.name], field.type) else "none"
+        for field in schema
+    }
+    # store_schema=False: a fixed-size type in the Arrow schema makes some readers fail.
+    return pq.ParquetWriter(
+        buffer,
+        schema,
+        compression=_by_leaf(schema, codecs),  # pyright: ignore[reportArgumentType]
+        compression_level=_by_leaf(schema, {n: 1 for n, c in codecs.items() if c == "zstd"}),
+        use_dictionary=plain_strings,  # pyright: ignore[reportArgumentType]
+        store_schema=False,
     )
 
 
-def _encode(spec: TableSpec, rows: pa.Table, metadata: Mapping[str, str]) -> bytes:
-    plain_strings = [
-        field.name
-        for field in rows.schema
-        if pa.types.is_string(field.type) and field.name not in ("image_id", "pixels_hash")
-    ]
-    buffer = io.BytesIO()
-    # store_schema=False: a fixed-size type in the Arrow schema makes some readers fail.
-    with pq.ParquetWriter(
-        buffer,
-        rows.schema,
-        compression="zstd",
-        compression_level=1,
-        use_dictionary=plain_strings,  # pyright: ignore[reportArgumentType]
-        store_schema=False,
-    ) as writer:
-        writer.write_table(rows, row_group_size=ROW_GROUP_ROWS)
-        writer.add_key_value_metadata({"latentlake.table": spec.name, **metadata})
-    return buffer.getvalue()
+def _by_leaf(schema: pa.Schema, values: dict[str, Any]) -> dict[str, Any]:
+    """By the name that Parquet gives a column; a list's values lie below it."""
+    return {
+        f"{name}.list.element" if pa.types.is_list(schema.field(name).type) else name: value
+        for name, value in values.items()
+    }
+
+
+def _worth_compressing(column: pa.ChunkedArray, kind: pa.DataType) -> bool:
+    """Photographs are not: decided by a try on the first rows. Everything else is."""
+    if not pa.types.is_fixed_size_binary(kind) or not len(column):
+        return True
+    sample = column.slice(0, SAMPLE_ROWS).combine_chunks()
+    start = sample.offset * kind.byte_width
+    data = sample.buffers()[1].slice(start, len(sample) * kind.byte_width)
+    packed = pa.Codec("zstd", compression_level=1).compress(data)
+    return packed.size < (1.0 - WORTH_COMPRESSING) * data.size
 
 
 def _require_dimensions(spec: TableSpec, rows: pa.Table) -> None:
@@ -79,23 +174,42 @@ def _require_dimensions(spec: TableSpec, rows: pa.Table) -> None:
         assert set(lengths) <= allowed, f"{field.name}: lengths {lengths}"
 
 
-def _statistics(spec: TableSpec, rows: pa.Table) -> dict[str, Any]:
+class _Statistics:
     """Delta's per-file statistics for the columns that queries filter by."""
-    low, high, nulls = {}, {}, {}
-    for name in spec.stats:
-        column = rows[name]
-        nulls[name] = column.null_count
-        extremes = pc.min_max(column).as_py()  # type: ignore[attr-defined]
-        ends = (extremes["min"], extremes["max"])
-        # JSON carries no NaN, and a bound that is not finite helps no reader.
-        if all(e is not None and not (isinstance(e, float) and not math.isfinite(e)) for e in ends):
-            low[name], high[name] = ends
-    return {
-        "numRecords": rows.num_rows,
-        "minValues": low,
-        "maxValues": high,
-        "nullCount": nulls,
-    }
+
+    def __init__(self, columns: Sequence[str]) -> None:
+        self.rows = 0
+        self.nulls = dict.fromkeys(columns, 0)
+        self.ends: dict[str, tuple[Any, Any] | None] = {}
+
+    def add(self, rows: pa.Table) -> None:
+        self.rows += rows.num_rows
+        for name in self.nulls:
+            column = rows[name]
+            self.nulls[name] += column.null_count
+            extremes = pc.min_max(column).as_py()  # type: ignore[attr-defined]
+            low, high = extremes["min"], extremes["max"]
+            if low is None:
+                continue
+            held = self.ends.get(name, (low, high))
+            # JSON carries no NaN, and a bound that is not finite helps no reader.
+            if held is None or not (_finite(low) and _finite(high)):
+                self.ends[name] = None
+            else:
+                self.ends[name] = (min(low, held[0]), max(high, held[1]))
+
+    def to_dict(self) -> dict[str, Any]:
+        known = {name: ends for name, ends in self.ends.items() if ends is not None}
+        return {
+            "numRecords": self.rows,
+            "minValues": {name: ends[0] for name, ends in known.items()},
+            "maxValues": {name: ends[1] for name, ends in known.items()},
+            "nullCount": self.nulls,
+        }
+
+
+def _finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def read_shard(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -107,3 +221,26 @@ def read_shard(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
             return pq.ParquetFile(file).read(columns=wanted)
 
     return attempt(action, uri, "read")
+
+
+def row_groups(uri: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """A shard's rows, a row group at a time."""
+    wanted = list(columns) if columns is not None else None
+    count = attempt(lambda: _with_file(uri, lambda f: f.num_row_groups), uri, "read")
+    for index in range(count):
+        yield attempt(
+            lambda i=index: _with_file(uri, lambda f: f.read_row_group(i, columns=wanted)),
+            uri,
+            "read",
+        )
+
+
+def shard_metadata(uri: str) -> dict[str, str]:
+    """The key-value metadata of a shard's footer."""
+    found = attempt(lambda: _with_file(uri, lambda f: f.metadata.metadata or {}), uri, "read")
+    return {key.decode(): value.decode() for key, value in found.items()}
+
+
+def _with_file(uri: str, action: Callable[[pq.ParquetFile], Any]) -> Any:
+    with open_input(uri) as file:
+        return action(pq.ParquetFile(file))

@@ -1,33 +1,33 @@
 """stage: from a source to the images table.
 
-Plan: source files that the sources table does not know, cut into ranges of rows. Execute: hash,
-drop what is known, decode, write. Settle: what two units or two jobs both hold stays once.
+Plan: files that the sources table does not know as they are, cut into units while the listing
+comes in. Execute: hash, drop what is known, decode, write. Settle: what two units or two jobs both
+hold stays once, and what has left the source leaves the next snapshot.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
 
+from jobs import records
 from jobs.config import RaySettings, StageSettings
 from jobs.corrections import correction_unit, latest_completions
-from jobs.errors import InputError, JobError
-from jobs.job import Job
+from jobs.errors import JobError
+from jobs.job import Job, OutOfDate
 from jobs.lake import Lake, valid_name
-from jobs.schema import PREPROCESSING, QUARANTINE, SOURCES, images_spec, passthrough_of, type_named
-from jobs.shards import read_shard
-from jobs.sources import SourceFile, SourceShape, current_etag, list_source, read_shape
-from jobs.storage import join
+from jobs.listing import list_files
+from jobs.schema import PREPROCESSING, QUARANTINE, SOURCES, images_spec, type_named
+from jobs.stage_plan import Pair, UnitStream
+from jobs.stage_settle import Tonight, already_held, removals
 from jobs.tables import Snapshot, Table, open_snapshot
-from jobs.units import Completion, Output, Plan, Unit, digest, slices, total_counts
+from jobs.units import Completion, Plan, Settled, Unit, digest, total_counts
 
 log = logging.getLogger("latentlake")
-
-FOOTER_THREADS = 16
 
 
 def stage_tables(lake: Lake, dataset: str, settings: dict[str, Any]) -> list[Table]:
@@ -35,7 +35,8 @@ def stage_tables(lake: Lake, dataset: str, settings: dict[str, Any]) -> list[Tab
     passthrough = pa.schema(
         [pa.field(name, type_named(kind)) for name, kind in settings["passthrough"]]
     )
-    images = images_spec(tuple(settings["image_shape"]), passthrough)
+    look = {name: settings["target"][name] for name in ("fit", "background", "exact")}
+    images = images_spec(tuple(settings["target"]["image_shape"]), passthrough, look)
     return [Table(lake.dataset(dataset, spec.name), spec) for spec in (QUARANTINE, SOURCES, images)]
 
 
@@ -52,6 +53,8 @@ class StageJob(Job):
         self.settings = settings
         self.night = night
         self.ray_settings = ray_settings
+        self._planned: tuple[UnitStream, Iterator[Unit]] | None = None
+        self._gone: dict[str, list[Pair]] = {}  # by job id
 
     @property
     def first_table(self) -> str:
@@ -61,31 +64,78 @@ class StageJob(Job):
         return stage_tables(self.lake, self.target, plan.settings)
 
     def plan(self) -> Plan:
-        files = list_source(self.settings.source)
         images = open_snapshot(self.lake.dataset(self.target, "images"))
-        sources = open_snapshot(self.lake.dataset(self.target, "sources"))
-        known = _known_files(sources)
-        new = [file for file in files if (file.uri, file.etag) not in known]
-        with ThreadPoolExecutor(FOOTER_THREADS) as pool:
-            shapes = list(pool.map(lambda f: read_shape(f.uri, self.settings.image_column), new))
-        if images is None and sum(shape.rows for shape in shapes) == 0:
-            raise InputError(f"the source {self.settings.source} is empty: no file has a row")
-        passthrough = _passthrough(images, new, shapes)
-        fingerprint = self._fingerprint()
+        stream = self._stream()
+        units = iter(stream)
+        first = next(units, None)
+        nothing = first is None and not stream.gone
+        self._planned = (stream, units if first is None else itertools.chain([first], units))
+        base = {"images": images.version if images is not None else -1}
         return Plan(
             job=self.name,
             target=self.target,
-            fingerprint=fingerprint,
+            fingerprint=self._fingerprint(),
             night=self.night,
-            base={"images": images.version if images is not None else -1},
+            base=base,
             settings={
                 "source": self.settings.source,
-                "image_shape": list(self.settings.image_shape),
-                "passthrough": passthrough,
+                "passthrough": [[f.name, str(f.type)] for f in stream.passthrough or ()],
                 "dataset": self.target,
+                "target": {
+                    **self.settings.preprocessing_of(),
+                    "max_pixels": self.settings.max_pixels,
+                },
+                "array_shape": self.settings.array_shape,
+                "rows_per_shard": stream.rows_per_unit,
             },
-            units=plan_units(new, shapes, self.settings.rows_per_unit, fingerprint),
+            # The units are not known yet; what is published names the work as well.
+            # (A table that has only been created is as good as none.)
+            key=[] if nothing else [self.settings.source, max(base["images"], 0)],
         )
+
+    def _stream(self) -> UnitStream:
+        sources, images = (
+            open_snapshot(self.lake.dataset(self.target, name)) for name in ("sources", "images")
+        )
+        return UnitStream(self.settings, self._fingerprint(), sources, images)
+
+    def units(self, plan: Plan) -> Iterator[Unit]:
+        """As the listing gives them; once it has ended they are saved, and hold.
+
+        Of those that an earlier run saved, the ones whose files are still what they were: the
+        others' files are planned anew after this plan.
+        """
+        saved = records.load_units(self.lake, plan.job_id)
+        if saved is not None:
+            units, gone = self._current(saved[0], [(u, e) for u, e in saved[1]["gone"]])
+            if not units and not gone:
+                raise OutOfDate("its source has changed")
+            self._gone[plan.job_id] = gone
+            yield from units
+            return
+        units = []
+        stream, coming = self._planned or ((fresh := self._stream()), iter(fresh))
+        self._planned = None
+        for unit in coming:
+            units.append(unit)
+            yield unit
+        self._gone[plan.job_id] = stream.gone
+        found = {"gone": [list(pair) for pair in stream.gone]}
+        records.save_units(self.lake, plan.job_id, units, found)
+
+    def _current(self, units: list[Unit], gone: list[Pair]) -> tuple[list[Unit], list[Pair]]:
+        """What of a saved plan still fits the source, by one listing."""
+        pairs = {u.unit_id: {(p["uri"], p["etag"]) for p in u.inputs["parts"]} for u in units}
+        missing = set().union(*pairs.values())
+        left = set(gone)
+        for file in list_files(self.settings.source):
+            missing.discard((file.uri, file.etag))
+            left.discard((file.uri, file.etag))
+        return [u for u in units if not pairs[u.unit_id] & missing], sorted(left)
+
+    def planned_units(self, plan: Plan) -> list[Unit]:
+        assert self._planned is not None
+        return list(self._planned[1])
 
     def claims(self, plan: Plan) -> bool:
         return (
@@ -93,14 +143,10 @@ class StageJob(Job):
             and plan.fingerprint == self._fingerprint()
         )
 
-    def is_current(self, plan: Plan) -> bool:
-        pinned = {(r["uri"], r["etag"]) for unit in plan.units for r in unit.inputs["ranges"]}
-        return all(current_etag(uri) == etag for uri, etag in pinned)
-
     def _fingerprint(self) -> str:
         return digest(PREPROCESSING, self.settings.fingerprint_of())
 
-    def execute(self, plan: Plan, units: Sequence[Unit]) -> None:
+    def execute(self, plan: Plan, units: Iterable[Unit]) -> None:
         from jobs import execute
         from jobs.stage_worker import StageWorker
 
@@ -116,145 +162,79 @@ class StageJob(Job):
 
     def settle(
         self, plan: Plan, completions: dict[str, Completion], head: Snapshot
-    ) -> list[Unit] | dict[str, list[Output]]:
-        latest = latest_completions(completions)
+    ) -> list[Unit] | Settled:
+        read = [c for c in completions.values() if "rewrites" not in c.details]
+        latest = latest_completions({completion.unit_id: completion for completion in read})
         _require_few_refused(latest, self.settings.max_refused)
-        lost, published = self._already_held(plan, latest)
+        tonight = Tonight(self.lake, plan, self.tables(plan), list(latest.values()))
         corrections = [
-            correction_unit(
-                plan.fingerprint,
-                completion,
-                {"lost": lost.get(unit_id, []), "published": published},
-            )
-            for unit_id, completion in latest.items()
-            if lost.get(unit_id) or _touches(completion, published)
+            correction_unit(plan.fingerprint, latest[unit_id], drop)
+            for unit_id, drop in already_held(tonight).items()
         ]
         if corrections:
             return corrections
-        return {
-            table.uri: [
-                output
-                for unit in plan.units
-                if (output := latest[unit.unit_id].output(table.spec.name)) is not None
-            ]
-            for table in self.tables(plan)
-        }
+        leaving = removals(tonight, self._gone[plan.job_id])
+        _require_few_removed(leaving.removed_images, leaving.images, self.settings.max_removed)
+        corrections = [
+            correction_unit(plan.fingerprint, latest[unit_id], {"promoted": rows})
+            for unit_id, rows in leaving.promoted.items()
+        ]
+        if corrections:
+            return corrections
+        rewrites = leaving.units()
+        missing = [unit for unit in rewrites if unit.unit_id not in completions]
+        if missing:
+            return missing
+        done = [*latest.values(), *(completions[unit.unit_id] for unit in rewrites)]
+        return Settled(
+            files={
+                table.uri: [o for c in done for o in c.outputs_of(table.spec.name)]
+                for table in tonight.tables
+            },
+            removed={
+                table.uri: [p for c in done for p in c.replaces.get(table.spec.name, [])]
+                for table in tonight.tables
+            },
+            counts={
+                **total_counts(list(latest.values())),
+                "removed_rows": leaving.removed_rows,
+                "removed_images": leaving.removed_images,
+            },
+        )
 
-    def _already_held(
-        self, plan: Plan, latest: dict[str, Completion]
-    ) -> tuple[dict[str, list[str]], list[list[str]]]:
-        """By unit, the image ids that an earlier unit or another job holds; and source files
-        that another job has published since the plan was made."""
-        _, sources, images = self.tables(plan)
-        seen: set[str] = set()
-        published: list[list[str]] = []
-        now = images.snapshot()
-        assert now is not None
-        if now.version != max(plan.base["images"], 0):
-            held = now.read(["image_id"])
-            seen.update(held["image_id"].to_pylist() if held is not None else [])
-            published = [list(pair) for pair in sorted(_known_files(sources.snapshot()))]
-        lost: dict[str, list[str]] = {}
-        for unit in plan.units:
-            output = latest[unit.unit_id].output("images")
-            if output is None:
-                continue
-            ids = read_shard(join(images.uri, output.path), ["image_id"])["image_id"].to_pylist()
-            lost[unit.unit_id] = [image_id for image_id in ids if image_id in seen]
-            seen.update(ids)
-        return lost, published
+    def after(self, plan: Plan) -> None:
+        """The dataset card of the snapshot."""
+        from jobs.card import dataset_card
 
-    def summarise(
-        self, plan: Plan, completions: dict[str, Completion], files: dict[str, list[Output]]
-    ) -> dict[str, Any]:
-        return total_counts(list(latest_completions(completions).values()))
-
-
-def _known_files(sources: Snapshot | None) -> set[tuple[str, str]]:
-    if sources is None:
-        return set()
-    rows = sources.read(["source_uri", "etag"])
-    if rows is None:
-        return set()
-    distinct = rows.group_by(["source_uri", "etag"]).aggregate([])
-    return set(zip(distinct["source_uri"].to_pylist(), distinct["etag"].to_pylist(), strict=True))
-
-
-def _passthrough(
-    images: Snapshot | None, files: list[SourceFile], shapes: list[SourceShape]
-) -> list[list[str]]:
-    """Name and type of each passthrough column: the table's, or those of the first file.
-
-    Raises InputError where a file has such a column in another type.
-    """
-    if images is not None:
-        schema = passthrough_of(images.schema)
-    else:
-        schema = shapes[0].passthrough if shapes else pa.schema([])
-    for file, shape in zip(files, shapes, strict=True):
-        for field in shape.passthrough:
-            at = schema.get_field_index(field.name)
-            if at >= 0 and schema.field(at).type != field.type:
-                raise InputError(
-                    f"{file.uri}: column {field.name!r} is {field.type}, in the dataset it is "
-                    f"{schema.field(at).type}; write one type, or stage into another dataset"
-                )
-    return [[field.name, str(field.type)] for field in schema]
-
-
-def plan_units(
-    files: Sequence[SourceFile], shapes: Sequence[SourceShape], rows_per_unit: int, fingerprint: str
-) -> list[Unit]:
-    """Every row of every file in one unit, in order; small files share a unit."""
-    units: list[Unit] = []
-    ranges: list[dict[str, Any]] = []
-    filled = 0
-
-    def close() -> None:
-        nonlocal ranges, filled
-        if ranges:
-            units.append(Unit.of(fingerprint, {"ranges": ranges}))
-        ranges, filled = [], 0
-
-    for file, shape in zip(files, shapes, strict=True):
-        for start, stop in slices(shape.rows, rows_per_unit):
-            if filled + (stop - start) > rows_per_unit:
-                close()
-            filled += stop - start
-            ranges.append(
-                {
-                    "uri": file.uri,
-                    "etag": file.etag,
-                    "start": start,
-                    "stop": stop,
-                    "image_column": shape.image_column,
-                }
-            )
-    close()
-    return units
-
-
-def _touches(completion: Completion, published: list[list[str]]) -> bool:
-    """Whether rows of source files that are published already are among the outputs."""
-    files = completion.details["files"] if completion.outputs else []
-    return any(pair in published for pair in files)
+        dataset_card(self.lake, self.target)
 
 
 def _require_few_refused(latest: dict[str, Completion], max_refused: float) -> None:
     counts = total_counts(list(latest.values()))
-    rows, refused = counts["rows_in"], counts["refused"]
-    told = counts["staged"] + refused + counts["duplicates"]
-    if told != rows:
-        raise JobError(f"stage lost count: {rows} rows in, {told} accounted for; please report it")
-    if rows and refused / rows > max_refused:
-        reasons = {
-            name.removeprefix("refused_"): count
-            for name, count in sorted(counts.items())
-            if name.startswith("refused_")
-        }
-        listed = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
+    rows, refused = counts.get("rows_in", 0), counts.get("refused", 0)
+    told = counts.get("staged", 0) + refused + counts.get("duplicates", 0)
+    if told != rows or counts.get("rows_read", 0) != rows:
         raise JobError(
-            f"{refused} of {rows} rows refused ({refused / rows:.1%}; {listed}), more than "
-            f"--max-refused {max_refused:.1%}; nothing was published. Mend the source, or allow "
-            "more and run it again: the work done is kept"
+            f"stage lost count: {counts.get('rows_read', 0)} rows read, {rows} rows in, {told} "
+            "accounted for; please report it"
+        )
+    files, lost = counts.get("files_in", 0), counts.get("files_refused", 0)
+    for what, bad, all_ in (("rows", refused, rows), ("files", lost, files)):
+        if all_ and bad / all_ > max_refused:
+            mark = "refused_"
+            reasons = {n.removeprefix(mark): c for n, c in counts.items() if n.startswith(mark)}
+            listed = ", ".join(f"{reason}: {count}" for reason, count in sorted(reasons.items()))
+            raise JobError(
+                f"{bad} of {all_} {what} refused ({bad / all_:.1%}; {listed}), more than "
+                f"--max-refused {max_refused:.1%}; nothing was published. Mend the source, or "
+                "allow more and run it again: the work done is kept"
+            )
+
+
+def _require_few_removed(removed: int, images: int, max_removed: float) -> None:
+    if removed and removed / images > max_removed:
+        raise JobError(
+            f"{removed} of {images} images have left the source ({removed / images:.1%}), more "
+            f"than --max-removed {max_removed:.1%}; nothing was published. If that is meant, "
+            "allow more and run it again"
         )

@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 import botocore.session
 import fsspec
 
-from jobs.errors import InputError, LatentlakeError, StorageError
+from jobs.errors import InputError, LatentlakeError, Refused, StorageError
 
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 15
@@ -201,7 +201,7 @@ def attempt(action: Callable[[], T], uri: str, verb: str) -> T:
     for left in reversed(range(ATTEMPTS)):
         try:
             return action()
-        except (AlreadyThere, LatentlakeError):
+        except (AlreadyThere, LatentlakeError, Refused):
             raise
         except Exception as error:
             # Clients raise several unrelated families of exceptions; this is the edge that

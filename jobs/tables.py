@@ -11,13 +11,13 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 from deltalake import DeltaTable, Schema
 from deltalake.exceptions import CommitFailedError, TableNotFoundError
-from deltalake.transaction import AddAction, CommitProperties, Transaction
+from deltalake.transaction import AddAction, CommitProperties, RemoveAction, Transaction
 
 from jobs.errors import InputError
 from jobs.schema import CONTRACT_KEYS, TableSpec
@@ -97,6 +97,16 @@ def _delta_schema(spec: TableSpec) -> pa.Schema:
 
 
 @dataclasses.dataclass(frozen=True)
+class TableFile:
+    """A file of a snapshot. path: relative to the table. size: in bytes."""
+
+    path: str
+    size: int
+    rows: int
+    partition: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
 class Snapshot:
     """One committed version of a table; immutable."""
 
@@ -130,6 +140,36 @@ class Snapshot:
         """The version that the job published."""
         return self.commit_of(job_id)["version"]
 
+    def _removals(self, paths: Sequence[str], now_ms: int, same_rows: bool) -> list[RemoveAction]:
+        held = {action["path"]: action for action in self._files(None)}
+        missing = [path for path in paths if path not in held]
+        assert not missing, f"{self.uri} version {self.version} has no {missing[0]}"
+        return [
+            RemoveAction(
+                path,
+                not same_rows,
+                now_ms,
+                held[path]["size_bytes"],
+                dict[str, str | None](_partition_of(held[path])),
+            )
+            for path in paths
+        ]
+
+    def files(self, partition: dict[str, str] | None = None) -> list[TableFile]:
+        """The files with what the log tells of them, sorted by path."""
+        found = [
+            TableFile(a["path"], a["size_bytes"], a["num_records"], _partition_of(a))
+            for a in self._files(partition)
+        ]
+        return sorted(found, key=lambda file: file.path)
+
+    def read_each(
+        self, columns: Sequence[str], partition: dict[str, str] | None = None
+    ) -> Iterator[tuple[str, pa.Table]]:
+        """Path and columns of one file after the other, so that memory stays that of one."""
+        for path in self.paths(partition):
+            yield path, read_shard(join(self.uri, path), columns)
+
     def _files(self, partition: dict[str, str] | None) -> list[dict[str, Any]]:
         actions = pa.table(self.handle.get_add_actions(flatten=True)).to_pylist()
         wanted = (partition or {}).items()
@@ -153,9 +193,18 @@ class Snapshot:
         tables = [read_shard(uri, columns) for uri in self.file_uris(partition)]
         return pa.concat_tables(tables) if tables else None
 
-    def commit(self, job_id: str, outputs: Sequence[Output], metadata: dict[str, str]) -> int:
-        """Adds the files as the version after this one and returns it.
+    def commit(
+        self,
+        job_id: str,
+        outputs: Sequence[Output],
+        metadata: dict[str, str],
+        removed: Sequence[str] = (),
+        *,
+        same_rows: bool = False,
+    ) -> int:
+        """Adds and removes files as the version after this one and returns it.
 
+        removed: paths that the snapshot has. same_rows: the rows only moved to other files.
         Raises Conflict where that version exists already.
         """
         sequence = (self.handle.transaction_version(APP) or 0) + 1
@@ -166,14 +215,15 @@ class Snapshot:
         )
         now_ms = int(time.time() * 1000)
         adds = [
-            AddAction(o.path, o.size, o.partition, now_ms, True, json.dumps(o.stats))
+            AddAction(o.path, o.size, o.partition, now_ms, not same_rows, json.dumps(o.stats))
             for o in outputs
         ]
+        removes = self._removals(removed, now_ms, same_rows) if removed else []
 
         def action() -> None:
             try:
                 self.handle.create_write_transaction(
-                    list(adds),
+                    [*adds, *removes],
                     "append",
                     self.handle.schema(),
                     self.handle.metadata().partition_columns,
@@ -184,6 +234,11 @@ class Snapshot:
 
         _commit_once(action, self.uri)
         return self.version + 1
+
+
+def _partition_of(action: dict[str, Any]) -> dict[str, str]:
+    mark = "partition."
+    return {k.removeprefix(mark): v for k, v in action.items() if k.startswith(mark)}
 
 
 def _commit_once(action: Callable[[], None], uri: str) -> None:

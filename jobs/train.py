@@ -6,7 +6,7 @@ import dataclasses
 import time
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
@@ -21,7 +21,7 @@ from jobs.schema import ALIASES, PREPROCESSING, image_shape_of
 from jobs.shards import write_shard
 from jobs.storage import exists, join
 from jobs.tables import Snapshot, Table
-from jobs.units import Completion, Output, Plan, Unit, digest
+from jobs.units import Completion, Plan, Settled, Unit, digest
 
 MAX_FAILURES = 2  # worker groups that Ray Train starts again after a loss
 
@@ -113,10 +113,7 @@ class TrainJob(Job):
             theirs.fingerprint_of() == self.settings.fingerprint_of()
         )
 
-    def is_current(self, plan: Plan) -> bool:
-        return True  # it names its snapshot, which stays
-
-    def execute(self, plan: Plan, units: Sequence[Unit]) -> None:
+    def execute(self, plan: Plan, units: Iterable[Unit]) -> None:
         (unit,) = units
         version = plan.fingerprint
         if exists(join(self.lake.bundle(self.target, version), "model.json")):
@@ -140,7 +137,7 @@ class TrainJob(Job):
             settings=plan.settings,
         )
         self.fit(order)
-        if not load_completions(self.lake, plan.job_id, units):
+        if not load_completions(self.lake, plan.job_id, [unit.unit_id]):
             raise JobError(f"training of {self.target}@{version} ended without a bundle")
 
     def fit(self, order: TrainOrder) -> None:
@@ -149,13 +146,15 @@ class TrainJob(Job):
 
     def settle(
         self, plan: Plan, completions: dict[str, Completion], head: Snapshot
-    ) -> list[Unit] | dict[str, list[Output]]:
+    ) -> list[Unit] | Settled:
         """The alias row: the bundle gets the alias if no bundle has it, or if asked to."""
+        (completion,) = completions.values()
+        counts = {"version": plan.fingerprint, **completion.counts, **completion.details}
         settings = TrainSettings.model_validate(plan.settings)
         rows = catalog.catalog_rows(self.lake, ALIASES.name)
         held = catalog.aliases(self.lake, self.target).get(settings.alias)
         if held is not None and not settings.promote:
-            return {head.uri: []}
+            return Settled(files={head.uri: []}, counts=counts)
         row = {
             "sequence": 1 + max((row["sequence"] for row in rows), default=0),
             "model": self.target,
@@ -166,13 +165,8 @@ class TrainJob(Job):
         }
         table = pa.Table.from_pylist([row], schema=ALIASES.schema)
         name = f"{plan.job_id}-{uuid.uuid4().hex[:8]}"
-        return {head.uri: [write_shard(head.uri, ALIASES, table, name)]}
-
-    def summarise(
-        self, plan: Plan, completions: dict[str, Completion], files: dict[str, list[Output]]
-    ) -> dict[str, Any]:
-        (completion,) = completions.values()
-        return {"version": plan.fingerprint, **completion.counts, **completion.details}
+        files = {head.uri: [write_shard(head.uri, ALIASES, table, name)]}
+        return Settled(files=files, counts=counts)
 
 
 def _require_splits(images: Snapshot, dataset: str) -> None:

@@ -34,7 +34,11 @@ class Unit:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What one job will do. `base` names the table versions that the planning looked at."""
+    """What one job will do. `base` names the table versions that the planning looked at.
+
+    key: what it is about where its units do not tell, because they come while it runs, or because
+    it has none but something to settle. A plan with neither has nothing to do.
+    """
 
     job: str
     target: str
@@ -42,13 +46,19 @@ class Plan:
     night: str
     base: dict[str, int]
     settings: dict[str, Any]
-    units: list[Unit]
+    units: list[Unit] = dataclasses.field(default_factory=list)
+    key: list[Any] = dataclasses.field(default_factory=list)
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.units and not self.key
 
     @property
     def job_id(self) -> str:
         # `base` stays out: other jobs may publish between a crash and the rerun.
         ids = [unit.unit_id for unit in self.units]
-        return f"{self.job}-{digest(self.job, self.target, self.fingerprint, self.night, ids)}"
+        about = (self.job, self.target, self.fingerprint, self.night, self.key, ids)
+        return f"{self.job}-{digest(*about)}"
 
     @property
     def context(self) -> JobContext:
@@ -90,7 +100,10 @@ class Output:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Completion:
-    """What one unit did. Written after its outputs; the first one of a unit wins."""
+    """What one unit did. Written after its outputs; the first one of a unit wins.
+
+    replaces: by table, paths of published files that the outputs take the place of.
+    """
 
     unit_id: str
     attempt: str
@@ -98,6 +111,7 @@ class Completion:
     counts: dict[str, int]
     seconds: float
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
+    replaces: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> bytes:
         return json.dumps(dataclasses.asdict(self)).encode()
@@ -108,8 +122,21 @@ class Completion:
         raw["outputs"] = [Output(**output) for output in raw["outputs"]]
         return cls(**raw)
 
-    def output(self, table: str) -> Output | None:
-        return next((output for output in self.outputs if output.table == table), None)
+    def outputs_of(self, table: str) -> list[Output]:
+        return [output for output in self.outputs if output.table == table]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settled:
+    """What a job publishes: files to add and paths to remove, by table URI, in commit order.
+
+    same_rows: rows only move to other files, which readers of changes pass over.
+    """
+
+    files: dict[str, list[Output]]
+    removed: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    counts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    same_rows: bool = False
 
 
 def total_counts(completions: Sequence[Completion]) -> dict[str, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from jobs.config import EmbedSettings, RaySettings, StageSettings, TrainSettings
@@ -18,7 +18,7 @@ from jobs.units import Plan, Unit
 NIGHT = "2026-01-01"
 
 
-def _work(worker, job, plan: Plan, units: Sequence[Unit]) -> None:
+def _work(worker, job, plan: Plan, units: Iterable[Unit]) -> None:
     made = worker(job.lake, plan.context)
     for unit in units:
         save_completion(job.lake, plan.job_id, made.execute(unit, uuid.uuid4().hex[:8]))
@@ -32,7 +32,7 @@ class InlineStage(StageJob):
         super().__init__(lake, staged, night, RaySettings())
         self.executed: list[str] = []
 
-    def execute(self, plan: Plan, units: Sequence[Unit]) -> None:
+    def execute(self, plan: Plan, units: Iterable[Unit]) -> None:
         from jobs.stage_worker import StageWorker
 
         _work(StageWorker, self, plan, units)
@@ -45,7 +45,7 @@ class InlineEmbed(EmbedJob):
         )
         self.executed: list[str] = []
 
-    def execute(self, plan: Plan, units: Sequence[Unit]) -> None:
+    def execute(self, plan: Plan, units: Iterable[Unit]) -> None:
         from jobs.embed_worker import EmbedWorker
 
         _work(EmbedWorker, self, plan, units)

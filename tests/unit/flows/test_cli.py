@@ -107,7 +107,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path: Path) -> None:
     stage = ("stage", "--source", tmp_path / "a.parquet", "--dataset", "d", "--dry-run")
     ran = run_cli(*stage, "--json", "--lake", tmp_path / "lake")
     assert ran.code == 0, ran.err
-    assert [unit["ranges"][0]["stop"] for unit in ran.json["units"]] == [10]
+    assert [unit["parts"][0]["stop"] for unit in ran.json["units"]] == [10]
     assert not (tmp_path / "lake").exists()
 
 

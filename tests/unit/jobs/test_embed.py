@@ -173,10 +173,10 @@ def test_a_crash_between_the_two_tables_is_completed(trained: Lake, monkeypatch)
 
     real = Snapshot.commit
 
-    def commit(self, job_id, outputs, metadata):
+    def commit(self, job_id, outputs, metadata, *more, **how):
         if self.uri.endswith("embeddings"):
             raise KeyboardInterrupt
-        return real(self, job_id, outputs, metadata)
+        return real(self, job_id, outputs, metadata, *more, **how)
 
     monkeypatch.setattr(Snapshot, "commit", commit)
     with pytest.raises(KeyboardInterrupt):

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import job, publish, query, records
-from jobs.errors import InputError, JobError, StorageError
+from jobs.errors import InputError, JobError
 from jobs.lake import Lake
 from jobs.tables import Conflict, open_snapshot
 from tests.helpers import image_bytes, labels, write_source
@@ -121,14 +121,14 @@ def test_a_crash_between_commits_is_completed_by_the_next_run(
 
     real = Snapshot.commit
 
-    def commit(self, job_id, outputs, metadata):
+    def commit(self, job_id, outputs, metadata, *more, **how):
         if "datasets" in self.uri:
             if commits["left"] == 0:
                 raise KeyboardInterrupt
             commits["left"] -= 1
         elif tables_committed == 3:
             raise KeyboardInterrupt  # before the row in catalog/runs
-        return real(self, job_id, outputs, metadata)
+        return real(self, job_id, outputs, metadata, *more, **how)
 
     monkeypatch.setattr(Snapshot, "commit", commit)
     with pytest.raises(KeyboardInterrupt):
@@ -245,21 +245,27 @@ def test_a_failed_source_does_not_hold_up_another(lake, source, tmp_path) -> Non
     assert len(records.unfinished_plans(lake, "stage", "d")) == 1  # kept, should it be allowed
 
 
-def test_a_file_replaced_while_it_is_read_is_noticed(lake, source, monkeypatch) -> None:
-    from jobs import stage_worker
+def test_a_file_replaced_while_it_is_read_is_left_for_the_next_run(
+    lake, source, monkeypatch
+) -> None:
+    from jobs import parquet_source
 
-    real = stage_worker.read_rows
+    write_source(source.parent / "b.parquet", range(300, 350))
+    real = parquet_source._source_batch
 
-    def read_and_replace(uri, *arguments):
-        yield from real(uri, *arguments)
-        write_source(source, range(500, 800))
+    def replace(piece, start, part, *arguments):
+        if part.uri.endswith("a.parquet") and start == 0:
+            source.unlink()
+            write_source(source, range(500, 800))
+        return real(piece, start, part, *arguments)
 
-    monkeypatch.setattr(stage_worker, "read_rows", read_and_replace)
-    with pytest.raises(InputError, match="was replaced while it was read"):
-        job.run(InlineStage(lake, source.parent))
+    monkeypatch.setattr(parquet_source, "_source_batch", replace)
+    report = job.run(InlineStage(lake, source.parent, rows_per_unit=1000))
     monkeypatch.undo()
+    assert report.counts["files_skipped"] == 1
+    assert images(lake) == expected(range(300, 350))
     job.run(InlineStage(lake, source.parent))
-    assert images(lake) == expected(range(500, 800))
+    assert images(lake) == expected([*range(300, 350), *range(500, 800)])
 
 
 def test_a_rival_that_drops_the_plan_in_mid_commit_costs_no_row(lake, source, monkeypatch) -> None:
@@ -268,8 +274,8 @@ def test_a_rival_that_drops_the_plan_in_mid_commit_costs_no_row(lake, source, mo
 
     real = Snapshot.commit
 
-    def commit(self, job_id, outputs, metadata):
-        version = real(self, job_id, outputs, metadata)
+    def commit(self, job_id, outputs, metadata, *more, **how):
+        version = real(self, job_id, outputs, metadata, *more, **how)
         if self.uri.endswith("quarantine"):
             records.drop(lake, job_id)
         return version
@@ -285,8 +291,14 @@ def test_a_column_of_another_type_is_refused_with_file_and_column(lake, tmp_path
     rows = pa.array([{"bytes": data} for data in image_bytes(range(10, 20))], kind)
     other = pa.table({"image": rows, "label": ["x"] * 10})
     pq.write_table(other, tmp_path / "s" / "b.parquet")
-    with pytest.raises(InputError, match=r"b\.parquet: column 'label' is string.*int64"):
-        job.run(InlineStage(lake, tmp_path / "s"))
+    with pytest.raises(JobError, match=r"1 of 2 files refused \(50.0%; schema: 1\)"):
+        job.run(InlineStage(lake, tmp_path / "s", max_refused=0.1))
+    job.run(InlineStage(lake, tmp_path / "s", max_refused=0.5))
+    (row,) = query.sql(lake, "SELECT source_uri, source_row, message FROM quarantine").to_pylist()
+    assert row["source_uri"].endswith("b.parquet")
+    assert row["source_row"] == -1
+    assert "column 'label' is string, in the dataset it is int64" in row["message"]
+    assert images(lake) == expected(range(10))
 
 
 def test_columns_are_kept_in_types_that_every_reader_has(lake, tmp_path, caplog) -> None:
@@ -309,12 +321,19 @@ def test_columns_are_kept_in_types_that_every_reader_has(lake, tmp_path, caplog)
     assert "columns not passed through: box" in caplog.text
 
 
-def test_a_damaged_page_names_its_file(lake, source) -> None:
+def test_a_damaged_page_costs_its_own_range_of_rows(lake, source) -> None:
+    write_source(source.parent / "b.parquet", range(300, 420))
     data = bytearray(source.read_bytes())
     data[2000:2400] = b"\xff" * 400
     source.write_bytes(bytes(data))
-    with pytest.raises((InputError, StorageError), match=r"a\.parquet"):
+    with pytest.raises(JobError, match=r"100 of 420 rows refused"):
         job.run(InlineStage(lake, source.parent))
+    report = job.run(InlineStage(lake, source.parent, max_refused=0.5))
+    assert report.counts["refused_schema"] == 100
+    assert images(lake) == expected(range(100, 420))
+    rows = query.sql(lake, "SELECT source_row FROM quarantine ORDER BY 1").to_pylist()
+    assert [row["source_row"] for row in rows] == list(range(100))
+    assert job.run(InlineStage(lake, source.parent)).units == 0
 
 
 def test_endless_conflicts_end(lake, source, monkeypatch) -> None:
@@ -355,7 +374,7 @@ def test_a_source_without_images_lists_its_columns(lake, tmp_path) -> None:
 
 def test_empty_and_unreadable_sources_are_told_apart(lake, tmp_path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="has no Parquet files"):
+    with pytest.raises(InputError, match="is empty: it has no files"):
         job.run(InlineStage(lake, tmp_path / "empty"))
     write_source(tmp_path / "none" / "a.parquet", [])
     with pytest.raises(InputError, match="is empty: no file has a row"):

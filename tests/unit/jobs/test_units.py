@@ -2,13 +2,12 @@ from __future__ import annotations
 
 import itertools
 
-import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.sources import SourceFile, SourceShape
-from jobs.stage import plan_units
+from jobs.sources import Part
+from jobs.stage_plan import _grouped
 from jobs.units import Completion, Output, Plan, Unit, digest, slices, total_counts
 
 
@@ -23,15 +22,16 @@ def test_slices_cover_every_row_once_and_are_even(rows: int, size: int) -> None:
 
 @given(st.lists(st.integers(0, 300), max_size=20), st.integers(1, 120))
 def test_a_stage_plan_holds_every_row_of_every_file_once(rows: list[int], size: int) -> None:
-    files = [SourceFile(f"file:///s/{i:03}.parquet", f"e{i}") for i in range(len(rows))]
-    shapes = [SourceShape(count, "image", pa.schema([])) for count in rows]
-    units = plan_units(files, shapes, size, "f")
-    ranges = [r for unit in units for r in unit.inputs["ranges"]]
-    covered = [(r["uri"], row) for r in ranges for row in range(r["start"], r["stop"])]
-    assert covered == [
-        (file.uri, row) for file, count in zip(files, rows, strict=True) for row in range(count)
+    parts = [
+        Part(f"file:///s/{i:03}.parquet", f"e{i}", count, "parquet", start, stop)
+        for i, count in enumerate(rows)
+        for start, stop in slices(count, size)
     ]
-    filled = [sum(r["stop"] - r["start"] for r in unit.inputs["ranges"]) for unit in units]
+    units = list(_grouped(iter(parts), size, "f"))
+    held = [Part.from_json(raw) for unit in units for raw in unit.inputs["parts"]]
+    assert held == parts
+    ranges = [[p["stop"] - p.get("start", 0) for p in unit.inputs["parts"]] for unit in units]
+    filled = [sum(counts) for counts in ranges]
     assert all(0 < count <= size for count in filled)
     # No tiny units: two neighbours never fit into one, unless a file was cut between them.
     assert all(a + b > size // 2 for a, b in itertools.pairwise(filled))
@@ -58,8 +58,9 @@ def test_a_job_id_follows_the_work_and_not_the_moment() -> None:
         plan(target="e"),
         plan(fingerprint="g"),
         plan(units=[Unit.of("f", {"a": 1})]),
+        plan(key=["s3://b/photos"]),
     ]
-    assert len({plan().job_id, *(other.job_id for other in others)}) == 5
+    assert len({plan().job_id, *(other.job_id for other in others)}) == 6
     assert Unit.of("f", {"a": 1, "b": 2}) == Unit.of("f", {"b": 2, "a": 1})
     assert Unit.of("f", {"a": 1}).unit_id != Unit.of("g", {"a": 1}).unit_id
 
@@ -69,8 +70,8 @@ def test_plans_and_completions_survive_json() -> None:
     output = Output(table="images", path="a.parquet", size=3, rows=2, stats={"numRecords": 2})
     done = Completion(unit_id="u", attempt="a", outputs=[output], counts={"staged": 2}, seconds=0.5)
     assert Completion.from_json(done.to_json()) == done
-    assert done.output("images") == output
-    assert done.output("sources") is None
+    assert done.outputs_of("images") == [output]
+    assert done.outputs_of("sources") == []
     assert total_counts([done, done]) == {"staged": 4}
 
 

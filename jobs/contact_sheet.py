@@ -29,7 +29,10 @@ def contact_sheet(heading: str, rows: list[Row]) -> bytes:
     """PNG bytes. Images are enlarged by pixel repetition, so that nothing is smoothed away."""
     columns = max(len(row.images) for row in rows)
     width = 2 * MARGIN + columns * (CELL + GAP) - GAP
-    heights = [TITLE + CELL + (CAPTION if any(row.captions) else 0) + GAP for row in rows]
+    heights = [
+        (TITLE if row.title else 0) + CELL + (CAPTION if any(row.captions) else 0) + GAP
+        for row in rows
+    ]
     sheet = Image.new("RGB", (width, 2 * MARGIN + 34 + sum(heights)), PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((MARGIN, MARGIN), heading, fill=INK, font=ImageFont.load_default(18))
@@ -45,10 +48,11 @@ def contact_sheet(heading: str, rows: list[Row]) -> bytes:
 def _draw_row(sheet: Image.Image, draw: ImageDraw.ImageDraw, row: Row, top: int) -> None:
     draw.text((MARGIN, top + 8), row.title, fill=FAINT, font=ImageFont.load_default(13))
     font = ImageFont.load_default(11)
+    below = top + (TITLE if row.title else 0)
     captions = row.captions or [""] * len(row.images)
     for index, (image, caption) in enumerate(zip(row.images, captions, strict=True)):
         left = MARGIN + index * (CELL + GAP)
         flat = image[:, :, 0] if image.shape[2] == 1 else image
         cell = Image.fromarray(np.ascontiguousarray(flat)).convert("RGB")
-        sheet.paste(cell.resize((CELL, CELL), Image.Resampling.NEAREST), (left, top + TITLE))
-        draw.text((left, top + TITLE + CELL + 2), caption, fill=INK, font=font)
+        sheet.paste(cell.resize((CELL, CELL), Image.Resampling.NEAREST), (left, below))
+        draw.text((left, below + CELL + 2), caption, fill=INK, font=font)

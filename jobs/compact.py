@@ -1,0 +1,211 @@
+"""compact: small files of a table merged into files of the usual size; not a row changes.
+
+A job like any other: its units merge, its commit swaps the files, and who commits in between wins:
+a merge whose inputs have gone meanwhile is dropped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from jobs.config import RaySettings
+from jobs.job import Job
+from jobs.lake import Lake
+from jobs.schema import (
+    QUARANTINE,
+    RECONSTRUCTIONS,
+    SOURCES,
+    TableSpec,
+    embeddings_spec,
+    image_shape_of,
+    images_spec,
+    passthrough_of,
+)
+from jobs.shards import ShardWriter, row_groups
+from jobs.stage_rewrites import shard_writer
+from jobs.storage import join
+from jobs.tables import Snapshot, Table, TableFile, open_snapshot
+from jobs.units import Completion, JobContext, Plan, Settled, Unit, digest, total_counts
+
+TARGET_BYTES = 128 << 20
+SMALL_BYTES = TARGET_BYTES // 2
+LAYOUT = 1  # raised when merged files would come out otherwise
+
+
+def merges(files: Iterable[TableFile]) -> list[list[TableFile]]:
+    """Groups of two or more small files, neighbours by path, that fill one file.
+
+    Of one partition; every file in at most one group; what is large enough is left alone.
+    """
+    groups: list[list[TableFile]] = []
+    held: list[TableFile] = []
+    size = 0
+    for file in sorted(files, key=lambda file: (sorted(file.partition.items()), file.path)):
+        if file.size >= SMALL_BYTES:
+            continue
+        other = bool(held) and held[0].partition != file.partition
+        if other or size + file.size > TARGET_BYTES:
+            groups.append(held)
+            held, size = [], 0
+        held.append(file)
+        size += file.size
+    return [group for group in [*groups, held] if len(group) > 1]
+
+
+class CompactJob(Job):
+    """Compaction of the tables of one dataset or one model."""
+
+    name = "compact"
+    rows_counted = "rows_merged"
+
+    def __init__(
+        self,
+        lake: Lake,
+        kind: str,
+        target: str,
+        night: str,
+        ray_settings: RaySettings,
+        workers: int | None = None,
+    ) -> None:
+        """kind: dataset or model."""
+        super().__init__(lake, target)
+        self.kind = kind
+        self.night = night
+        self.ray_settings = ray_settings
+        self.workers = workers
+
+    @property
+    def first_table(self) -> str:
+        return self._uri((QUARANTINE if self.kind == "dataset" else RECONSTRUCTIONS).name)
+
+    def _uri(self, table: str) -> str:
+        return compacted_uri(self.lake, self.kind, self.target, table)
+
+    def tables(self, plan: Plan) -> list[Table]:
+        return [Table(self._uri(name), self._spec(name)) for name in plan.settings["tables"]]
+
+    def _spec(self, name: str) -> TableSpec:
+        return spec_of(open_snapshot(self._uri(name)), name)
+
+    def plan(self) -> Plan:
+        order = (
+            [QUARANTINE.name, SOURCES.name, "images"]
+            if self.kind == "dataset"
+            else [RECONSTRUCTIONS.name, "embeddings"]
+        )
+        held = {name: open_snapshot(self._uri(name)) for name in order}
+        fingerprint = digest(LAYOUT, TARGET_BYTES)
+        units = [
+            Unit.of(fingerprint, {"table": name, "paths": [file.path for file in group]})
+            for name, snapshot in held.items()
+            if snapshot is not None
+            for group in merges(snapshot.files())
+        ]
+        return Plan(
+            job=self.name,
+            target=f"{self.kind}-{self.target}",
+            fingerprint=fingerprint,
+            night=self.night,
+            base={name: s.version for name, s in held.items() if s is not None},
+            settings={
+                "kind": self.kind,
+                "target": self.target,
+                "tables": [name for name in order if held[name] is not None],
+            },
+            units=units,
+        )
+
+    def claims(self, plan: Plan) -> bool:
+        return True
+
+    def execute(self, plan: Plan, units: Iterable[Unit]) -> None:
+        from jobs import execute
+
+        execute.run_units(
+            CompactWorker,
+            self.lake,
+            plan,
+            units,
+            workers=self.workers,
+            ray_settings=self.ray_settings,
+            report_count=self.rows_counted,
+        )
+
+    def settle(
+        self, plan: Plan, completions: dict[str, Completion], head: Snapshot
+    ) -> list[Unit] | Settled:
+        tables = self.tables(plan)
+        live = {t.spec.name: set(_now(t).paths()) for t in tables}
+        kept = [
+            c
+            for c in completions.values()
+            if all(set(paths) <= live[name] for name, paths in c.replaces.items())
+        ]
+        return Settled(
+            files={t.uri: [o for c in kept for o in c.outputs_of(t.spec.name)] for t in tables},
+            removed={
+                t.uri: [p for c in kept for p in c.replaces.get(t.spec.name, [])] for t in tables
+            },
+            counts=total_counts(kept),
+            same_rows=True,
+        )
+
+
+def compacted_uri(lake: Lake, kind: str, target: str, table: str) -> str:
+    return lake.dataset(target, table) if kind == "dataset" else lake.model(target, table)
+
+
+def _now(table: Table) -> Snapshot:
+    snapshot = table.snapshot()
+    assert snapshot is not None
+    return snapshot
+
+
+def spec_of(snapshot: Snapshot | None, name: str) -> TableSpec:
+    """The spec of a published table, with the shape, columns and contract that it has."""
+    if name in (QUARANTINE.name, SOURCES.name, RECONSTRUCTIONS.name):
+        return {s.name: s for s in (QUARANTINE, SOURCES, RECONSTRUCTIONS)}[name]
+    assert snapshot is not None
+    if name == "images":
+        from jobs.card import look_of
+
+        return images_spec(
+            image_shape_of(snapshot.schema), passthrough_of(snapshot.schema), look_of(snapshot)
+        )
+    held = snapshot.schema.field("embedding").metadata or {}
+    return embeddings_spec(int(held[b"dimension"]))
+
+
+class CompactWorker:
+    """Merges the files of one unit, row group by row group."""
+
+    def __init__(self, lake: Lake, context: JobContext) -> None:
+        self.lake = lake
+        self.settings = context.settings
+
+    def execute(self, unit: Unit, attempt: str) -> Completion:
+        started = time.monotonic()
+        name, paths = unit.inputs["table"], unit.inputs["paths"]
+        uri = compacted_uri(self.lake, self.settings["kind"], self.settings["target"], name)
+        table = Table(uri, spec_of(open_snapshot(uri), name))
+        writer = self._writer(table, f"{unit.unit_id}-{attempt}", paths[0])
+        for path in paths:
+            for rows in row_groups(join(uri, path)):
+                writer.write(rows)
+        return Completion(
+            unit_id=unit.unit_id,
+            attempt=attempt,
+            outputs=[writer.close()],
+            counts={"files_merged": len(paths), "files_made": 1, "rows_merged": writer.rows},
+            seconds=time.monotonic() - started,
+            replaces={name: list(paths)},
+        )
+
+    def _writer(self, table: Table, name: str, path: str) -> ShardWriter:
+        if not table.spec.partition_by:
+            return shard_writer(table, name)
+        folders = [folder.partition("=") for folder in path.split("/")[:-1]]
+        partition: dict[str, Any] = {key: value for key, _, value in folders}
+        return ShardWriter(table.uri, table.spec, name, partition)

@@ -1,0 +1,182 @@
+"""Pinned reads: a source file is read as the listing saw it, or `Replaced` says that it is not.
+
+On S3 the pin is the etag, sent with every range as If-Match. On a local disk it is size and time of
+change, held against the open file, and a hash of both ends from before and after the reading.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from fsspec.asyn import sync
+
+from jobs.errors import LatentlakeError
+from jobs.storage import attempt, filesystem, local_path
+
+ENDS_BYTES = 4096
+
+
+class Replaced(LatentlakeError):
+    """The file is no longer what the listing saw: changed, or gone."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(f"{uri} was replaced or removed while it was read")
+        self.uri = uri
+
+
+def local_etag(status: os.stat_result) -> str:
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+@contextlib.contextmanager
+def open_pinned(uri: str, etag: str) -> Iterator[BinaryIO]:
+    """A seekable file, read in blocks. Raises Replaced on entry, in reading or on exit.
+
+    Other faults come out as the client raises them.
+    """
+    path = local_path(uri)
+    opened = _open_remote(uri, etag) if path is None else _open_local(path, uri, etag)
+    with opened as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _open_local(path: Path, uri: str, etag: str) -> Iterator[BinaryIO]:
+    try:
+        file = path.open("rb")
+    except FileNotFoundError as error:
+        raise Replaced(uri) from error
+    with file:
+        ends = _ends(file)
+        if local_etag(os.fstat(file.fileno())) != etag:
+            raise Replaced(uri)
+        yield file
+        try:
+            now = local_etag(path.stat())
+        except FileNotFoundError as error:
+            raise Replaced(uri) from error
+        if now != etag or _ends(file) != ends:
+            raise Replaced(uri)
+
+
+def _ends(file: BinaryIO) -> bytes:
+    """A hash of the first and the last few kilobytes; the position stays."""
+    handle = file.fileno()
+    size = os.fstat(handle).st_size
+    first = os.pread(handle, ENDS_BYTES, 0)
+    last = os.pread(handle, ENDS_BYTES, max(0, size - ENDS_BYTES))
+    return hashlib.sha256(first + last).digest()
+
+
+@contextlib.contextmanager
+def _open_remote(uri: str, etag: str) -> Iterator[BinaryIO]:
+    fs, path = filesystem(uri)
+    try:
+        with fs.open(path, "rb") as file:
+            # From here on the client sends If-Match with every range.
+            if str(file.details.get("ETag", etag)).strip('"') != etag:  # type: ignore[union-attr]
+                raise Replaced(uri)
+            yield cast(BinaryIO, io.BufferedReader(_Patient(cast(BinaryIO, file), uri), 1 << 16))
+    except FileNotFoundError as error:
+        raise Replaced(uri) from error
+    except OSError as error:
+        if _is_expired(error):
+            raise Replaced(uri) from error
+        raise
+
+
+class _Patient(io.RawIOBase):
+    """Reads of a remote file, each tried a few times: a fault costs a range, not the unit."""
+
+    def __init__(self, file: BinaryIO, uri: str) -> None:
+        self.file = file
+        self.uri = uri
+        self.position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.file.size}[whence]  # type: ignore[attr-defined]
+        self.position = start + offset
+        return self.position
+
+    def readinto(self, buffer: Any) -> int:
+        def action() -> bytes:
+            self.file.seek(self.position)
+            try:
+                return self.file.read(len(buffer))
+            except OSError as error:
+                if _is_expired(error):
+                    raise Replaced(self.uri) from error
+                raise
+
+        data = attempt(action, self.uri, "read")
+        buffer[: len(data)] = data
+        self.position += len(data)
+        return len(data)
+
+
+def _is_expired(error: BaseException) -> bool:
+    text = f"{type(error).__name__} {error}".lower().replace("-", "")
+    return any(word in text for word in ("fileexpired", "preconditionfailed", "precondition"))
+
+
+def read_pinned(uri: str, etag: str, size: int) -> bytes:
+    """The whole file, by one request. Raises Replaced, or LatentlakeError."""
+    path = local_path(uri)
+
+    def action() -> bytes:
+        if path is None:
+            return _get(uri, etag)
+        return _read_local(path, uri, etag)
+
+    data = attempt(action, uri, "read")
+    if len(data) != size:
+        raise Replaced(uri)
+    return data
+
+
+def _read_local(path: Path, uri: str, etag: str) -> bytes:
+    try:
+        with path.open("rb", buffering=0) as file:
+            before = local_etag(os.fstat(file.fileno()))
+            data = file.readall()
+            after = local_etag(os.fstat(file.fileno()))
+    except FileNotFoundError as error:
+        raise Replaced(uri) from error
+    if not before == after == etag:
+        raise Replaced(uri)
+    return data
+
+
+def _get(uri: str, etag: str) -> bytes:
+    fs, path = filesystem(uri)
+    bucket, _, key = path.partition("/")
+
+    async def request() -> bytes:
+        client: Any = fs
+        response = await client._call_s3("get_object", Bucket=bucket, Key=key, IfMatch=f'"{etag}"')
+        async with response["Body"] as body:
+            return await body.read()
+
+    try:
+        return sync(fs.loop, request)  # type: ignore[attr-defined]
+    except FileNotFoundError as error:
+        raise Replaced(uri) from error
+    except Exception as error:
+        if _is_expired(error):
+            raise Replaced(uri) from error
+        raise

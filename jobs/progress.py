@@ -1,0 +1,93 @@
+"""How far a job is: units, rows a second, refusals and the time left, for a log or a screen."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+
+log = logging.getLogger("latentlake")
+
+REPORT_EVERY_S = 5.0
+
+Listener = Callable[["Progress"], None]
+_listeners: list[Listener] = []
+
+
+@contextlib.contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Calls `listener` with every report of jobs that run in this process meanwhile."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+class Progress:
+    """Of one job's units. planned: how many have been handed out so far."""
+
+    def __init__(self, title: str, rows_counted: str) -> None:
+        self.title = title
+        self.rows_counted = rows_counted
+        self.planned = 0
+        self.all_planned = False
+        self.done = 0
+        self.counts: Counter[str] = Counter()
+        self.started = self.last_report = time.monotonic()
+
+    def add(self, counts: Mapping[str, int]) -> None:
+        """One more unit, with what it counted."""
+        self.done += 1
+        self.counts.update(counts)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    @property
+    def rows_per_s(self) -> float:
+        return self.counts[self.rows_counted] / max(self.seconds, 1e-9)
+
+    @property
+    def share(self) -> float | None:
+        """Of the units that are done; None while more are being planned."""
+        return self.done / self.planned if self.all_planned and self.planned else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        share = self.share
+        return self.seconds * (1 / share - 1) if share else None
+
+    def __str__(self) -> str:
+        more = "" if self.all_planned else "+"
+        told = [
+            f"{self.title}: {self.done} of {self.planned}{more} units",
+            f"{self.counts[self.rows_counted]:,} {self.rows_counted}",
+            f"{self.rows_per_s:,.0f}/s",
+        ]
+        if self.counts["refused"]:
+            told.append(f"{self.counts['refused']:,} refused")
+        left = self.seconds_left
+        if left is not None:
+            told.append(f"{int(left) // 60}:{int(left) % 60:02d} left")
+        return ", ".join(told)
+
+    def report(self) -> None:
+        """Tells the log and the listeners, at most once in REPORT_EVERY_S."""
+        now = time.monotonic()
+        if now - self.last_report > REPORT_EVERY_S:
+            self.last_report = now
+            self._tell()
+
+    def finished(self) -> None:
+        self.all_planned = True
+        if self.seconds > REPORT_EVERY_S:
+            self._tell()
+
+    def _tell(self) -> None:
+        log.info("%s", self)
+        for listener in list(_listeners):
+            listener(self)

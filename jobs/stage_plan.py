@@ -1,0 +1,224 @@
+"""Planning of stage: units of a source while its listing comes in, and what has left it.
+
+The first unit is there before the last file is listed. A unit is a run of neighbours in the order
+of URIs: many small files, or a range of a large one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pyarrow.compute as pc
+
+from jobs.config import FormatName, StageSettings
+from jobs.errors import InputError, Refused
+from jobs.listing import Scope, SourceFile, list_files
+from jobs.pins import Replaced
+from jobs.schema import passthrough_of
+from jobs.sources import Layout, Look, Part, choose_format, format_of, recognise
+from jobs.storage import attempt
+from jobs.tables import Snapshot
+from jobs.units import Unit, slices
+
+log = logging.getLogger("latentlake")
+
+SHARD_BYTES = 128 << 20  # of staged pixels
+MAX_ROWS = 100_000  # a unit, however small its images
+MAX_SOURCE_BYTES = 1 << 30  # a unit
+FIRST_FILES = 1000  # that a format is recognised by: a page of an S3 listing
+LOOKS_AHEAD = 32
+
+Pair = tuple[str, str]  # a source file's URI and etag
+
+
+def known_files(sources: Snapshot | None) -> dict[str, str]:
+    """Etag by URI of the source files whose rows are in the sources table now."""
+    known: dict[str, str] = {}
+    if sources is None:
+        return known
+    for _, rows in sources.read_each(["source_uri", "etag", "removed_night"]):
+        live = rows.filter(pc.is_null(rows["removed_night"]))  # type: ignore[attr-defined]
+        pairs = live.group_by(["source_uri", "etag"]).aggregate([])
+        known.update(zip(pairs["source_uri"].to_pylist(), pairs["etag"].to_pylist(), strict=True))
+    return known
+
+
+class UnitStream:
+    """The units of a source, once; `gone` and `passthrough` are known when they have ended.
+
+    passthrough is known from the first unit on.
+    """
+
+    def __init__(
+        self,
+        settings: StageSettings,
+        fingerprint: str,
+        sources: Snapshot | None,
+        images: Snapshot | None,
+    ) -> None:
+        self.settings = settings
+        self.fingerprint = fingerprint
+        self.layout = Layout(settings.image_column, settings.array_shape)
+        self.known = known_files(sources)
+        self.images = images
+        self.passthrough = passthrough_of(images.schema) if images is not None else None
+        self.gone: list[Pair] = []
+        self.rows_per_unit = settings.rows_per_unit or shard_rows(settings.image_shape)
+
+    def __iter__(self) -> Iterator[Unit]:
+        files = list_files(self.settings.source)
+        first = list(itertools.islice(files, FIRST_FILES))
+        fmt = self.settings.format or self._recognised(first)
+        still: dict[str, str] = {}
+        new = self._new(itertools.chain(first, files), fmt, still)
+        parts = self._parts(self._looked(new, fmt), fmt)
+        yield from _grouped(parts, self.rows_per_unit, self.fingerprint)
+        scope = Scope.of(self.settings.source)
+        self.gone = sorted(
+            (uri, etag)
+            for uri, etag in self.known.items()
+            if still.get(uri) != etag and scope.has(uri)
+        )
+
+    def _recognised(self, first: list[SourceFile]) -> FormatName:
+        if not first:
+            if not self.known:
+                raise InputError(f"the source {self.settings.source} is empty: it has no files")
+            return "parquet"  # nothing to read; what was there has gone
+        fmt = choose_format(first, self.settings.source)
+        others = sum(recognise(file.uri) != fmt for file in first)
+        if others:
+            log.info(
+                "stage %s: reading the source as %s; %d of its first %d files are something else "
+                "and left alone (--format says otherwise)",
+                self.settings.dataset,
+                fmt,
+                others,
+                len(first),
+            )
+        return fmt
+
+    def _new(
+        self, files: Iterable[SourceFile], fmt: FormatName, still: dict[str, str]
+    ) -> Iterator[SourceFile]:
+        """Files that the sources table does not know as they are; the others go to `still`."""
+        single = Scope.of(self.settings.source).uri
+        for file in files:
+            if self.known.get(file.uri) == file.etag:
+                still[file.uri] = file.etag
+            elif recognise(file.uri) == fmt or file.uri == single:
+                yield file
+
+    def _looked(
+        self, files: Iterator[SourceFile], fmt: FormatName
+    ) -> Iterator[tuple[SourceFile, Look | Refused]]:
+        """Each file with what a look into it tells, a few looks ahead of their use."""
+        look = format_of(fmt).look
+        if fmt != "parquet":
+            # From the name alone: nothing to wait for.
+            yield from ((file, look(file, self.layout)) for file in files)
+            return
+
+        def judged(file: SourceFile) -> Look | Refused | Replaced:
+            try:
+                return attempt(lambda: look(file, self.layout), file.uri, "read")
+            except (Refused, Replaced) as verdict:
+                return verdict
+
+        waiting: deque[tuple[SourceFile, Future[Look | Refused | Replaced]]] = deque()
+        with ThreadPoolExecutor(LOOKS_AHEAD // 2) as pool:
+            while True:
+                for file in itertools.islice(files, LOOKS_AHEAD - len(waiting)):
+                    waiting.append((file, pool.submit(judged, file)))
+                if not waiting:
+                    return
+                file, future = waiting.popleft()
+                verdict = future.result()
+                if isinstance(verdict, Replaced):
+                    log.info("%s; left for the next run", verdict)
+                else:
+                    yield file, verdict
+
+    def _parts(
+        self, looked: Iterator[tuple[SourceFile, Look | Refused]], fmt: FormatName
+    ) -> Iterator[Part]:
+        """Rows of files, cut where a file has more than a unit's. Decides the passthrough columns.
+
+        Raises InputError where no file can be read at all.
+        """
+        bad: list[tuple[SourceFile, Refused]] = []  # before the first good one
+        rows = 0
+        for file, verdict in looked:
+            if isinstance(verdict, Look) and self.passthrough is None:
+                self.passthrough = verdict.passthrough
+            if isinstance(verdict, Look):
+                verdict = self._same_columns(verdict) or verdict
+            if self.passthrough is None:
+                assert isinstance(verdict, Refused)
+                bad.append((file, verdict))
+                continue
+            for earlier, refusal in bad:
+                yield self._part(earlier, fmt, refused=(refusal.reason, refusal.message))
+            bad = []
+            if isinstance(verdict, Refused):
+                yield self._part(file, fmt, refused=(verdict.reason, verdict.message))
+            elif verdict.rows is None:
+                rows += 1
+                yield self._part(file, fmt)
+            else:
+                rows += verdict.rows
+                for start, stop in slices(verdict.rows, self.rows_per_unit):
+                    yield self._part(
+                        file, fmt, start=start, stop=stop, image_column=verdict.image_column
+                    )
+        if bad:
+            raise InputError(f"{bad[0][0].uri}: {bad[0][1].message}")
+        if self.images is None and not rows and not self.known:
+            raise InputError(f"the source {self.settings.source} is empty: no file has a row")
+
+    def _part(self, file: SourceFile, fmt: FormatName, **given) -> Part:
+        return Part(file.uri, file.etag, file.size, fmt, replaces=file.uri in self.known, **given)
+
+    def _same_columns(self, look: Look) -> Refused | None:
+        assert self.passthrough is not None
+        for field in look.passthrough:
+            at = self.passthrough.get_field_index(field.name)
+            if at >= 0 and self.passthrough.field(at).type != field.type:
+                return Refused(
+                    "schema",
+                    f"column {field.name!r} is {field.type}, in the dataset it is "
+                    f"{self.passthrough.field(at).type}; write one type, or stage into another "
+                    "dataset",
+                )
+        return None
+
+
+def shard_rows(image_shape: tuple[int, int, int]) -> int:
+    """Rows of a shard of SHARD_BYTES, within what a unit should hold."""
+    return max(1, min(MAX_ROWS, SHARD_BYTES // math.prod(image_shape)))
+
+
+def _grouped(parts: Iterable[Part], rows_per_unit: int, fingerprint: str) -> Iterator[Unit]:
+    """Neighbouring parts in one unit, up to its rows and bytes; every part in exactly one."""
+    held: list[Part] = []
+    rows = size = 0
+    for part in parts:
+        part_rows = 1 if part.stop is None else part.stop - part.start
+        # Of a large file, a unit reads about its share.
+        part_bytes = part.size if part_rows < rows_per_unit else 0
+        if held and (rows + part_rows > rows_per_unit or size + part_bytes > MAX_SOURCE_BYTES):
+            yield _unit(held, fingerprint)
+            held, rows, size = [], 0, 0
+        held.append(part)
+        rows, size = rows + part_rows, size + part_bytes
+    if held:
+        yield _unit(held, fingerprint)
+
+
+def _unit(parts: list[Part], fingerprint: str) -> Unit:
+    return Unit.of(fingerprint, {"parts": [part.to_json() for part in parts]})

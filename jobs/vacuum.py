@@ -1,0 +1,159 @@
+"""vacuum: removes files that no kept snapshot, no bundle and no unfinished job has a use for.
+
+Kept are: the newest snapshot, those that were the newest within the last days, those that a bundle
+was trained on or an unfinished plan reads, the files that live completions and commit records
+name, and whatever is younger than a day, because somebody may be writing it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from jobs import catalog
+from jobs.bundle_about import read_about
+from jobs.lake import Lake
+from jobs.listing import walk
+from jobs.storage import delete_tree, folder_names, join, read_if_there
+from jobs.tables import Snapshot, open_snapshot
+
+log = logging.getLogger("latentlake")
+
+GRACE_S = 86_400.0
+DATASET_TABLES = ("quarantine", "sources", "images")
+MODEL_TABLES = ("reconstructions", "embeddings")
+
+
+@dataclasses.dataclass(frozen=True)
+class Vacuumed:
+    """files, bytes: removed from tables. plans: given-up ones that were swept."""
+
+    files: int
+    bytes: int
+    plans: int
+    paths: list[str]
+
+
+def vacuum(
+    lake: Lake,
+    datasets: list[str],
+    models: list[str],
+    *,
+    keep_days: float,
+    dry_run: bool = False,
+    grace_s: float = GRACE_S,
+) -> Vacuumed:
+    """Removes what nothing needs from the tables of datasets and models, and old plans' remains."""
+    uses = _Uses(lake)
+    tables = [lake.dataset(d, t) for d in datasets for t in DATASET_TABLES]
+    tables += [lake.model(m, t) for m in models for t in MODEL_TABLES]
+    young = time.time() - grace_s
+    paths, size = [], 0
+    for uri in tables:
+        newest = open_snapshot(uri)
+        if newest is None:
+            continue
+        kept = _kept_paths(newest, uses, keep_days) | uses.files.get(uri, set())
+        for path, entry in _strangers(uri, kept):
+            if entry["modified"] < young:
+                paths.append(join(uri, path))
+                size += entry["size"]
+    plans = [job_id for job_id in uses.given_up if _last_touched(lake, job_id) < young]
+    if not dry_run:
+        for path in paths:
+            delete_tree(path)
+        for job_id in plans:
+            delete_tree(lake.units(job_id))
+    return Vacuumed(len(paths), size, len(plans), paths)
+
+
+class _Uses:
+    """What bundles and unfinished jobs need, by table URI."""
+
+    def __init__(self, lake: Lake) -> None:
+        self.versions: dict[str, set[int]] = {}
+        self.files: dict[str, set[str]] = {}
+        self.given_up: list[str] = []
+        for model in catalog.models(lake):
+            for version in catalog.bundle_versions(lake, model):
+                data = read_about(lake, model, version)["data"]
+                self._pin(lake.dataset(data["dataset"], "images"), data["images_version"])
+        for job_id in folder_names(lake.all_units):
+            self._look_at(lake, job_id)
+
+    def _pin(self, uri: str, version: int) -> None:
+        self.versions.setdefault(uri, set()).add(version)
+
+    def _look_at(self, lake: Lake, job_id: str) -> None:
+        folder = lake.units(job_id)
+        plan = read_if_there(join(folder, "plan.json"))
+        if plan is None:
+            self.given_up.append(job_id)
+        else:
+            raw = json.loads(plan)
+            dataset = raw["settings"].get("dataset")
+            version = raw["settings"].get("images_version", raw["base"].get("images"))
+            if dataset and version is not None:
+                self._pin(lake.dataset(dataset, "images"), version)
+        roots = _roots(lake, job_id, plan)
+        for body in _bodies(folder):
+            if "files" in body:  # a commit record names its tables itself
+                for uri, outputs in body["files"].items():
+                    self.files.setdefault(uri, set()).update(o["path"] for o in outputs)
+            for output in body.get("outputs", []):
+                for root in roots:
+                    uri = join(root, output["table"])
+                    self.files.setdefault(uri, set()).add(output["path"])
+
+
+def _roots(lake: Lake, job_id: str, plan: bytes | None) -> list[str]:
+    """The folders whose tables a job's outputs may lie in."""
+    if plan is None:
+        return []
+    raw = json.loads(plan)
+    target = raw["settings"].get("target")
+    name = target if isinstance(target, str) else raw["target"]
+    return [lake.dataset(name, "")[:-1], lake.model(name, "")[:-1]]
+
+
+def _bodies(folder: str) -> Iterator[dict[str, Any]]:
+    for entry in walk(folder):
+        if entry["uri"].endswith(".json") and "/leaving-" not in entry["uri"]:
+            data = read_if_there(entry["uri"])
+            if data is not None:
+                yield json.loads(data)
+
+
+def _last_touched(lake: Lake, job_id: str) -> float:
+    return max((entry["modified"] for entry in walk(lake.units(job_id))), default=0.0)
+
+
+def _kept_paths(newest: Snapshot, uses: _Uses, keep_days: float) -> set[str]:
+    """Paths of all snapshots that are kept."""
+    since = time.time() - keep_days * 86_400
+    kept = {newest.version, *uses.versions.get(newest.uri, set())}
+    # A version was the newest until the next one came.
+    history = sorted(newest.handle.history(), key=lambda entry: -entry["version"])
+    came_after = float("inf")
+    for entry in history:
+        if came_after >= since:
+            kept.add(entry["version"])
+        came_after = entry["timestamp"] / 1000
+    paths: set[str] = set()
+    for version in kept:
+        snapshot = newest if version == newest.version else open_snapshot(newest.uri, version)
+        if snapshot is not None:
+            paths.update(snapshot.paths())
+    return paths
+
+
+def _strangers(uri: str, kept: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Parquet files of a table's folder that no kept snapshot has."""
+    for entry in walk(uri):
+        path = entry["uri"].removeprefix(uri + "/")
+        if path.endswith((".parquet", ".tmp")) and "_delta_log/" not in path and path not in kept:
+            yield path, entry
