@@ -154,6 +154,13 @@ TRANSIENT = (
     "reset",
     "incomplete",
     "error sending request",
+    # An answer to HEAD has no body, and so no error code: only the words of its status.
+    "service unavailable",
+    "internal server error",
+    "bad gateway",
+    "gateway timeout",
+    "payload is not completed",  # the answer ended early
+    "conditionalrequestconflict",  # another put-if-absent of the same name is under way
 )
 
 
@@ -213,7 +220,10 @@ def attempt(action: Callable[[], T], uri: str, verb: str) -> T:
 
 
 def create(uri: str, data: bytes) -> None:
-    """Puts `data` at `uri`, whole or not at all. Raises AlreadyThere; the old object stays."""
+    """Puts `data` at `uri`, whole or not at all. Raises AlreadyThere; the old object stays.
+
+    On S3 an old object that holds the very same bytes counts as put by this call.
+    """
     path, tries = local_path(uri), 0
 
     def action() -> None:
@@ -225,8 +235,9 @@ def create(uri: str, data: bytes) -> None:
             else:
                 _create_local(path, data)
         except AlreadyThere:
-            # A first try may have landed although its answer was lost.
-            if tries == 1 or read(uri) != data:
+            # A first try may have landed although its answer was lost; on S3 that may be one
+            # that we know nothing of, as aiohttp sends a PUT again by itself.
+            if (path is not None and tries == 1) or read(uri) != data:
                 raise
 
     attempt(action, uri, "write")
@@ -254,7 +265,8 @@ def _create_remote(uri: str, data: bytes) -> None:
     except FileExistsError as error:
         raise AlreadyThere(uri) from error
     except Exception as error:
-        if "preconditionfailed" in f"{type(error).__name__}{error}".lower().replace("-", ""):
+        # s3fs makes an OSError with only the message of it; the code is in the cause.
+        if any("preconditionfailed" in f"{type(e).__name__}{e}".lower() for e in _chain(error)):
             raise AlreadyThere(uri) from error
         raise
 
