@@ -11,6 +11,7 @@ import contextlib
 import functools
 import os
 import random
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -141,6 +142,7 @@ DENIED = (
     "read-only file system",
     "access key id",
 )
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # deltalake paints its errors
 NO_BUCKET = ("nosuchbucket", "bucket does not exist")
 # What an S3 client may say when the store did not answer; such faults pass.
 TRANSIENT = (
@@ -159,7 +161,8 @@ TRANSIENT = (
     "internal server error",
     "bad gateway",
     "gateway timeout",
-    "payload is not completed",  # the answer ended early
+    "payload is not completed",  # the answer ended early, says s3fs
+    "response body error",  # and so does deltalake
     "conditionalrequestconflict",  # another put-if-absent of the same name is under way
 )
 
@@ -167,7 +170,7 @@ TRANSIENT = (
 def explain(error: BaseException, uri: str, verb: str) -> LatentlakeError:
     """The error a user reads for a storage exception: what, where, what to do."""
     text = " ".join(str(e) or type(e).__name__ for e in _chain(error)).lower()
-    reason = " ".join((str(error) or type(error).__name__).split())[:300]
+    reason = " ".join(COLOURS.sub("", str(error) or type(error).__name__).split())[:300]
     if any(word in text for word in NO_BUCKET):
         return InputError(f"cannot {verb} {uri}: the bucket does not exist")
     if isinstance(error, PermissionError) or any(word in text for word in DENIED):
