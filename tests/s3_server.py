@@ -18,6 +18,9 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import botocore.session
+from botocore.exceptions import ClientError
+
 from tests.helpers import S3Server
 
 WEED = Path(sys.executable).parent / "weed"
@@ -41,7 +44,9 @@ def running_server() -> Iterator[S3Server]:
         endpoint = f"http://127.0.0.1:{port}"
         try:
             _wait_ready(process, endpoint, folder / "log")
-            yield S3Server(endpoint, pipeline, reader)
+            server = S3Server(endpoint, pipeline, reader)
+            _wait_for_bucket(server)
+            yield server
         finally:
             _end(process)
     shutil.rmtree(folder, ignore_errors=True)
@@ -120,3 +125,24 @@ def _wait_ready(process: subprocess.Popen[bytes], endpoint: str, log: Path) -> N
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
     raise RuntimeError(f"the S3 server is not ready: {log.read_text()[-2000:]}")
+
+
+def _wait_for_bucket(server: S3Server) -> None:
+    """The server says that it is ready a moment before it makes the bucket."""
+    client = botocore.session.get_session().create_client(
+        "s3",
+        endpoint_url=server.endpoint,
+        aws_access_key_id=server.pipeline[0],
+        aws_secret_access_key=server.pipeline[1],
+        region_name="us-east-1",
+    )
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            client.head_bucket(Bucket="lake")
+        except ClientError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+        else:
+            return
