@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import duckdb
@@ -22,7 +23,7 @@ from jobs.schema import (
     embeddings_spec,
     images_spec,
 )
-from jobs.storage import filesystem, local_path
+from jobs.storage import attempt, filesystem, local_path
 from jobs.tables import Snapshot, open_snapshot
 from vae_core.score_names import SCORES
 
@@ -116,16 +117,43 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+def _answer(lake: Lake, ask: Callable[[duckdb.DuckDBPyConnection], pa.Table]) -> pa.Table:
+    """What `ask` gets from a connection with our views; asked again where storage fails."""
+
+    def action() -> pa.Table:
+        try:
+            return ask(open_views(lake))
+        except duckdb.Error as error:
+            fault = _fault_below(error)
+            if fault is None:
+                raise InputError(f"SQL: {error}") from error
+            raise OSError(fault) from error
+
+    return attempt(action, lake.uri, "read")
+
+
+def _fault_below(error: duckdb.Error) -> str | None:
+    """What a file that DuckDB reads through fsspec ran into; None where SQL is at fault.
+
+    DuckDB passes it on as the text of Python's traceback.
+    """
+    if "Traceback (most recent call last)" not in str(error):
+        return None
+    lines = str(error).partition("Traceback (most recent call last)")[2].splitlines()
+    told = [line for line in lines[1:] if line and not line.startswith(" ")]
+    return told[0] if told else "a file could not be read"
+
+
 def sql(lake: Lake, statement: str) -> pa.Table:
     """Runs a SQL statement over the views. Raises InputError with DuckDB's own words."""
-    connection = open_views(lake)
-    try:
+
+    def ask(connection: duckdb.DuckDBPyConnection) -> pa.Table:
         relation = connection.sql(statement)
         if relation is None:
             raise InputError("the statement returns no rows; write a SELECT")
         return relation.to_arrow_table()
-    except duckdb.Error as error:
-        raise InputError(f"SQL: {error}") from error
+
+    return _answer(lake, ask)
 
 
 def anomalies(
@@ -150,26 +178,29 @@ def anomalies(
         raise unknown_name("score", score, list(RANKED))
     if dataset is not None:
         catalog.require_dataset(lake, dataset)
-    connection = open_views(lake)
     order = "ASC" if score == "p_value" else "DESC"
     filters = {"e.model": name, "e.model_version": version, "e.night": night, "e.dataset": dataset}
     given = {column: value for column, value in filters.items() if value is not None}
     where = " AND ".join([f"{column} = ?" for column in given] + [f"e.{score} IS NOT NULL"])
-    labels = [row[0] for row in connection.execute("DESCRIBE images").fetchall()]
-    label = "i.label, " if "label" in labels else ""
-    # Rank on narrow columns first, then fetch the rest for the few that are shown.
-    statement = f"""
-        WITH ranked AS (
-            SELECT e.image_id, e.dataset, e.night, e.{score} AS score, e.p_value
-            FROM embeddings e WHERE {where}
-            ORDER BY e.{score} {order}, e.image_id LIMIT ?
-        )
-        SELECT r.image_id, r.dataset, r.night, {label}r.score AS {score},
-               {"" if score == "p_value" else "r.p_value, "}i.source_uri, i.source_row
-        FROM ranked r JOIN images i ON i.image_id = r.image_id AND i.dataset = r.dataset
-        ORDER BY r.score {order}, r.image_id
-    """
-    return connection.sql(statement, params=[*given.values(), top]).to_arrow_table()
+
+    def ask(connection: duckdb.DuckDBPyConnection) -> pa.Table:
+        labels = [row[0] for row in connection.execute("DESCRIBE images").fetchall()]
+        label = "i.label, " if "label" in labels else ""
+        # Rank on narrow columns first, then fetch the rest for the few that are shown.
+        statement = f"""
+            WITH ranked AS (
+                SELECT e.image_id, e.dataset, e.night, e.{score} AS score, e.p_value
+                FROM embeddings e WHERE {where}
+                ORDER BY e.{score} {order}, e.image_id LIMIT ?
+            )
+            SELECT r.image_id, r.dataset, r.night, {label}r.score AS {score},
+                   {"" if score == "p_value" else "r.p_value, "}i.source_uri, i.source_row
+            FROM ranked r JOIN images i ON i.image_id = r.image_id AND i.dataset = r.dataset
+            ORDER BY r.score {order}, r.image_id
+        """
+        return connection.sql(statement, params=[*given.values(), top]).to_arrow_table()
+
+    return _answer(lake, ask)
 
 
 def neighbours(
@@ -186,8 +217,8 @@ def neighbours(
         "SELECT image_id, dataset, embedding FROM embeddings "
         "WHERE model = ? AND model_version = ? ORDER BY image_id"
     )
-    connection = open_views(lake)
-    rows = connection.sql(statement, params=[name, version]).to_arrow_table()
+    params = [name, version]
+    rows = _answer(lake, lambda views: views.sql(statement, params=params).to_arrow_table())
     query = _row_of(rows["image_id"], image_id)
     vectors = rows["embedding"].combine_chunks()
     dimension = len(vectors[query])
