@@ -28,6 +28,7 @@ Fault = Literal[
     "expired",  # 403, not forwarded: no request with these credentials will ever work again
     "reset",  # reads: RST in the middle of the answer's body; others: RST, not forwarded
     "truncated",  # reads: a clean close in the middle of the answer's body
+    "stall",  # reads: silence in the middle of the answer's body, for `seconds`; then a close
     "lost_answer",  # the server has done it, but the client gets an RST
     "latency",  # forwarded, after `seconds`
 ]
@@ -118,7 +119,7 @@ class FaultProxy:
         for index, rule in enumerate(self.rules):
             if not rule.only(seen.method, seen.path, seen.query):
                 continue
-            if rule.fault == "truncated" and seen.method != "GET":
+            if rule.fault in ("truncated", "stall") and seen.method != "GET":
                 continue  # other answers have no body to cut
             self._matched[index] += 1
             number = self._matched[index] - rule.skip
@@ -248,10 +249,10 @@ async def _exchange(proxy: FaultProxy, client: _Stream, server: _Stream) -> bool
     split = urlsplit(target)
     seen = Seen(method, split.path, split.query, head.header("user-agent"))
     rule = proxy.choose(seen)
-    seen.fault = rule.fault if rule is not None else None
     proxy.requests.append(seen)
     if rule is None:
         return await _forward(client, server, head, seen)
+    seen.fault = rule.fault
     if rule.fault in ERRORS:
         return await _refuse(client, head, seen, rule.fault)
     if rule.fault == "reset" and method != "GET":
@@ -259,7 +260,7 @@ async def _exchange(proxy: FaultProxy, client: _Stream, server: _Stream) -> bool
         return False
     if rule.fault == "latency":
         await asyncio.sleep(rule.seconds)
-    return await _forward(client, server, head, seen)
+    return await _forward(client, server, head, seen, rule.seconds)
 
 
 async def _refuse(client: _Stream, head: _Head, seen: Seen, fault: str) -> bool:
@@ -282,7 +283,9 @@ async def _refuse(client: _Stream, head: _Head, seen: Seen, fault: str) -> bool:
     return not (head.closes or head.expects)
 
 
-async def _forward(client: _Stream, server: _Stream, head: _Head, seen: Seen) -> bool:
+async def _forward(
+    client: _Stream, server: _Stream, head: _Head, seen: Seen, stall_s: float = 0.0
+) -> bool:
     await server.send(head.raw)
     # At the same time as the answer is awaited: the server may refuse without reading it all.
     pump = asyncio.create_task(_pump(client, server, head))
@@ -298,8 +301,8 @@ async def _forward(client: _Stream, server: _Stream, head: _Head, seen: Seen) ->
         whole = pump.done()
         answer = answer if whole else answer.closing()
         body = _answer_body(server.reader, seen.method, answer)
-        if seen.fault in ("reset", "truncated", "lost_answer"):
-            await _spoil(client, answer, [piece async for piece in body], seen)
+        if seen.fault in ("reset", "truncated", "stall", "lost_answer"):
+            await _spoil(client, answer, [piece async for piece in body], seen, stall_s)
             return False
         await client.send(answer.raw)
         async for piece in body:
@@ -320,7 +323,9 @@ async def _pump(client: _Stream, server: _Stream, head: _Head) -> None:
         pass  # the server has had enough; its answer says why
 
 
-async def _spoil(client: _Stream, answer: _Head, body: list[bytes], seen: Seen) -> None:
+async def _spoil(
+    client: _Stream, answer: _Head, body: list[bytes], seen: Seen, stall_s: float
+) -> None:
     """The head and half of the body, or nothing at all; then the end."""
     data = b"".join(body)
     if seen.fault == "lost_answer":
@@ -334,6 +339,8 @@ async def _spoil(client: _Stream, answer: _Head, body: list[bytes], seen: Seen) 
     if seen.fault == "reset":
         await asyncio.sleep(0.05)  # an RST overtakes what the client has not read yet
         client.reset()
+    if seen.fault == "stall":
+        await asyncio.sleep(stall_s)
 
 
 def _request_body(reader: asyncio.StreamReader, head: _Head) -> AsyncIterator[bytes]:

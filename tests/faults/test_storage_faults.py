@@ -1,0 +1,256 @@
+"""An S3 server that fails in every way we know, under the command line.
+
+The contract: in bounded time a job either ends well, with the tables of an undisturbed run, or
+ends with one clear line, with nothing half-published to be seen, and a rerun completes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+
+import fsspec
+import pyarrow as pa
+import pytest
+
+from jobs import query, storage
+from jobs.lake import Lake
+from tests.fault_proxy import Fault, Rule, fault_proxy, list_fails, writes
+from tests.helpers import TINY_STAGE, TINY_TRAIN, Ran, S3Server, ok, run_cli, write_source
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
+
+LIMIT_S = 240
+SEEDS = max(1, int(os.environ.get("LATENTLAKE_FAULT_ROUNDS", "2")) // 2)
+NIGHT = ("--night", "2026-01-01")
+SOURCE = "lake/faults-source"
+STAGE = ("stage", "--dataset", "d", "--source", f"s3://{SOURCE}/*.parquet", *TINY_STAGE, *NIGHT)
+TRAIN = ("train", "--dataset", "d", "--model", "m", *TINY_TRAIN, *NIGHT)
+EMBED = ("embed", "--dataset", "d", "--model", "m", *NIGHT)
+PUBLISHES = {"stage": ("images", "sources", "quarantine"), "embed": ("embeddings",)}
+ORDER = {
+    "sources": "source_uri, source_row",
+    "quarantine": "source_uri, source_row",
+    "runs": "job_id",
+}
+
+Tables = dict[str, pa.Table]
+
+
+@dataclasses.dataclass(frozen=True)
+class Undisturbed:
+    """Lakes of a run through a proxy without rules, and what it sent."""
+
+    fs: fsspec.AbstractFileSystem
+    lakes: dict[str, str]  # before and after each job
+    tables: dict[str, Tables]  # after each job
+    requests: dict[str, int]
+    agents: set[str]
+
+
+@pytest.fixture(scope="module")
+def server(s3_server: S3Server) -> Iterator[S3Server]:
+    """The server, which this process's own storage functions reach as well."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_server.environment().items():
+            patch.setenv(name, value)
+        _forget_clients()
+        yield s3_server
+        _forget_clients()
+
+
+def _forget_clients() -> None:
+    storage._filesystem.cache_clear()
+    storage._aws_session.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    folder = tmp_path_factory.mktemp("storage-faults")
+    rows = [*range(280), *range(20)]  # some come twice
+    write_source(folder / "a.parquet", rows, broken=[11, 150])
+    fs, _ = storage.filesystem("s3://lake")
+    fs.put_file(str(folder / "a.parquet"), f"{SOURCE}/a.parquet")
+    lakes = {name: _new_lake() for name in ("stage", "embed", "after")}
+    found = Undisturbed(fs, lakes, {}, {}, set())
+    lake = lakes["after"]
+    with fault_proxy(server.endpoint) as proxy:
+        for job, command in (("stage", STAGE), ("embed", EMBED)):
+            _copy(fs, lake, lakes[job])
+            before = len(proxy.requests)
+            ok(_run(command, lake, proxy.endpoint))
+            found.requests[job] = len(proxy.requests) - before
+            found.tables[job] = _tables(lake, job)
+            if job == "stage":
+                ok(_run(TRAIN, lake))
+        found.agents.update(seen.agent for seen in proxy.requests)
+    return found
+
+
+def _new_lake() -> str:
+    return f"s3://lake/faults-{uuid.uuid4().hex[:8]}"
+
+
+def _copy(fs: fsspec.AbstractFileSystem, of: str, to: str) -> None:
+    for path in fs.find(of):
+        fs.pipe_file(path.replace(of.removeprefix("s3://"), to), fs.cat_file(path))
+
+
+def _run(command: tuple[str, ...], lake: str, endpoint: str | None = None) -> Ran:
+    env = {"AWS_ENDPOINT_URL": endpoint} if endpoint else {}
+    return run_cli(*command, "--lake", lake, "--workers", "2", env=env, timeout_s=LIMIT_S)
+
+
+def _tables(lake: str, job: str) -> Tables:
+    return {
+        name: query.sql(Lake(lake), f"SELECT * FROM {name} ORDER BY {ORDER.get(name, 'image_id')}")
+        for name in PUBLISHES[job]
+    }
+
+
+def _equal(found: Tables, expected: Tables) -> bool:
+    return all(found[name].equals(expected[name]) for name in expected)
+
+
+def _require_contract(
+    undisturbed: Undisturbed, server: S3Server, job: str, rules: list[Rule], seed: int = 0
+) -> Ran:
+    """Runs the job through the rules, and holds it to what the module's docstring says."""
+    command = {"stage": STAGE, "embed": EMBED}[job]
+    lake, expected = _new_lake(), undisturbed.tables[job]
+    _copy(undisturbed.fs, undisturbed.lakes[job], lake)
+    with fault_proxy(server.endpoint, rules, seed) as proxy:
+        started = time.monotonic()
+        ran = _run(command, lake, proxy.endpoint)
+        assert time.monotonic() - started < LIMIT_S
+    assert proxy.injected, "no fault was injected"
+    if ran.code != 0:
+        _require_one_clear_line(ran)
+        # All of it may be published, where the fault came after; never a part.
+        seen = _tables(lake, job)
+        nothing = all(table.num_rows == 0 for table in seen.values())
+        assert nothing or _equal(seen, expected), {n: t.num_rows for n, t in seen.items()}
+        ok(_run(command, lake))
+    found = _tables(lake, job)
+    for name, table in expected.items():
+        assert found[name].equals(table), f"{name} differs"
+    return ran
+
+
+def _require_one_clear_line(ran: Ran) -> None:
+    assert ran.code in (1, 2), ran.err
+    assert "Traceback" not in ran.err, ran.err
+    told = [line for line in ran.err.splitlines() if line.startswith("latentlake: ")]
+    assert told == ran.err.splitlines()[-1:], ran.err
+    assert told[0].isprintable(), told
+
+
+def test_both_clients_go_through_the_proxy(undisturbed: Undisturbed) -> None:
+    """s3fs, of jobs/storage.py, and the native one inside deltalake."""
+    assert any("aiobotocore" in agent for agent in undisturbed.agents)
+    assert any("object_store" in agent for agent in undisturbed.agents)
+
+
+def commits(method: str, path: str, query: str) -> bool:
+    """Puts of new versions of Delta tables."""
+    return method == "PUT" and "/_delta_log/" in path
+
+
+def first_of_each_path(only: Callable[[str, str, str], bool]) -> Callable[[str, str, str], bool]:
+    seen: set[str] = set()
+
+    def picks(method: str, path: str, query: str) -> bool:
+        if not only(method, path, query) or path in seen:
+            return False
+        seen.add(path)
+        return True
+
+    return picks
+
+
+STAGE_CASES = {
+    "slow_down": lambda: [Rule("slow_down", probability=0.05)],
+    "internal_error": lambda: [Rule("internal_error", probability=0.05)],
+    "reset": lambda: [Rule("reset", probability=0.05)],
+    "truncated": lambda: [Rule("truncated", probability=0.05)],
+    "lost_answer": lambda: [Rule("lost_answer", probability=0.05)],
+    "every first write loses its answer": lambda: [
+        Rule("lost_answer", only=first_of_each_path(writes))
+    ],
+}
+# What must not be noticed at all.
+MILD_CASES = {
+    "latency": lambda: [Rule("latency", every=5, seconds=2.0, count=12)],
+    "a list fails once": lambda: [list_fails(page=5)],
+    "a read stalls": lambda: [Rule("stall", skip=20, count=1, seconds=60.0)],
+}
+EMBED_CASES = {
+    "all kinds": lambda: [
+        Rule(fault, probability=0.015)
+        for fault in ("slow_down", "internal_error", "reset", "truncated", "lost_answer")
+    ],
+    "every commit loses its answer": lambda: [Rule("lost_answer", only=commits)],
+}
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+@pytest.mark.parametrize("case", STAGE_CASES)
+def test_stage_among_faults(
+    undisturbed: Undisturbed, server: S3Server, case: str, seed: int
+) -> None:
+    _require_contract(undisturbed, server, "stage", STAGE_CASES[case](), seed)
+
+
+@pytest.mark.parametrize("case", MILD_CASES)
+def test_stage_gets_over_what_is_mild(
+    undisturbed: Undisturbed, server: S3Server, case: str
+) -> None:
+    ok(_require_contract(undisturbed, server, "stage", MILD_CASES[case]()))
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+@pytest.mark.parametrize("case", EMBED_CASES)
+def test_embed_among_faults(
+    undisturbed: Undisturbed, server: S3Server, case: str, seed: int
+) -> None:
+    _require_contract(undisturbed, server, "embed", EMBED_CASES[case](), seed)
+
+
+@pytest.mark.parametrize("job", ["stage", "embed"])
+def test_credentials_that_expire_halfway(
+    undisturbed: Undisturbed, server: S3Server, job: str
+) -> None:
+    halfway = undisturbed.requests[job] // 2
+    ran = _require_contract(undisturbed, server, job, [Rule("expired", skip=halfway)])
+    assert ran.code == 2, ran.err
+    assert "access denied" in ran.err
+    assert "credentials" in ran.err
+
+
+def test_lists_that_always_fail_are_told(undisturbed: Undisturbed, server: S3Server) -> None:
+    ran = _require_contract(undisturbed, server, "stage", [list_fails(count=None)])
+    assert ran.code == 1, ran.err
+    assert "cannot" in ran.err
+    assert "list" in ran.err
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+@pytest.mark.parametrize("fault", ["internal_error", "reset", "truncated", "expired"])
+def test_a_query_is_right_or_says_why_not(
+    undisturbed: Undisturbed, server: S3Server, fault: Fault, seed: int
+) -> None:
+    statement = "SELECT image_id, unit_id FROM images ORDER BY image_id"
+    with fault_proxy(server.endpoint, [Rule(fault, probability=0.1)], seed) as proxy:
+        ran = run_cli(
+            *("query", "sql", statement, "--json", "--lake", undisturbed.lakes["after"]),
+            env={"AWS_ENDPOINT_URL": proxy.endpoint},
+        )
+    assert proxy.injected, "no fault was injected"
+    if ran.code == 0:
+        expected = undisturbed.tables["stage"]["images"].select(["image_id", "unit_id"])
+        assert ran.json == expected.to_pylist()
+    else:
+        _require_one_clear_line(ran)
