@@ -97,9 +97,15 @@ def _decode_jpeg(data: bytes, target: Target) -> Staged | None:
         )
     except ValueError:
         return None
-    image = _turned(Image.fromarray(array[:, :, 0] if grey else array), orientation)
     mode = "L" if colourspace == "Gray" else "RGB"
+    if array.shape == target.image_shape and orientation == 1 and _same_aspect(upright, target):
+        return Staged(array, *upright, "JPEG", mode)  # as libjpeg reduced it
+    image = _turned(Image.fromarray(array[:, :, 0] if grey else array), orientation)
     return _staged(image, target, upright, "JPEG", mode, _eighths(upright, image.size))
+
+
+def _same_aspect(size: tuple[int, int], target: Target) -> bool:
+    return size[0] * target.image_shape[0] == size[1] * target.image_shape[1]
 
 
 def _eighths(size: tuple[int, int], decoded: tuple[int, int]) -> float:

@@ -22,18 +22,26 @@ from jobs.lake import Lake
 from jobs.records import CommitRecord, load_commit, save_commit
 from jobs.schema import RUNS
 from jobs.shards import write_shard
-from jobs.tables import Conflict, Snapshot, Table, open_snapshot
+from jobs.storage import ATTEMPTS
+from jobs.tables import Conflict, Snapshot, Table, Unanswered, open_snapshot
 from jobs.units import Plan
 
 ROUNDS = 30
 
 
 def retrying(action: Callable[[], Any], what: str) -> Any:
-    """Runs an optimistic commit again after a Conflict, with jitter, bounded."""
+    """Runs an optimistic commit again after a Conflict, with jitter, bounded.
+
+    A commit whose answer was lost may have landed: it is tried again a few times, too.
+    """
+    unanswered = 0
     for round_ in range(ROUNDS):
         try:
             return action()
-        except Conflict:
+        except Conflict as error:
+            unanswered += isinstance(error, Unanswered)
+            if unanswered == ATTEMPTS and error.__cause__ is not None:
+                raise error.__cause__ from None
             time.sleep(random.uniform(0.0, min(2.0, 0.05 * 2**round_)))
     raise JobError(f"{what}: {ROUNDS} commits in a row met another writer; run it again")
 

@@ -50,7 +50,7 @@ def unfinished_plans(lake: Lake, job: str, target: str) -> list[Plan]:
 
 def save_units(lake: Lake, job_id: str, units: Sequence[Unit], found: dict[str, Any]) -> None:
     """The units that came while the job ran, and what else its planning found out."""
-    body = {"units": [dataclasses.asdict(unit) for unit in units], "found": found}
+    body = {"units": [vars(unit) for unit in units], "found": found}
     create_or_keep(join(lake.units(job_id), "units.json"), json.dumps(body).encode())
 
 

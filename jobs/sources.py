@@ -116,10 +116,9 @@ class Part:
     refused: tuple[str, str] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        given = dataclasses.asdict(self)
-        return {
-            key: value for key, value in given.items() if value is not None and value is not False
-        }
+        # A source may have millions of them: dataclasses.asdict takes twenty times as long.
+        given = vars(self).items()
+        return {key: value for key, value in given if value is not None and value is not False}
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> Part:

@@ -22,7 +22,7 @@ from deltalake.transaction import AddAction, CommitProperties, RemoveAction, Tra
 from jobs.errors import InputError
 from jobs.schema import CONTRACT_KEYS, TableSpec
 from jobs.shards import read_shard
-from jobs.storage import attempt, delta_options, explain, join
+from jobs.storage import attempt, delta_options, explain, is_transient, join
 from jobs.units import Output
 
 APP = "latentlake"
@@ -30,6 +30,10 @@ APP = "latentlake"
 
 class Conflict(Exception):
     """Another job committed to the table since the handle was read."""
+
+
+class Unanswered(Conflict):
+    """Whether the commit landed is not known; the table, read again, tells."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,7 +252,10 @@ def _commit_once(action: Callable[[], None], uri: str) -> None:
     except Conflict:
         raise
     except Exception as error:
-        raise explain(error, uri, "write") from error
+        told = explain(error, uri, "write")
+        if is_transient(error):
+            raise Unanswered(str(told)) from told
+        raise told from error
 
 
 def open_snapshot(uri: str, version: int | None = None) -> Snapshot | None:

@@ -177,12 +177,13 @@ STAGE_CASES = {
     "reset": lambda: [Rule("reset", probability=0.05)],
     "truncated": lambda: [Rule("truncated", probability=0.05)],
     "lost_answer": lambda: [Rule("lost_answer", probability=0.05)],
-    "every first write loses its answer": lambda: [
-        Rule("lost_answer", only=first_of_each_path(writes))
-    ],
 }
 # What must not be noticed at all.
 MILD_CASES = {
+    "every first write loses its answer": lambda: [
+        Rule("lost_answer", only=first_of_each_path(writes))
+    ],
+    "every commit loses its answer": lambda: [Rule("lost_answer", only=commits)],
     "latency": lambda: [Rule("latency", every=5, seconds=2.0, count=12)],
     "a list fails once": lambda: [list_fails(page=5)],
     "a read stalls": lambda: [Rule("stall", skip=20, count=1, seconds=60.0)],
@@ -192,7 +193,6 @@ EMBED_CASES = {
         Rule(fault, probability=0.015)
         for fault in ("slow_down", "internal_error", "reset", "truncated", "lost_answer")
     ],
-    "every commit loses its answer": lambda: [Rule("lost_answer", only=commits)],
 }
 
 
