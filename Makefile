@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 TORCH  := $(shell sed -n 's/.*"\(torch==[0-9.]*\)".*/\1/p' pyproject.toml)
 
-.PHONY: demo test fast faults lint format bench bench-core lock clean help
+.PHONY: demo test fast faults lint format bench bench-stage bench-core lock clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -20,7 +20,7 @@ test: $(VENV)/.dev       ## every test
 fast: $(VENV)/.dev       ## the tests that need no server, no Ray and no training
 	$(BIN)/python -m pytest tests/unit -m "not slow"
 
-faults: $(VENV)/.dev     ## kill processes at random moments, many rounds
+faults: $(VENV)/.dev     ## kill processes and fail storage at random moments, many rounds
 	LATENTLAKE_FAULT_ROUNDS=25 $(BIN)/python -m pytest tests/faults --timeout 7200
 
 lint: $(VENV)/.dev       ## ruff and pyright
@@ -34,6 +34,9 @@ format: $(VENV)/.dev     ## let ruff write what it can
 
 bench: $(VENV)/.dev      ## the demo's numbers in docs/benchmarks.md
 	$(BIN)/python tests/benchmarks/bench_demo.py
+
+bench-stage: $(VENV)/.dev ## staging against a bare loop and Ray Data; memory; the idle rerun
+	$(BIN)/python -m tests.benchmarks.bench_stage
 
 bench-core: $(VENV)/.dev ## the core's numbers, hours (SHORT=1: minutes); fetches real data
 	$(BIN)/python -m tests.benchmarks.core $(if $(SHORT),--short)

@@ -11,6 +11,7 @@ prepare_prefect()
 from prefect import flow, task  # noqa: E402
 from prefect.artifacts import create_markdown_artifact  # noqa: E402
 
+from flows.progress import shown_in_prefect  # noqa: E402
 from jobs import catalog, job  # noqa: E402
 from jobs.config import (  # noqa: E402
     EmbedSettings,
@@ -55,7 +56,8 @@ RETRY: dict[str, Any] = {
 # Tasks are called, not submitted: Ray wants the main thread.
 @task(name="stage", task_run_name="stage {settings.dataset}", **RETRY)
 def stage(lake: str, settings: StageSettings, night: str, ray: RaySettings) -> JobReport:
-    return job.run(StageJob(Lake(lake), settings, night, ray))
+    with shown_in_prefect(f"stage {settings.dataset}"):
+        return job.run(StageJob(Lake(lake), settings, night, ray))
 
 
 @task(name="train", task_run_name="train {settings.model}", **RETRY)
@@ -65,7 +67,8 @@ def train(lake: str, settings: TrainSettings, night: str, ray: RaySettings) -> J
 
 @task(name="embed", task_run_name="embed {settings.dataset}", **RETRY)
 def embed(lake: str, settings: EmbedSettings, night: str, ray: RaySettings) -> JobReport:
-    return job.run(EmbedJob(Lake(lake), settings, night, ray))
+    with shown_in_prefect(f"embed {settings.dataset}"):
+        return job.run(EmbedJob(Lake(lake), settings, night, ray))
 
 
 def needs_training(lake: str, settings: TrainSettings) -> bool:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from jobs.job_report import JobReport
 
+ADDED_UP = ("rows_in", "staged", "refused", "duplicates")
 ID_DIGITS = 12  # of a hash, enough to name a row on a screen
 
 
@@ -25,7 +26,13 @@ def report_text(report: JobReport) -> str:
     if not report.job_ids:
         return f"{report.job} {report.target}: nothing to do"
     lines = [f"{report.job} {report.target}: done in {report.seconds:.1f} s"]
-    lines += [f"  {name.replace('_', ' ')}: {_number(v)}" for name, v in report.counts.items()]
+    counts = dict(report.counts)
+    if all(name in counts for name in ADDED_UP):
+        # What the job has checked itself before it published.
+        rows, *parts = (f"{counts.pop(name):,} {name.replace('_', ' ')}" for name in ADDED_UP)
+        counts.pop("rows_read", None)
+        lines.append(f"  {rows} = {' + '.join(parts)}")
+    lines += [f"  {name.replace('_', ' ')}: {_number(v)}" for name, v in counts.items() if v != 0]
     if report.rows_per_s:
         lines.append(f"  rows/s, start-up included: {report.rows_per_s:,.0f}")
     lines += [f"  {table} is at version {v}" for table, v in report.versions.items()]

@@ -167,7 +167,8 @@ def card_text(card: dict[str, Any]) -> str:
         lines.append(f"  came as: {w0} to {w1} wide, {h0} to {h1} high")
     for name in ("source_sizes", "formats", "modes", "splits", "labels", "source_rows", "refused"):
         if card[name]:
-            lines.append(f"  {name.replace('_', ' ')}: {_histogram(card[name])}")
+            title = f"{name.replace('_', ' ')}{' from' if name == 'source_sizes' else ''}"
+            lines.append(f"  {title}: {_histogram(card[name])}")
     for name in ("same_pixels", "same_perceptual_hash"):
         lines.append(f"  {name.replace('_', ' ')} as another: {card[name]:,} images")
     return "\n".join(lines)

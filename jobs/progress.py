@@ -83,11 +83,12 @@ class Progress:
             self._tell()
 
     def finished(self) -> None:
+        """The last word: for listeners always, in the log where the work took a while."""
         self.all_planned = True
-        if self.seconds > REPORT_EVERY_S:
-            self._tell()
+        self._tell(aloud=self.seconds > REPORT_EVERY_S)
 
-    def _tell(self) -> None:
-        log.info("%s", self)
+    def _tell(self, *, aloud: bool = True) -> None:
+        if aloud:
+            log.info("%s", self)
         for listener in list(_listeners):
             listener(self)

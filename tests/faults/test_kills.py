@@ -5,6 +5,7 @@ A small count in the suite, a large one by `make faults` (LATENTLAKE_FAULT_ROUND
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -94,6 +95,12 @@ def paths_seen(lake: Path, process: subprocess.Popen[bytes], limit: int | None =
     return len(seen - before)
 
 
+def same_tables(undisturbed: Path, lake: Path, after: str) -> None:
+    expected, found = tables(undisturbed / after), tables(lake)
+    for name in TABLES:
+        assert found[name].equals(expected[name]), f"{name} differs"
+
+
 @pytest.mark.parametrize("seed", range(ROUNDS))
 @pytest.mark.parametrize("job", ["stage", "embed"])
 def test_a_killed_driver_costs_no_row(
@@ -113,10 +120,67 @@ def test_a_killed_driver_costs_no_row(
         if share < 0.3:
             assert process.returncode == -signal.SIGKILL
     ok(run_cli(*command))
-    expected, found = tables(undisturbed / after), tables(tmp_path / "lake")
-    for name in TABLES:
-        assert found[name].equals(expected[name]), f"{name} differs"
+    same_tables(undisturbed, tmp_path / "lake", after)
     assert ok(run_cli(*command, "--json")).json["units"] == 0
+
+
+def unit_workers(session: int) -> list[int]:
+    """Process ids of the busy workers below a driver's session."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            name = (entry / "cmdline").read_bytes()
+            if b"ray::_UnitActor.run" in name and os.getsid(int(entry.name)) == session:
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(max(1, ROUNDS // 2)))
+def test_killed_workers_cost_no_row(undisturbed: Path, tmp_path: Path, seed: int) -> None:
+    """The run itself goes on, with new workers."""
+    generator = random.Random(f"worker-{seed}")
+    lake = tmp_path / "lake"
+    process = start(*STAGE, "--source", undisturbed / "source", "--lake", lake)
+    killed, wanted = 0, generator.randint(1, 3)
+    deadline = time.monotonic() + 200
+    while process.poll() is None and time.monotonic() < deadline:
+        workers = unit_workers(process.pid) if killed < wanted else []
+        if workers:
+            os.kill(generator.choice(workers), signal.SIGKILL)
+            killed += 1
+            time.sleep(generator.uniform(0.0, 0.5))
+        time.sleep(0.005)
+    assert process.wait(60) == 0
+    assert killed
+    same_tables(undisturbed, lake, "staged")
+
+
+@pytest.mark.parametrize("seed", range(max(1, ROUNDS // 2)))
+def test_a_killed_raylet_costs_no_row(undisturbed: Path, tmp_path: Path, seed: int) -> None:
+    """A node of the cluster goes with its workers; the run ends on the other one."""
+    from ray.cluster_utils import Cluster
+
+    generator = random.Random(f"raylet-{seed}")
+    lake = tmp_path / "lake"
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        node = cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        address = ("--ray-address", cluster.address, "--workers", "2")
+        process = start(*STAGE, "--source", undisturbed / "source", "--lake", lake, *address)
+        share = generator.uniform(0.1, 0.8)
+        while process.poll() is None and written(lake) < share * files["stage"]:
+            time.sleep(0.01)
+        assert process.poll() is None, "killed while the run was at work"
+        os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
+        assert process.wait(200) == 0
+    finally:
+        cluster.shutdown()
+    same_tables(undisturbed, lake, "staged")
+
+
+def written(lake: Path) -> int:
+    return sum(len(names) for _, _, names in os.walk(lake))
 
 
 def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sqlite3
 import subprocess
 from pathlib import Path
@@ -57,12 +58,25 @@ def test_two_nights_through_prefect(config: Path, tmp_path: Path) -> None:
     with sqlite3.connect(home / "prefect.db") as database:
         runs = database.execute("SELECT name, state_type FROM flow_run ORDER BY created").fetchall()
         tasks = database.execute("SELECT name, state_type FROM task_run").fetchall()
-        artifacts = database.execute("SELECT key, data FROM artifact").fetchall()
+        artifacts = database.execute(
+            "SELECT key, data FROM artifact WHERE type = 'markdown'"
+        ).fetchall()
+        bars = database.execute(
+            "SELECT key, data, description FROM artifact WHERE type = 'progress' ORDER BY created"
+        ).fetchall()
+        logs = [row[0] for row in database.execute("SELECT message FROM log").fetchall()]
     assert runs == [("nightly d 2026-01-01", "COMPLETED"), ("nightly d 2026-01-02", "COMPLETED")]
     assert {state for _, state in tasks} == {"COMPLETED"}
     assert {name for name, _ in tasks} == {"stage d", "train m", "embed d"}
     assert len(artifacts) == 2
     assert all(key == "nightly-summary" and "rows in" in data for key, data in artifacts)
+    assert [(key, float(data)) for key, data, _ in bars] == [
+        ("stage-d", 100.0),
+        ("embed-d", 100.0),
+    ] * 2
+    told = bars[0][2]
+    assert re.fullmatch(r"stage d: 1 of 1 units, 300 rows_in, [\d,]+/s, 1 refused, 0:00 left", told)
+    assert told in logs
 
 
 def test_a_users_mistake_in_a_flow_is_a_sentence_and_no_retry(config: Path, tmp_path) -> None:

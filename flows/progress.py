@@ -1,0 +1,37 @@
+"""A job's progress in the Prefect UI: a bar, and the lines that a terminal shows."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import cast
+from uuid import UUID
+
+from prefect import get_run_logger
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
+from jobs.progress import Progress, listening
+
+
+@contextlib.contextmanager
+def shown_in_prefect(name: str) -> Iterator[None]:
+    """Shows the progress of jobs run meanwhile as an artifact of the running task.
+
+    name: what the artifact's key is made of, such as `stage photos`.
+    """
+    key = "".join(c if c.isalnum() else "-" for c in name.lower())
+    logger = get_run_logger()
+    held: list[UUID] = []
+
+    def show(progress: Progress) -> None:
+        logger.info("%s", progress)
+        # While units are being planned, the share of those that are known.
+        share = 100.0 * progress.done / max(progress.planned, 1)
+        if held:
+            update_progress_artifact(held[0], share, str(progress))
+        else:
+            # In a task that is no coroutine, this is none either.
+            held.append(cast(UUID, create_progress_artifact(share, key, str(progress))))
+
+    with listening(show):
+        yield
