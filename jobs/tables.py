@@ -127,17 +127,25 @@ class Snapshot:
 
     def has(self, job_id: str) -> bool:
         """Whether the job has been published in this table."""
-        return self.handle.transaction_version(job_id) is not None
+        return self._transaction(job_id) is not None
+
+    def _transaction(self, name: str) -> int | None:
+        # The handle reads the log when it is asked.
+        return attempt(lambda: self.handle.transaction_version(name), self.uri, "read")
+
+    def history(self, limit: int | None = None) -> list[dict[str, Any]]:
+        """What the log tells of the last `limit` commits, of all if None."""
+        return attempt(lambda: self.handle.history(limit), self.uri, "read")
 
     def last_commit(self) -> dict[str, Any]:
         """The newest commit's metadata: `job_id` and `commit`, where a job of ours made it."""
-        entries = attempt(lambda: self.handle.history(1), self.uri, "read")
+        entries = self.history(1)
         return max(entries, key=lambda entry: entry["version"])
 
     def commit_of(self, job_id: str) -> dict[str, Any]:
         """The metadata of the job's commit; that of the newest where it is too long ago to tell."""
         assert self.has(job_id), f"{job_id} has not committed to {self.uri}"
-        entries = attempt(lambda: self.handle.history(100), self.uri, "read")
+        entries = self.history(100)
         return next((e for e in entries if e.get("job_id") == job_id), entries[0])
 
     def version_of(self, job_id: str) -> int:
@@ -175,7 +183,8 @@ class Snapshot:
             yield path, read_shard(join(self.uri, path), columns)
 
     def _files(self, partition: dict[str, str] | None) -> list[dict[str, Any]]:
-        actions = pa.table(self.handle.get_add_actions(flatten=True)).to_pylist()
+        found = attempt(lambda: self.handle.get_add_actions(flatten=True), self.uri, "read")
+        actions = pa.table(found).to_pylist()
         wanted = (partition or {}).items()
         return [a for a in actions if all(a[f"partition.{k}"] == v for k, v in wanted)]
 
@@ -211,7 +220,7 @@ class Snapshot:
         removed: paths that the snapshot has. same_rows: the rows only moved to other files.
         Raises Conflict where that version exists already.
         """
-        sequence = (self.handle.transaction_version(APP) or 0) + 1
+        sequence = (self._transaction(APP) or 0) + 1
         properties = CommitProperties(
             custom_metadata={"job_id": job_id, **metadata},
             max_commit_retries=0,

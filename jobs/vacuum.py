@@ -137,7 +137,7 @@ def _kept_paths(newest: Snapshot, uses: _Uses, keep_days: float) -> set[str]:
     since = time.time() - keep_days * 86_400
     kept = {newest.version, *uses.versions.get(newest.uri, set())}
     # A version was the newest until the next one came.
-    history = sorted(newest.handle.history(), key=lambda entry: -entry["version"])
+    history = sorted(newest.history(), key=lambda entry: -entry["version"])
     came_after = float("inf")
     for entry in history:
         if came_after >= since:
