@@ -12,10 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from jobs import catalog
 from jobs.contact_sheet import Row, contact_sheet
-from jobs.image_shards import STATISTICS, ImageStatistics
+from jobs.idset import digests
+from jobs.image_shards import STATISTICS, ImageStatistics, counted
 from jobs.lake import Lake
 from jobs.loader import pixels_of
 from jobs.schema import image_shape_of
@@ -92,19 +94,18 @@ def _contents(images: Snapshot) -> dict[str, Any]:
 
 def _near_duplicates(images: Snapshot) -> dict[str, int]:
     """Images that share their pixels, or their perceptual hash, with an earlier one."""
-    hashes, pixels = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    hashes, pixels = [np.zeros(0, np.int64)], [np.zeros(0, np.uint64)]
     for _, rows in images.read_each(["phash", "pixels_hash"]):
         hashes.append(rows["phash"].to_numpy())
-        # 60 bits of a sha256 tell pictures apart well enough to count them.
-        pixels.append(
-            np.array([int(h[:15], 16) for h in rows["pixels_hash"].to_pylist()], np.int64)
-        )
-    same = {"same_perceptual_hash": hashes, "same_pixels": pixels}
-    return {name: _repeats(np.concatenate(parts)) for name, parts in same.items()}
+        # 64 bits of a sha256 tell pictures apart well enough to count them.
+        pixels.append(digests(rows["pixels_hash"])["high"].astype(np.uint64))
+    return {"same_perceptual_hash": _repeats(hashes), "same_pixels": _repeats(pixels)}
 
 
-def _repeats(values: np.ndarray) -> int:
-    return len(values) - len(np.unique(values))
+def _repeats(parts: list[np.ndarray]) -> int:
+    values = np.concatenate(parts)
+    values.sort()
+    return int(np.count_nonzero(values[1:] == values[:-1]))
 
 
 def _sources(lake: Lake, dataset: str) -> dict[str, Any]:
@@ -113,13 +114,10 @@ def _sources(lake: Lake, dataset: str) -> dict[str, Any]:
     fates: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     for rows in _published(lake, dataset, "sources", ["fate", "removed_night"], versions):
-        fates.update(
-            fate
-            for fate, night in zip(*(rows[c].to_pylist() for c in rows.column_names), strict=True)
-            if night is None
-        )
+        live = rows.filter(pc.is_null(rows["removed_night"]))  # type: ignore[attr-defined]
+        fates.update(counted(live["fate"]))
     for rows in _published(lake, dataset, "quarantine", ["reason"], versions):
-        reasons.update(rows["reason"].to_pylist())
+        reasons.update(counted(rows["reason"]))
     return {"source_rows": dict(fates), "refused": dict(reasons.most_common())}
 
 

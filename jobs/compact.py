@@ -7,11 +7,11 @@ a merge whose inputs have gone meanwhile is dropped.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from jobs.config import RaySettings
-from jobs.job import Job
+from jobs.job import Job, OutOfDate
 from jobs.lake import Lake
 from jobs.schema import (
     QUARANTINE,
@@ -116,6 +116,14 @@ class CompactJob(Job):
             },
             units=units,
         )
+
+    def units(self, plan: Plan) -> Iterator[Unit]:
+        """Those whose files are all still there."""
+        live = {table.spec.name: set(_now(table).paths()) for table in self.tables(plan)}
+        units = [u for u in plan.units if set(u.inputs["paths"]) <= live[u.inputs["table"]]]
+        if not units:
+            raise OutOfDate("its files have gone")
+        return iter(units)
 
     def claims(self, plan: Plan) -> bool:
         return True

@@ -57,7 +57,7 @@ class ImageStatistics:
             (self.modes, "source_mode"),
             (self.splits, "split"),
         ):
-            held.update(_counted(rows[name]))
+            held.update(counted(rows[name]))
         width, height = (rows[f"source_{side}"].to_numpy() for side in ("width", "height"))
         self.widths = _ends(self.widths, [int(width.min()), int(width.max())])
         self.heights = _ends(self.heights, [int(height.min()), int(height.max())])
@@ -70,7 +70,7 @@ class ImageStatistics:
     def _add_labels(self, rows: pa.Table) -> None:
         if self.labels is None or "label" not in rows.column_names:
             return
-        self.labels.update(_counted(rows["label"]))
+        self.labels.update(counted(rows["label"]))
         if len(self.labels) > MAX_LABELS:
             self.labels = None
 
@@ -126,7 +126,8 @@ def _moments(pixels_NHWC: np.ndarray, channels: int) -> tuple[list[int], list[in
     return by_channel[0], by_channel[1]
 
 
-def _counted(column: pa.ChunkedArray) -> dict[str, int]:
+def counted(column: pa.ChunkedArray) -> dict[str, int]:
+    """How often each value is there, by its text."""
     found = column.value_counts().to_pylist()
     return {"null" if f["values"] is None else str(f["values"]): f["counts"] for f in found}
 

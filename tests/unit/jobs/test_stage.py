@@ -403,3 +403,66 @@ def test_another_size_for_the_same_dataset_is_refused(lake, source) -> None:
     with pytest.raises(InputError, match=r"shape \[28, 28, 1\] in the table, \[32, 32, 1\]"):
         job.run(InlineStage(lake, source.parent, height=32, width=32))
     assert images(lake) == expected(range(300))
+
+
+def test_the_first_unit_runs_before_the_last_file_is_listed(lake, tmp_path, monkeypatch) -> None:
+    from jobs import stage_plan
+
+    for number in range(60):
+        write_source(tmp_path / "s" / f"{number:02}.parquet", [number])
+    listed: list[str] = []
+    real = stage_plan.list_files
+
+    def listing(source):
+        for file in real(source):
+            listed.append(file.uri)
+            yield file
+
+    monkeypatch.setattr(stage_plan, "list_files", listing)
+    monkeypatch.setattr(stage_plan, "FIRST_FILES", 3)
+    monkeypatch.setattr(stage_plan, "LOOKS_AHEAD", 4)
+    at_unit: list[int] = []
+
+    class Watched(InlineStage):
+        def execute(self, plan, units) -> None:
+            def watched():
+                for unit in units:
+                    at_unit.append(len(listed))
+                    yield unit
+
+            super().execute(plan, watched())
+
+    job.run(Watched(lake, tmp_path / "s", rows_per_unit=10))
+    assert len(at_unit) == 6
+    assert at_unit[0] < 20
+    assert at_unit == sorted(at_unit)
+    assert images(lake) == expected(range(60))
+
+
+def test_many_small_files_share_shards_of_balanced_row_groups(lake, tmp_path) -> None:
+    from jobs.stage_plan import shard_rows
+
+    for number in range(40):
+        write_source(tmp_path / "s" / f"{number:02}.parquet", range(10 * number, 10 * number + 10))
+    job.run(InlineStage(lake, tmp_path / "s", rows_per_unit=None, height=64, width=64))
+    snapshot = open_snapshot(lake.dataset("d", "images"))
+    assert snapshot is not None
+    assert len(snapshot.paths()) == 1
+    assert (
+        shard_rows((64, 64, 3)) * 64 * 64 * 3
+        <= 128 << 20
+        < (shard_rows((64, 64, 3)) + 1) * 64**2 * 3
+    )
+    assert shard_rows((4, 4, 1)) == 100_000
+
+
+def test_row_groups_hold_sixteen_mebibytes_of_pixels(lake, tmp_path) -> None:
+    write_source(tmp_path / "a.parquet", range(200))
+    job.run(InlineStage(lake, tmp_path / "a.parquet", height=256, width=256, channels=3))
+    snapshot = open_snapshot(lake.dataset("d", "images"))
+    assert snapshot is not None
+    for uri in snapshot.file_uris():
+        metadata = pq.ParquetFile(uri.removeprefix("file://")).metadata
+        groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        assert set(groups[:-1]) == {(16 << 20) // (256 * 256 * 3)}
+        assert sum(groups) == 100
