@@ -7,8 +7,12 @@ import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
+
+from jobs import records
 from jobs.config import EmbedSettings, RaySettings, StageSettings, TrainSettings
 from jobs.embed import EmbedJob
+from jobs.job import Job, run
 from jobs.lake import Lake
 from jobs.records import save_completion
 from jobs.stage import StageJob
@@ -36,6 +40,24 @@ class InlineStage(StageJob):
         from jobs.stage_worker import StageWorker
 
         _work(StageWorker, self, plan, units)
+
+
+class OvertakenStage(InlineStage):
+    """Another job publishes between this one's work and its commit."""
+
+    def __init__(self, lake: Lake, source: Path | str, rival: Job, **settings) -> None:
+        super().__init__(lake, source, **settings)
+        self.rival: Job | None = rival
+
+    def settle(self, plan, completions, head):
+        settled = super().settle(plan, completions, head)
+        if self.rival is not None and not isinstance(settled, list):
+            rival, self.rival = self.rival, None
+            # At the same moment: the rival has not seen this job's plan.
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(records, "unfinished_plans", lambda *a: [])
+                run(rival)
+        return settled
 
 
 class InlineEmbed(EmbedJob):

@@ -17,7 +17,7 @@ from jobs.errors import JobError
 from jobs.lake import Lake
 from jobs.tables import open_snapshot
 from tests.helpers import image_bytes, write_source
-from tests.inline import InlineEmbed, InlineStage
+from tests.inline import InlineEmbed, InlineStage, OvertakenStage
 
 
 @pytest.fixture
@@ -192,21 +192,6 @@ def test_a_crash_in_a_removal_is_completed(lake, tmp_path, monkeypatch, tables_c
     assert {row["removed_night"] for row in nights} == {None, "2026-01-03"}
 
 
-class Overtaken(InlineStage):
-    """Another job publishes between this one's work and its commit."""
-
-    rival = None
-
-    def settle(self, plan, completions, head):
-        settled = super().settle(plan, completions, head)
-        if self.rival is not None and not isinstance(settled, list):
-            rival, self.rival = self.rival, None
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(records, "unfinished_plans", lambda *a: [])
-                job.run(rival)
-        return settled
-
-
 def test_a_rival_that_removes_what_this_job_took_for_known_loses_no_image(lake, tmp_path) -> None:
     """A duplicate of an image whose only occurrence the rival has just removed."""
     write(tmp_path / "s" / "a.parquet", range(50))
@@ -214,8 +199,8 @@ def test_a_rival_that_removes_what_this_job_took_for_known_loses_no_image(lake, 
     run(lake, tmp_path / "s", "2026-01-01")
     write(tmp_path / "other" / "b.parquet", range(30, 70))  # 30 to 49 are known
     (tmp_path / "s" / "a.parquet").unlink()
-    late = Overtaken(lake, tmp_path / "other", "2026-01-02", max_removed=1.0)
-    late.rival = InlineStage(lake, tmp_path / "s", "2026-01-02", max_removed=1.0)
+    rival = InlineStage(lake, tmp_path / "s", "2026-01-02", max_removed=1.0)
+    late = OvertakenStage(lake, tmp_path / "other", rival, night="2026-01-02", max_removed=1.0)
     job.run(late)
     assert staged(lake) == ids([*range(30, 70), *range(200, 210)])
 
@@ -226,8 +211,8 @@ def test_two_removals_at_once_end_as_one(lake, tmp_path) -> None:
     write(folder / "b.parquet", range(40, 90))
     run(lake, folder, "2026-01-01")
     (folder / "a.parquet").unlink()
-    late = Overtaken(lake, folder, "2026-01-02", max_removed=1.0)
-    late.rival = InlineStage(lake, folder, "2026-01-03", max_removed=1.0)
+    rival = InlineStage(lake, folder, "2026-01-03", max_removed=1.0)
+    late = OvertakenStage(lake, folder, rival, night="2026-01-02", max_removed=1.0)
     job.run(late)
     assert staged(lake) == ids(range(40, 90))
 

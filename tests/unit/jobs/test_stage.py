@@ -15,7 +15,7 @@ from jobs.errors import InputError, JobError
 from jobs.lake import Lake
 from jobs.tables import Conflict, open_snapshot
 from tests.helpers import image_bytes, labels, write_source
-from tests.inline import InlineStage
+from tests.inline import InlineStage, OvertakenStage
 
 
 @pytest.fixture
@@ -170,27 +170,9 @@ def test_a_crash_after_some_units_leaves_only_the_others_to_do(lake, source, mon
     assert images(lake) == expected(range(300))
 
 
-class Overtaken(InlineStage):
-    """Another job publishes between this one's work and its commit."""
-
-    def __init__(self, lake, source, rival, **settings) -> None:
-        super().__init__(lake, source, **settings)
-        self.rival = rival
-
-    def settle(self, plan, completions, head):
-        settled = super().settle(plan, completions, head)
-        if self.rival is not None and not isinstance(settled, list):
-            rival, self.rival = self.rival, None
-            # At the same moment: the rival has not seen this job's plan.
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(records, "unfinished_plans", lambda *a: [])
-                job.run(rival)
-        return settled
-
-
 def test_a_rival_that_stages_the_same_files_first_costs_no_row(lake, source) -> None:
     rival = InlineStage(lake, source.parent, night="2026-01-02")
-    report = job.run(Overtaken(lake, source.parent, rival))
+    report = job.run(OvertakenStage(lake, source.parent, rival))
     assert images(lake) == expected(range(300))
     rows = query.sql(lake, "SELECT count(*) AS n FROM sources").to_pylist()
     assert rows == [{"n": 300}]
@@ -200,14 +182,14 @@ def test_a_rival_that_stages_the_same_files_first_costs_no_row(lake, source) -> 
 def test_a_rival_with_some_of_the_images_leaves_each_once(lake, source, tmp_path) -> None:
     write_source(tmp_path / "other" / "x.parquet", range(250, 320))
     rival = InlineStage(lake, tmp_path / "other", night="2026-01-02")
-    report = job.run(Overtaken(lake, source.parent, rival))
+    report = job.run(OvertakenStage(lake, source.parent, rival))
     assert report.counts["staged"] == 250
     assert report.counts["duplicates"] == 50
     assert images(lake) == expected(range(320))
 
 
 def test_two_runs_of_the_very_same_job_publish_it_once(lake, source) -> None:
-    report = job.run(Overtaken(lake, source.parent, InlineStage(lake, source.parent)))
+    report = job.run(OvertakenStage(lake, source.parent, InlineStage(lake, source.parent)))
     assert images(lake) == expected(range(300))
     assert report.counts["rows_in"] == 300
     assert len(query.sql(lake, "SELECT * FROM runs")) == 1
