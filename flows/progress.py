@@ -1,4 +1,4 @@
-"""A job's progress in the Prefect UI: a bar, and the lines that a terminal shows."""
+"""A job's progress in the Prefect UI: a bar, and the line that a terminal shows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import cast
 from uuid import UUID
 
-from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from jobs.progress import Progress, listening
@@ -20,11 +19,9 @@ def shown_in_prefect(name: str) -> Iterator[None]:
     name: what the artifact's key is made of, such as `stage photos`.
     """
     key = "".join(c if c.isalnum() else "-" for c in name.lower())
-    logger = get_run_logger()
     held: list[UUID] = []
 
     def show(progress: Progress) -> None:
-        logger.info("%s", progress)
         # While units are being planned, the share of those that are known.
         share = 100.0 * progress.done / max(progress.planned, 1)
         if held:
