@@ -86,8 +86,10 @@ def _run(job: Job, options: dict[str, Any]) -> None:
         units = [{"unit_id": u.unit_id, **u.inputs} for u in job.planned_units(plan)]
         lines = [f"{plan.job} {plan.target}: {len(units)} units to do"]
         lines += [json.dumps(unit) for unit in units]
+        gone = job.planned_removals()
+        lines += [f"leaves: {uri}" for uri in gone]
         emit(
-            {"job": plan.job, "target": plan.target, "units": units},
+            {"job": plan.job, "target": plan.target, "units": units, "leaves": gone},
             options["as_json"],
             "\n".join(lines),
         )
@@ -319,8 +321,9 @@ def describe(dataset: str, images_version: int | None, lake: str, as_json: bool)
 
     held = lake_of(lake)
     card = dataset_card(held, dataset, images_version)
-    picture = card_uri(held, dataset, card["images_version"], "png")
-    emit({**card, "picture": picture}, as_json, f"{card_text(card)}\n  picture: {picture}")
+    picture = card_uri(held, dataset, card["images_version"], "png") if card["images"] else None
+    shown = f"\n  picture: {picture}" if picture else ""
+    emit({**card, "picture": picture}, as_json, card_text(card) + shown)
 
 
 @cli.command("list")

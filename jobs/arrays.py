@@ -67,11 +67,25 @@ def pixels_of(column: pa.Array, shape: tuple[int, ...] | None) -> list[Pixels | 
     shape: of the array as stored, for flat columns: H×W, H×W×C or C×H×W.
     """
     if isinstance(column.type, pa.FixedShapeTensorType):
-        shape, column = tuple(column.type.shape), column.storage
+        return _tensors(column)
     if pa.types.is_fixed_size_binary(column.type):
         values = column.to_pylist()
         return [None if v is None else _image(np.frombuffer(v, np.uint8), shape) for v in values]
     return [_row(column, row, shape) for row in range(len(column))]
+
+
+def _tensors(column: pa.Array) -> list[Pixels | NotPixels | None]:
+    order = column.type.permutation
+    found: list[Pixels | NotPixels | None] = []
+    for row in range(len(column)):
+        value = column.storage[row]
+        if not value.is_valid:
+            found.append(None)
+            continue
+        stored = value.values.to_numpy(zero_copy_only=False).reshape(column.type.shape)
+        array = stored.transpose(order) if order is not None else stored
+        found.append(_image(array.reshape(-1), array.shape))
+    return found
 
 
 def _row(column: pa.Array, row: int, shape: tuple[int, ...] | None) -> Pixels | NotPixels | None:
@@ -107,10 +121,14 @@ def _image(flat: np.ndarray, shape: tuple[int, ...] | None) -> Pixels | NotPixel
     if int(np.prod(shape)) != flat.size or 0 in shape:
         return NotPixels(f"{flat.size} values do not make an image of {list(shape)}")
     if flat.dtype not in (np.uint8, np.uint16):
+        # By the type of the column and not by what an image holds: a dark one may be of 16 bits.
+        bound, kind = (65535, np.uint16) if flat.dtype == np.int16 else (255, np.uint8)
         low, high = int(flat.min()), int(flat.max())
-        if low < 0 or high > 65535:
-            return NotPixels(f"its values run from {low} to {high}; pixels end at 255 or 65535")
-        flat = flat.astype(np.uint8 if high < 256 else np.uint16)
+        if low < 0 or high > bound:
+            return NotPixels(
+                f"its values run from {low} to {high}; pixels end at {bound} (16 bits: uint16)"
+            )
+        flat = flat.astype(kind)
     array = flat.reshape(shape)
     if array.ndim == 3 and shape[2] not in CHANNELS and shape[0] in CHANNELS:
         array = array.transpose(1, 2, 0)

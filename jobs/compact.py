@@ -160,6 +160,13 @@ class CompactJob(Job):
             same_rows=True,
         )
 
+    def after(self, plan: Plan) -> None:
+        """A dataset's snapshot has its card, this one too."""
+        if self.kind == "dataset" and "images" in plan.settings["tables"]:
+            from jobs.card import dataset_card
+
+            dataset_card(self.lake, self.target)
+
 
 def compacted_uri(lake: Lake, kind: str, target: str, table: str) -> str:
     return lake.dataset(target, table) if kind == "dataset" else lake.model(target, table)

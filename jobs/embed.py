@@ -219,9 +219,8 @@ class EmbedJob(Job):
     def _rewrites(self, plan: Plan, tables: list[Table]) -> list[Unit]:
         """Published files of this job's partition that hold images which have left the dataset."""
         partition = {key: plan.settings[key] for key in self.partition}
-        images = catalog.images_snapshot(
-            self.lake, partition["dataset"], plan.settings["images_version"]
-        )
+        # The newest: another job may have embedded images that the plan's snapshot has not yet.
+        images = catalog.images_snapshot(self.lake, partition["dataset"])
         known = IdSet(digests(rows["image_id"]) for _, rows in images.read_each(["image_id"]))
         units = []
         for table in tables:

@@ -24,6 +24,8 @@ from jobs.errors import Refused
 
 JPEG = b"\xff\xd8\xff"
 ORIENTATION = 0x0112
+# Others call programs (EPS: Ghostscript) or unpack without a bound.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "TIFF", "GIF")
 # Orientation tag by the turns and the mirroring that set the picture upright.
 TRANSPOSED = frozenset((5, 6, 7, 8))
 
@@ -165,7 +167,7 @@ def _require_few_pixels(width: int, height: int, target: Target) -> None:
 
 def _open(data: bytes) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(data))
+        return Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise Refused("not_an_image", "no known image format") from error
     except Exception as error:
@@ -207,8 +209,10 @@ def _flatten(image: Image.Image, target: Target) -> Image.Image:
     if image.mode == "F":
         raise Refused("unsupported_mode", "floating-point pixels have no stated range")
     if image.mode.startswith("I"):
-        wide = np.asarray(image, dtype=np.int64)
-        image = Image.fromarray((wide.clip(0, 65535) >> 8).astype(np.uint8))
+        wide = np.asarray(image)
+        if wide.dtype != np.uint16:
+            wide = wide.clip(0, 65535)
+        image = Image.fromarray((wide >> 8).astype(np.uint8))
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         background = Image.new("RGBA", rgba.size, (*target.background, 255))

@@ -48,6 +48,10 @@ class Job(abc.ABC):
         """All units of a fresh plan, nothing saved: for a dry run."""
         return list(plan.units)
 
+    def planned_removals(self) -> list[str]:
+        """What the plan found to have left its inputs: for a dry run."""
+        return []
+
     @property
     @abc.abstractmethod
     def first_table(self) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-import fnmatch
 import os
 import re
 from collections.abc import Iterator
@@ -35,8 +34,8 @@ class SourceFile:
 class Scope:
     """The files that a source names: one file, all below a folder, or those of a glob pattern.
 
-    In a pattern, `*` and `?` stay within a folder, `**` does not. A path that is there as it is
-    written is no pattern.
+    In a pattern, `*` and `?` stay within a folder, `**` does not. A local path that is there as it
+    is written is no pattern.
     """
 
     uri: str
@@ -74,7 +73,7 @@ def _plain(uri: str) -> str:
 def _pattern(text: str) -> re.Pattern[str]:
     """A glob as a regular expression: `**/` is any number of folders."""
     pieces = []
-    for piece in re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]*\])", text):
+    for piece in re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", text):
         if piece == "**/":
             pieces.append("(?:.*/)?")
         elif piece == "**":
@@ -84,7 +83,8 @@ def _pattern(text: str) -> re.Pattern[str]:
         elif piece == "?":
             pieces.append("[^/]")
         elif piece.startswith("[") and piece.endswith("]"):
-            pieces.append(fnmatch.translate(piece).removeprefix("(?s:").split(")")[0])
+            no, body = ("^", piece[2:-1]) if piece[1] in "!^" else ("", piece[1:-1])
+            pieces.append(f"[{no}{re.escape(body).replace(chr(92) + '-', '-')}]")
         else:
             pieces.append(re.escape(piece))
     return re.compile("".join(pieces), re.DOTALL)
@@ -137,10 +137,15 @@ _SAFE = re.compile(r"[A-Za-z0-9_.\-~/=]*")
 
 def _walk(folder: str, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Files below a folder with their relative names, in the order of whole names, as S3 has it."""
-    with os.scandir(folder) as entries:
-        # Links to files are followed, links to folders are not: they may lead in circles.
-        found = [(e.name + "/" * e.is_dir(follow_symlinks=False), e) for e in entries]
-    for name, entry in sorted(found, key=lambda pair: pair[0].encode()):
+    try:
+        with os.scandir(folder) as entries:
+            # Links to files are followed, links to folders are not: they may lead in circles.
+            found = [(e.name + "/" * e.is_dir(follow_symlinks=False), e) for e in entries]
+    except FileNotFoundError:
+        return  # it went after its parent was read
+    except PermissionError as error:
+        raise InputError(f"cannot read the folder {folder}: permission denied") from error
+    for name, entry in sorted(found, key=lambda pair: os.fsencode(pair[0])):
         if name.startswith("."):
             continue
         if name.endswith("/"):

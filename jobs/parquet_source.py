@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,6 +30,7 @@ from jobs.storage import explain
 IMAGE_COLUMNS = ("image", "img", "bytes", "image_bytes", "jpg", "png", "data", "pixels")
 BATCH_ROWS = 512
 BATCH_BYTES = 32 << 20
+LARGE_GROUP_BYTES = 64 << 20
 # A footer is believed only within what its file can hold.
 MAX_ROWS_A_BYTE = 64
 MAX_EXPANSION = 1000
@@ -46,6 +48,7 @@ def look(file: SourceFile, layout: Layout) -> Look:
             rows=parquet.metadata.num_rows,
             passthrough=_passthrough(schema, column, file.uri),
             image_column=column,
+            whole=_large_groups(parquet.metadata),
         )
 
 
@@ -68,6 +71,12 @@ def read(part: Part, layout: Layout, columns: list[str]) -> Iterator[SourceBatch
                 piece = batch.slice(low - position, high - low)
                 yield _source_batch(piece, low, part, layout, inside)
             position += batch.num_rows
+            if position >= part.stop:
+                break
+        if position < part.stop:
+            raise Refused(
+                "schema", f"the footer claims rows up to {part.stop}, there are {position}"
+            )
 
 
 def _source_batch(
@@ -97,7 +106,7 @@ class _opened:
     def __enter__(self) -> pq.ParquetFile:
         file = self.opened.__enter__()
         try:
-            return pq.ParquetFile(file)
+            return pq.ParquetFile(file, buffer_size=1 << 20)
         except BaseException as error:
             self._leave(error)
             raise
@@ -151,10 +160,34 @@ def _require_honest(metadata: Any, size: int) -> None:
 
 
 def _batch_rows(metadata: Any, groups: list[int]) -> int:
-    """Rows a batch, so that no batch is much larger than BATCH_BYTES."""
+    """Rows a batch, so that no batch is much larger than BATCH_BYTES.
+
+    A value of a dictionary counts once in the sizes and comes back in every row that has it: each
+    row may then be as large as the dictionary.
+    """
     rows = sum(metadata.row_group(g).num_rows for g in groups)
     size = sum(metadata.row_group(g).total_byte_size for g in groups)
-    return max(1, min(BATCH_ROWS, BATCH_BYTES * rows // max(size, 1)))
+    largest = [size // max(rows, 1), 1]
+    for index in groups:
+        group = metadata.row_group(index)
+        for chunk in (group.column(i) for i in range(group.num_columns)):
+            if chunk.has_dictionary_page and chunk.dictionary_page_offset:
+                # As it lies; packed, it may be larger by what compression saves of the chunk.
+                packed = max(0, chunk.data_page_offset - chunk.dictionary_page_offset)
+                grows = chunk.total_uncompressed_size / max(chunk.total_compressed_size, 1)
+                largest.append(int(packed * grows) // 2)
+    return max(1, min(BATCH_ROWS, BATCH_BYTES // max(largest)))
+
+
+def _large_groups(metadata: Any) -> tuple[tuple[int, int], ...]:
+    """First and last row of the row groups that are too large to be read twice."""
+    found, position = [], 0
+    for index in range(metadata.num_row_groups):
+        group = metadata.row_group(index)
+        if group.total_byte_size > LARGE_GROUP_BYTES:
+            found.append((position, position + group.num_rows))
+        position += group.num_rows
+    return tuple(found)
 
 
 def _row_groups(metadata: Any, start: int, stop: int) -> tuple[list[int], int]:
@@ -179,11 +212,12 @@ def _image_column(schema: pa.Schema, layout: Layout) -> str:
             _require_shape(wanted, kind, layout)
             return wanted
     else:
-        encoded = [f.name for f in schema if _holds_bytes(f.type)]
+        once = [f for f in schema if schema.names.count(f.name) == 1]
+        encoded = [f.name for f in once if _holds_bytes(f.type)]
         named = [name for name in IMAGE_COLUMNS if name in encoded]
         if named or len(encoded) == 1:
             return (named or encoded)[0]
-        arrays = [f.name for f in schema if is_array_type(f.type)]
+        arrays = [f.name for f in once if is_array_type(f.type)]
         named = [name for name in IMAGE_COLUMNS if name in arrays]
         if not encoded and (named or len(arrays) == 1):
             found = (named or arrays)[0]
@@ -209,10 +243,10 @@ def _require_shape(name: str, kind: pa.DataType, layout: Layout) -> None:
 
 def _type_at(schema: pa.Schema, name: str) -> pa.DataType | None:
     """The type of a column, by dotted name; a column whose own name has dots goes first."""
-    if name in schema.names:
+    if schema.names.count(name) == 1:
         return schema.field(name).type
     head, _, rest = name.partition(".")
-    if head not in schema.names:
+    if schema.names.count(head) != 1:
         return None
     kind = schema.field(head).type
     for part in rest.split("."):
@@ -269,16 +303,18 @@ def _is_binary(kind: pa.DataType) -> bool:
 def _passthrough(schema: pa.Schema, image_column: str, uri: str) -> pa.Schema:
     """The columns that go along with the images; those that cannot are named in the log."""
     kept, left = [], []
+    # To Delta, names that differ in their case only are the same.
+    names = Counter(name.casefold() for name in schema.names)
     for field in schema:
-        if field.name == image_column.split(".")[0] or field.name == image_column:
+        if field.name in (image_column, image_column.split(".")[0]):
             continue
-        kind = None if field.name in RESERVED else plain_type(field.type)
+        usable = names[field.name.casefold()] == 1 and field.name.casefold() not in RESERVED
+        kind = plain_type(field.type) if usable else None
         if kind is None:
             left.append(f"{field.name}: {field.type}")
         else:
             kept.append(pa.field(field.name, kind))
     if left:
         log.info("%s: columns not passed through: %s", uri, ", ".join(left))
-    names = {field.name for field in kept}
-    kept += [pa.field(k, pa.string()) for k in hive_columns(uri) if k not in names]
+    kept += [pa.field(k, pa.string()) for k in hive_columns(uri) if not names[k.casefold()]]
     return pa.schema(kept)

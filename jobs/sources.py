@@ -58,11 +58,15 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """What a look into a file tells. rows: None where only reading it to the end would tell."""
+    """What a look into a file tells. rows: None where only reading it to the end would tell.
+
+    whole: ranges of rows that are read in one go, and not to be cut.
+    """
 
     rows: int | None
     passthrough: pa.Schema
     image_column: str | None = None
+    whole: tuple[tuple[int, int], ...] = ()
 
 
 Image = bytes | Pixels | Refused | None
@@ -81,6 +85,17 @@ class SourceBatch:
     images: list[Image]
     passthrough: pa.Table
     members: list[str | None] | None = None
+
+    def slice(self, start: int, stop: int) -> SourceBatch:
+        """Its rows [start, stop)."""
+        return SourceBatch(
+            self.uris[start:stop],
+            self.etags[start:stop],
+            self.rows[start:stop],
+            self.images[start:stop],
+            self.passthrough.slice(start, stop - start),
+            self.members[start:stop] if self.members is not None else None,
+        )
 
     @classmethod
     def of(
@@ -181,7 +196,7 @@ def hive_columns(uri: str) -> dict[str, str]:
     found = {}
     for folder in uri.split("/")[:-1]:
         key, mark, value = folder.partition("=")
-        if mark and key.isidentifier() and key not in RESERVED:
+        if mark and key.isidentifier() and key.casefold() not in RESERVED:
             found[key] = unquote(value)
     return found
 

@@ -23,7 +23,13 @@ from jobs.lake import Lake, valid_name
 from jobs.listing import list_files
 from jobs.schema import PREPROCESSING, QUARANTINE, SOURCES, images_spec, type_named
 from jobs.stage_plan import Pair, UnitStream
-from jobs.stage_settle import Tonight, already_held, removals
+from jobs.stage_settle import (
+    Tonight,
+    already_held,
+    removals,
+    require_whole_files,
+    still_gone,
+)
 from jobs.tables import Snapshot, Table, open_snapshot
 from jobs.units import Completion, Plan, Settled, Unit, digest, total_counts
 
@@ -79,7 +85,7 @@ class StageJob(Job):
             base=base,
             settings={
                 "source": self.settings.source,
-                "passthrough": [[f.name, str(f.type)] for f in stream.passthrough or ()],
+                "passthrough": _columns(stream),
                 "dataset": self.target,
                 "target": {
                     **self.settings.preprocessing_of(),
@@ -117,6 +123,8 @@ class StageJob(Job):
         stream, coming = self._planned or ((fresh := self._stream()), iter(fresh))
         self._planned = None
         for unit in coming:
+            if _columns(stream) != plan.settings["passthrough"]:
+                raise OutOfDate("its source has other columns now")
             units.append(unit)
             yield unit
         self._gone[plan.job_id] = stream.gone
@@ -131,11 +139,22 @@ class StageJob(Job):
         for file in list_files(self.settings.source):
             missing.discard((file.uri, file.etag))
             left.discard((file.uri, file.etag))
-        return [u for u in units if not pairs[u.unit_id] & missing], sorted(left)
+        kept = [u for u in units if not pairs[u.unit_id] & missing]
+        if len(kept) < len(units):
+            # What left may lie in the files that are planned anew: of the rest, only what the
+            # kept units replace.
+            read = {uri for u in kept for uri, _ in pairs[u.unit_id]}
+            left = {(uri, etag) for uri, etag in left if uri in read}
+        return kept, sorted(left)
 
     def planned_units(self, plan: Plan) -> list[Unit]:
         assert self._planned is not None
         return list(self._planned[1])
+
+    def planned_removals(self) -> list[str]:
+        """Source files whose rows leave: after planned_units."""
+        assert self._planned is not None
+        return [uri for uri, _ in self._planned[0].gone]
 
     def claims(self, plan: Plan) -> bool:
         return (
@@ -166,14 +185,16 @@ class StageJob(Job):
         read = [c for c in completions.values() if "rewrites" not in c.details]
         latest = latest_completions({completion.unit_id: completion for completion in read})
         _require_few_refused(latest, self.settings.max_refused)
-        tonight = Tonight(self.lake, plan, self.tables(plan), list(latest.values()))
+        tonight = Tonight(self.lake, plan, self.tables(plan), list(latest.values()), head)
+        require_whole_files(tonight)
+        gone = still_gone(self._gone[plan.job_id], read)
         corrections = [
             correction_unit(plan.fingerprint, latest[unit_id], drop)
-            for unit_id, drop in already_held(tonight).items()
+            for unit_id, drop in already_held(tonight, gone).items()
         ]
         if corrections:
             return corrections
-        leaving = removals(tonight, self._gone[plan.job_id])
+        leaving = removals(tonight, gone)
         _require_few_removed(leaving.removed_images, leaving.images, self.settings.max_removed)
         corrections = [
             correction_unit(plan.fingerprint, latest[unit_id], {"promoted": rows})
@@ -207,6 +228,10 @@ class StageJob(Job):
         from jobs.card import dataset_card
 
         dataset_card(self.lake, self.target)
+
+
+def _columns(stream: UnitStream) -> list[list[str]]:
+    return [[field.name, str(field.type)] for field in stream.passthrough or ()]
 
 
 def _require_few_refused(latest: dict[str, Completion], max_refused: float) -> None:

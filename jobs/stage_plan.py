@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.config import FormatName, StageSettings
@@ -20,7 +21,15 @@ from jobs.errors import InputError, Refused
 from jobs.listing import Scope, SourceFile, list_files
 from jobs.pins import Replaced
 from jobs.schema import passthrough_of
-from jobs.sources import Layout, Look, Part, choose_format, format_of, recognise
+from jobs.sources import (
+    Layout,
+    Look,
+    Part,
+    choose_format,
+    format_of,
+    hive_columns,
+    recognise,
+)
 from jobs.storage import attempt
 from jobs.tables import Snapshot
 from jobs.units import Unit, slices
@@ -34,6 +43,7 @@ FIRST_FILES = 1000  # that a format is recognised by: a page of an S3 listing
 LOOKS_AHEAD = 32
 
 Pair = tuple[str, str]  # a source file's URI and etag
+Looked = Iterator[tuple[SourceFile, Look | Refused]]
 
 
 def known_files(sources: Snapshot | None) -> dict[str, str]:
@@ -68,6 +78,7 @@ class UnitStream:
         self.images = images
         self.passthrough = passthrough_of(images.schema) if images is not None else None
         self.gone: list[Pair] = []
+        self.unread: set[str] = set()
         self.rows_per_unit = settings.rows_per_unit or shard_rows(settings.image_shape)
 
     def __iter__(self) -> Iterator[Unit]:
@@ -76,13 +87,14 @@ class UnitStream:
         fmt = self.settings.format or self._recognised(first)
         still: dict[str, str] = {}
         new = self._new(itertools.chain(first, files), fmt, still)
-        parts = self._parts(self._looked(new, fmt), fmt)
+        hive = list(dict.fromkeys(name for file in first for name in hive_columns(file.uri)))
+        parts = self._parts(self._looked(new, fmt), fmt, hive)
         yield from _grouped(parts, self.rows_per_unit, self.fingerprint)
         scope = Scope.of(self.settings.source)
         self.gone = sorted(
             (uri, etag)
             for uri, etag in self.known.items()
-            if still.get(uri) != etag and scope.has(uri)
+            if still.get(uri) != etag and scope.has(uri) and uri not in self.unread
         )
 
     def _recognised(self, first: list[SourceFile]) -> FormatName:
@@ -113,10 +125,10 @@ class UnitStream:
                 still[file.uri] = file.etag
             elif recognise(file.uri) == fmt or file.uri == single:
                 yield file
+            elif file.uri in self.known:
+                still[file.uri] = self.known[file.uri]  # of another format: left alone
 
-    def _looked(
-        self, files: Iterator[SourceFile], fmt: FormatName
-    ) -> Iterator[tuple[SourceFile, Look | Refused]]:
+    def _looked(self, files: Iterator[SourceFile], fmt: FormatName) -> Looked:
         """Each file with what a look into it tells, a few looks ahead of their use."""
         look = format_of(fmt).look
         if fmt != "parquet":
@@ -141,30 +153,18 @@ class UnitStream:
                 verdict = future.result()
                 if isinstance(verdict, Replaced):
                     log.info("%s; left for the next run", verdict)
+                    self.unread.add(file.uri)
                 else:
                     yield file, verdict
 
-    def _parts(
-        self, looked: Iterator[tuple[SourceFile, Look | Refused]], fmt: FormatName
-    ) -> Iterator[Part]:
-        """Rows of files, cut where a file has more than a unit's. Decides the passthrough columns.
-
-        Raises InputError where no file can be read at all.
-        """
-        bad: list[tuple[SourceFile, Refused]] = []  # before the first good one
+    def _parts(self, looked: Looked, fmt: FormatName, hive: list[str]) -> Iterator[Part]:
+        """Rows of files, cut where a file has more than a unit's."""
         rows = 0
+        if self.passthrough is None:
+            looked = self._decided(looked, hive)
         for file, verdict in looked:
-            if isinstance(verdict, Look) and self.passthrough is None:
-                self.passthrough = verdict.passthrough
             if isinstance(verdict, Look):
                 verdict = self._same_columns(verdict) or verdict
-            if self.passthrough is None:
-                assert isinstance(verdict, Refused)
-                bad.append((file, verdict))
-                continue
-            for earlier, refusal in bad:
-                yield self._part(earlier, fmt, refused=(refusal.reason, refusal.message))
-            bad = []
             if isinstance(verdict, Refused):
                 yield self._part(file, fmt, refused=(verdict.reason, verdict.message))
             elif verdict.rows is None:
@@ -172,14 +172,37 @@ class UnitStream:
                 yield self._part(file, fmt)
             else:
                 rows += verdict.rows
-                for start, stop in slices(verdict.rows, self.rows_per_unit):
-                    yield self._part(
-                        file, fmt, start=start, stop=stop, image_column=verdict.image_column
-                    )
-        if bad:
-            raise InputError(f"{bad[0][0].uri}: {bad[0][1].message}")
+                for start, stop in cuts(verdict.rows, self.rows_per_unit, verdict.whole):
+                    column = verdict.image_column
+                    yield self._part(file, fmt, start=start, stop=stop, image_column=column)
         if self.images is None and not rows and not self.known:
             raise InputError(f"the source {self.settings.source} is empty: no file has a row")
+
+    def _decided(self, looked: Looked, hive: list[str]) -> Looked:
+        """Decides the passthrough columns, those of the first files and folders together.
+
+        Raises InputError where no file can be read at all.
+        """
+        first: list[tuple[SourceFile, Look | Refused]] = []
+        for file, verdict in looked:
+            first.append((file, verdict))
+            if len(first) >= LOOKS_AHEAD and any(isinstance(v, Look) for _, v in first):
+                break
+        good = [verdict for _, verdict in first if isinstance(verdict, Look)]
+        if good:
+            fields = {f.name: f for look in reversed(good) for f in look.passthrough}
+            names = [f.name for look in good for f in look.passthrough]
+            lower = {name.casefold() for name in names}
+            schema = pa.schema([fields[name] for name in dict.fromkeys(names)])
+            for name in hive:
+                if name.casefold() not in lower:
+                    schema = schema.append(pa.field(name, pa.string()))
+            self.passthrough = schema
+        elif first:
+            file, verdict = first[0]
+            assert isinstance(verdict, Refused)
+            raise InputError(f"{file.uri}: {verdict.message}")
+        return itertools.chain(first, looked)
 
     def _part(self, file: SourceFile, fmt: FormatName, **given) -> Part:
         return Part(file.uri, file.etag, file.size, fmt, replaces=file.uri in self.known, **given)
@@ -196,6 +219,18 @@ class UnitStream:
                     "dataset",
                 )
         return None
+
+
+def cuts(rows: int, rows_per_unit: int, whole: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """[start, stop) ranges that cover `rows` once, of even length but for what is kept whole."""
+    held = list(whole)
+    ends: list[int] = []
+    for _, stop in slices(rows, rows_per_unit):
+        inside = (last for first, last in held if first < stop < last)
+        end = next(inside, stop)
+        if not ends or end > ends[-1]:
+            ends.append(end)
+    return list(zip([0, *ends], ends, strict=False))
 
 
 def shard_rows(image_shape: tuple[int, int, int]) -> int:

@@ -52,7 +52,7 @@ class Rewriter:
     def _rewritten(self, unit: Unit) -> Done:
         name, path = unit.inputs["rewrite"], unit.inputs["path"]
         order = load_order(self.lake, self.context.job_id, unit.inputs["order"])
-        change = _Leaving(order).images if name == "images" else _Leaving(order).sources
+        change = getattr(_Leaving(order), name)
         output = rewritten(self.tables[name], path, self.name, change)
         return [output] if output else [], {}, {"rewrites": path}, {name: [path]}
 
@@ -65,7 +65,7 @@ class Rewriter:
             for number, path in enumerate(unit.inputs["outputs"].get(name, [])):
                 output = rewritten(self.tables[name], path, f"{self.name}-{number:03d}", change)
                 outputs += [output] if output else []
-        return outputs, dict(drop.counts), correction_details(unit), {}
+        return outputs, drop.told(), correction_details(unit), {}
 
 
 class _Drop:
@@ -81,7 +81,7 @@ class _Drop:
         held = inputs.get("counts", {})
         self.counts: Counter[str] = Counter({name: held.get(name, 0) for name in kept})
         self.counts.update(dict.fromkeys(("rows_in", "rows_read", "staged", "refused"), 0))
-        self.counts["duplicates"] = 0
+        self._fates: Counter[str] = Counter()
 
     def sources(self, rows: pa.Table) -> pa.Table:
         pairs = zip(rows["source_uri"].to_pylist(), rows["etag"].to_pylist(), strict=True)
@@ -95,11 +95,13 @@ class _Drop:
         fate = pc.if_else(first, "staged", fate)  # type: ignore[attr-defined]
         self.counts["rows_in"] += rows.num_rows
         self.counts["rows_read"] += rows.num_rows
-        fates = Counter(fate.to_pylist())
-        # A promoted row has no image of tonight: it counts as the duplicate that it was read as.
-        promoted = sum(first.to_pylist())
-        self.counts["duplicates"] += fates["duplicate"] + promoted
+        self._fates.update(fate.to_pylist())
         return rows.set_column(rows.schema.get_field_index("fate"), "fate", fate)
+
+    def told(self) -> dict[str, int]:
+        """The unit's counts. A promoted row has no image of tonight: it is the duplicate of one."""
+        read = self._fates["staged"] + self._fates["duplicate"]
+        return {**self.counts, "duplicates": read - self.counts["staged"]}
 
     def quarantine(self, rows: pa.Table) -> pa.Table:
         rows = self._staying(rows)
@@ -145,6 +147,10 @@ class _Leaving:
             moved = pc.if_else(pc.and_(gone, has_home), new, rows[name])  # type: ignore[attr-defined]
             rows = rows.set_column(rows.schema.get_field_index(name), name, moved)
         return rows.filter(pc.or_(pc.invert(gone), has_home))  # type: ignore[attr-defined]
+
+    def quarantine(self, rows: pa.Table) -> pa.Table:
+        """Refusals of gone files leave."""
+        return rows.filter(pc.invert(pc.is_in(rows["source_uri"], self.uris)))  # type: ignore[attr-defined]
 
     def sources(self, rows: pa.Table) -> pa.Table:
         """Rows of gone files are marked; rows that became a first occurrence count as staged."""

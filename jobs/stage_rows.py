@@ -6,6 +6,7 @@ Memory stays that of one shard of pixels, however many rows the unit reads.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from typing import Any
 
@@ -24,6 +25,8 @@ from jobs.shards import write_shard
 from jobs.sources import WHOLE_FILE, Image, Part, SourceBatch
 from jobs.tables import Table
 from jobs.units import JobContext, Output
+
+PIXEL_BYTES = 32 << 20  # staged at a time
 
 
 class UnitRows:
@@ -48,6 +51,11 @@ class UnitRows:
 
     def add(self, batch: SourceBatch, own: IdSet | None = None) -> None:
         """own: images that the file held in an earlier version, which are staged from it anew."""
+        step = max(1, PIXEL_BYTES // math.prod(self.target.image_shape))
+        for start in range(0, len(batch.images), step):
+            self._add(batch.slice(start, start + step), own)
+
+    def _add(self, batch: SourceBatch, own: IdSet | None) -> None:
         ids = [_image_id(image) for image in batch.images]
         known = self._known(ids, own)
         pixels = np.empty((len(ids), *self.target.image_shape), np.uint8)
@@ -218,6 +226,16 @@ def target_of(settings: dict[str, Any]) -> Target:
     )
 
 
+def _readable(column: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
+    """Text that is UTF-8: Parquet does not check, and readers stumble over what is not."""
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        values = column.cast(pa.binary()).to_pylist()
+        return pa.array([v if v is None else v.decode("utf-8", "replace") for v in values])
+    return column
+
+
 def _image_id(image: Image) -> str | None:
     if isinstance(image, bytes):
         return hashlib.sha256(image).hexdigest()
@@ -235,5 +253,7 @@ def _brought(batch: SourceBatch, field: pa.Field, kept: list[int]) -> Any:
     column = batch.passthrough[field.name]
     if len(kept) < len(column):
         column = column.take(pa.array(kept, pa.int64()))
+    if pa.types.is_string(field.type):
+        column = _readable(column)
     # Delta keeps microseconds; finer times are cut.
     return pc.cast(column, field.type, safe=not pa.types.is_timestamp(field.type))

@@ -20,6 +20,7 @@ from jobs.idset import IdSet, digests
 from jobs.job import OutOfDate
 from jobs.lake import Lake
 from jobs.shards import read_shard
+from jobs.stage_plan import Pair
 from jobs.storage import create_or_keep, join, read
 from jobs.tables import Snapshot, Table
 from jobs.units import Completion, Plan, Unit, digest
@@ -35,6 +36,7 @@ class Tonight:
     plan: Plan
     tables: list[Table]
     completions: list[Completion]
+    quarantine: Snapshot
 
     def __post_init__(self) -> None:
         _, sources, images = self.tables
@@ -61,28 +63,53 @@ def unit_of(completion: Completion) -> str:
     return completion.details.get("of", completion.unit_id)
 
 
-def already_held(tonight: Tonight) -> dict[str, dict[str, Any]]:
+def still_gone(gone: list[Pair], completions: list[Completion]) -> list[Pair]:
+    """Less the files that a unit could not read because they were replaced again.
+
+    completions: all, because a correction does not tell what its unit skipped.
+    """
+    skipped = {uri for c in completions for uri in c.details.get("skipped", [])}
+    return [(uri, etag) for uri, etag in gone if uri not in skipped]
+
+
+def require_whole_files(tonight: Tonight) -> None:
+    """Raises OutOfDate where one unit has rows of a file that another found replaced."""
+    skipped = {uri for c in tonight.completions for uri in c.details.get("skipped", [])}
+    if not skipped:
+        return
+    uris = pa.array(sorted(skipped), pa.string())
+    for _, rows in tonight.rows("sources", ["source_uri"]):
+        if pc.any(_in(rows["source_uri"], uris)).as_py():  # type: ignore[attr-defined]
+            raise OutOfDate("a file was replaced while its parts were read")
+
+
+def already_held(tonight: Tonight, gone: list[Pair]) -> dict[str, dict[str, Any]]:
     """By unit, what it must leave out: `lost` image ids that an earlier unit or another job holds,
     and `published` source files that another job has published since the plan was made."""
     drops: dict[str, dict[str, Any]] = {
-        unit: {"lost": ids} for unit, ids in _held_twice(tonight).items()
+        unit: {"lost": ids} for unit, ids in _held_twice(tonight, gone).items()
     }
     if tonight.overtaken:
-        for unit, pairs in _published(tonight).items():
+        for unit, pairs in _published(tonight, gone).items():
             drops.setdefault(unit, {"lost": []})["published"] = pairs
         if not drops:
             _require_known(tonight)
     return drops
 
 
-def _held_twice(tonight: Tonight) -> dict[str, list[str]]:
+def _held_twice(tonight: Tonight, gone: list[Pair]) -> dict[str, list[str]]:
     """In two steps, so that memory is 8 bytes an image: which ids may be held twice, then whose."""
     ours = [_keys(rows["image_id"]) for _, rows in tonight.rows("images", ["image_id"])]
     keys = np.sort(np.concatenate([*ours, np.zeros(0, np.uint64)]))
     doubtful = [np.unique(keys[1:][keys[1:] == keys[:-1]])]
     published = IdSet()
     if tonight.overtaken:
-        held = [digests(rows["image_id"]) for _, rows in tonight.images.read_each(["image_id"])]
+        # What a gone file's rows hold leaves with them: tonight's take their place.
+        uris = pa.array(sorted({uri for uri, _ in gone}), pa.string())
+        held = [
+            digests(rows["image_id"].filter(pc.invert(_in(rows["source_uri"], uris))))  # type: ignore[attr-defined]
+            for _, rows in tonight.images.read_each(["image_id", "source_uri"])
+        ]
         published = IdSet(held)
         doubtful.append(np.intersect1d(keys, published.high))
     del keys
@@ -110,21 +137,27 @@ def _keys(ids: pa.ChunkedArray) -> np.ndarray:
     return digests(ids)["high"].astype(np.uint64)
 
 
-def _published(tonight: Tonight) -> dict[str, list[list[str]]]:
-    """By unit, its source files whose rows are in the sources table already."""
+def _published(tonight: Tonight, gone: list[Pair]) -> dict[str, list[list[str]]]:
+    """By unit, its source files whose rows are in the sources table already.
+
+    Raises OutOfDate where another version of one of them is.
+    """
     known: set[tuple[str, str]] = set()
     for _, rows in tonight.sources.read_each(["source_uri", "etag", "removed_night"]):
         live = rows.filter(pc.is_null(rows["removed_night"]))  # type: ignore[attr-defined]
         known.update(_pairs(live))
+    others = dict(known - set(gone))
     found: dict[str, list[list[str]]] = {}
     for completion, rows in tonight.rows("sources", ["source_uri", "etag"]):
+        if any(others.get(uri, etag) != etag for uri, etag in _pairs(rows)):
+            raise OutOfDate("another version of a file was published meanwhile")
         both = sorted(known.intersection(_pairs(rows)))
         if both:
             found.setdefault(unit_of(completion), []).extend(list(pair) for pair in both)
     return found
 
 
-def _pairs(rows: pa.Table) -> list[tuple[str, str]]:
+def _pairs(rows: pa.Table) -> list[Pair]:
     distinct = rows.group_by(["source_uri", "etag"]).aggregate([])
     return list(zip(distinct["source_uri"].to_pylist(), distinct["etag"].to_pylist(), strict=True))
 
@@ -155,7 +188,7 @@ class Leaving:
     homes: dict[str, Place] = dataclasses.field(default_factory=dict)
     promoted: dict[str, list[Place]] = dataclasses.field(default_factory=dict)
     rewrites: dict[str, list[str]] = dataclasses.field(default_factory=dict)
-    gone: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    gone: list[Pair] = dataclasses.field(default_factory=list)
 
     def units(self) -> list[Unit]:
         """Rewrites of the published files that these rows lie in."""
@@ -182,13 +215,8 @@ def load_order(lake: Lake, job_id: str, name: str) -> dict[str, Any]:
     return json.loads(read(join(lake.units(job_id), name)))
 
 
-def removals(tonight: Tonight, gone: list[tuple[str, str]]) -> Leaving:
-    """What has left, of the files that are `gone`: (URI, etag) pairs that the listing has no more.
-
-    A file that a unit could not read because it was replaced again stays as it was.
-    """
-    skipped = {uri for c in tonight.completions for uri in c.details.get("skipped", [])}
-    gone = [(uri, etag) for uri, etag in gone if uri not in skipped]
+def removals(tonight: Tonight, gone: list[Pair]) -> Leaving:
+    """What has left with the files that are `gone`: pairs that the listing has no more."""
     leaving = Leaving(tonight, tonight.images.partition_rows({}), gone=gone)
     if not gone:
         return leaving
@@ -203,10 +231,11 @@ def removals(tonight: Tonight, gone: list[tuple[str, str]]) -> Leaving:
     _find_homes(leaving, homeless, uris, etags)
     _find_promoted(leaving, homeless)
     leaving.removed_images = len(homeless) - len(leaving.homes)
-    # Every image of a gone file is dropped or moved in its own shard.
-    for path, rows in tonight.images.read_each(["source_uri"]):
-        if pc.any(_in(rows["source_uri"], uris)).as_py():  # type: ignore[attr-defined]
-            leaving.rewrites.setdefault("images", []).append(path)
+    # Every image of a gone file is dropped or moved in its own shard, every refusal dropped.
+    for name, snapshot in (("quarantine", tonight.quarantine), ("images", tonight.images)):
+        for path, rows in snapshot.read_each(["source_uri"]):
+            if pc.any(_in(rows["source_uri"], uris)).as_py():  # type: ignore[attr-defined]
+                leaving.rewrites.setdefault(name, []).append(path)
     return leaving
 
 

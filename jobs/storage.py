@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 import botocore.session
 import fsspec
@@ -42,6 +42,10 @@ def resolve_uri(uri: str) -> str:
     scheme = urlsplit(uri).scheme
     if scheme == "" or len(scheme) == 1:
         return Path(uri).expanduser().absolute().as_uri().rstrip("/")
+    if scheme == "file":
+        # However it is spelt: one file has one URI.
+        path = Path(os.fsdecode(unquote_to_bytes(urlsplit(uri).path)))
+        return path.absolute().as_uri().rstrip("/")
     if scheme not in SCHEMES:
         raise InputError(f"{uri}: scheme {scheme!r} is not supported; use {', '.join(SCHEMES)}")
     if scheme == "s3" and not urlsplit(uri).netloc:
@@ -56,7 +60,7 @@ def join(uri: str, *parts: str) -> str:
 def local_path(uri: str) -> Path | None:
     """The path of a `file:` URI; None for any other."""
     split = urlsplit(uri)
-    return Path(unquote(split.path)) if split.scheme == "file" else None
+    return Path(os.fsdecode(unquote_to_bytes(split.path))) if split.scheme == "file" else None
 
 
 @functools.cache

@@ -12,7 +12,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 from deltalake import DeltaTable, Schema
@@ -54,16 +54,25 @@ class Table:
             attempt(self._create, self.uri, "write")
             found = self.snapshot()
             assert found is not None
-        self._require_same_schema(found)
+        try:
+            self._require_same_schema(found)
+        except InputError:
+            if found.is_published:
+                raise
+            # A job that published nothing, or not yet, made it for other columns.
+            attempt(lambda: self._create(mode="overwrite"), self.uri, "write")
+            found = self.snapshot()
+            assert found is not None
+            self._require_same_schema(found)
         return found
 
-    def _create(self) -> None:
+    def _create(self, mode: Literal["ignore", "overwrite"] = "ignore") -> None:
         # Of several that create it at once, one does and the others find it there.
         with contextlib.suppress(CommitFailedError):
             DeltaTable.create(
                 self.uri,
                 Schema.from_arrow(_delta_schema(self.spec)),
-                mode="ignore",
+                mode=mode,
                 partition_by=list(self.spec.partition_by),
                 name=self.spec.name,
                 configuration={"delta.enableExpiredLogCleanup": "false"},
@@ -129,6 +138,11 @@ class Snapshot:
         """Whether the job has been published in this table."""
         return self._transaction(job_id) is not None
 
+    @property
+    def is_published(self) -> bool:
+        """Whether any job of ours has committed to it; else it has only been created."""
+        return self._transaction(APP) is not None
+
     def _transaction(self, name: str) -> int | None:
         # The handle reads the log when it is asked.
         return attempt(lambda: self.handle.transaction_version(name), self.uri, "read")
@@ -155,7 +169,8 @@ class Snapshot:
     def _removals(self, paths: Sequence[str], now_ms: int, same_rows: bool) -> list[RemoveAction]:
         held = {action["path"]: action for action in self._files(None)}
         missing = [path for path in paths if path not in held]
-        assert not missing, f"{self.uri} version {self.version} has no {missing[0]}"
+        if missing:
+            raise Conflict(f"{self.uri} version {self.version} has no {missing[0]}")
         return [
             RemoveAction(
                 path,

@@ -50,7 +50,8 @@ COLUMNS = {
 def look(file: SourceFile, layout: Layout) -> Look:
     """Every archive has the same columns, null where a sample has no such member."""
     fields = [pa.field(name, kind) for name, kind in COLUMNS.values()]
-    fields += [pa.field(key, pa.string()) for key in hive_columns(file.uri)]
+    own = {field.name for field in fields}
+    fields += [pa.field(key, pa.string()) for key in hive_columns(file.uri) if key not in own]
     return Look(rows=None, passthrough=pa.schema(fields))
 
 
@@ -65,6 +66,8 @@ def read(part: Part, layout: Layout, columns: list[str]) -> Iterator[SourceBatch
             row, batch, size = row + len(batch), [], 0
     if batch:
         yield _source_batch(part, row, batch)
+    elif not row:
+        raise Refused("no_images", "the archive has no image")
 
 
 @dataclasses.dataclass
@@ -80,13 +83,13 @@ def _source_batch(part: Part, start: int, samples: list[_Sample]) -> SourceBatch
         name: pa.array([sample.side.get(ending) for sample in samples], kind)
         for ending, (name, kind) in COLUMNS.items()
     }
-    brought |= hive_arrays(part.uri, len(samples))
+    brought = hive_arrays(part.uri, len(samples)) | brought
     return SourceBatch.of(
         part,
         rows=range(start, start + len(samples)),
         images=[sample.image for sample in samples],
         passthrough=pa.table(brought),
-        members=[sample.member or sample.key for sample in samples],
+        members=[_text(sample.member or sample.key) for sample in samples],
     )
 
 
@@ -134,6 +137,11 @@ def _image(member: tarfile.TarInfo, stream: IO[bytes], judged: Image) -> Image:
     return stream.read()
 
 
+def _text(name: str) -> str:
+    """A member's name as text: what is not UTF-8 comes as surrogates, which no table holds."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def _climbs(name: str) -> bool:
     return name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/")
 
@@ -143,7 +151,12 @@ def _side(ending: str, member: tarfile.TarInfo, stream: IO[bytes]) -> Any:
         raise Refused("schema", f"{member.name} has {member.size} bytes, the bound is {SIDE_BYTES}")
     try:
         text = stream.read().decode("utf-8")
-        return int(text) if ending == "cls" else text
+        if ending != "cls":
+            return text
+        number = int(text)
+        if not -(2**63) <= number < 2**63:
+            raise ValueError
+        return number
     except ValueError as error:
         wanted = "a whole number" if ending == "cls" else "UTF-8 text"
         raise Refused("schema", f"{member.name} is not {wanted}") from error
@@ -158,7 +171,7 @@ def _members(part: Part, file: BinaryIO) -> Iterator[tuple[tarfile.TarInfo, IO[b
             for member in archive:
                 # Links and devices are not read; hidden names are passed over, as in folders.
                 base = member.name.rsplit("/", 1)[-1]
-                if member.isreg() and not base.startswith("."):
+                if member.isreg() and not member.issparse() and not base.startswith("."):
                     stream = archive.extractfile(member)
                     assert stream is not None
                     yield member, stream
@@ -168,8 +181,25 @@ def _members(part: Part, file: BinaryIO) -> Iterator[tuple[tarfile.TarInfo, IO[b
         raise Refused(reason, f"{part.uri} is a damaged archive: {error}") from error
 
 
+_HEADERS = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+
+
 class _Header(tarfile.TarInfo):
     """A member whose absence is noticed: tarfile takes a broken or missing header for the end."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> Any:
+        # What tarfile would hold in memory: long headers, and the holes of sparse members.
+        if self.type in _HEADERS and self.size > SIDE_BYTES:
+            raise ReadError(f"a header of {self.size} bytes")
+        if self.type == tarfile.GNUTYPE_SPARSE:
+            raise ReadError("sparse members are not read")
+        return super()._proc_member(archive)  # type: ignore[misc]
 
     @classmethod
     def fromtarfile(cls, tarfile: tarfile.TarFile) -> _Header:

@@ -78,6 +78,8 @@ class _Uses:
         self.versions: dict[str, set[int]] = {}
         self.files: dict[str, set[str]] = {}
         self.given_up: list[str] = []
+        for table, version in catalog.published_versions(lake).items():
+            self._pin(join(lake.uri, table), version)
         for model in catalog.models(lake):
             for version in catalog.bundle_versions(lake, model):
                 data = read_about(lake, model, version)["data"]
@@ -97,7 +99,9 @@ class _Uses:
             raw = json.loads(plan)
             dataset = raw["settings"].get("dataset")
             version = raw["settings"].get("images_version", raw["base"].get("images"))
-            if dataset and version is not None:
+            if version is None:
+                version = raw["base"].get("images")
+            if dataset and version is not None and version >= 0:
                 self._pin(lake.dataset(dataset, "images"), version)
         roots = _roots(lake, job_id, plan)
         for body in _bodies(folder):
