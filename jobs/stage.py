@@ -70,7 +70,7 @@ class StageJob(Job):
         return stage_tables(self.lake, self.target, plan.settings)
 
     def plan(self) -> Plan:
-        images = open_snapshot(self.lake.dataset(self.target, "images"))
+        images = self._published("images")
         stream = self._stream()
         units = iter(stream)
         first = next(units, None)
@@ -95,15 +95,17 @@ class StageJob(Job):
                 "rows_per_shard": stream.rows_per_unit,
             },
             # The units are not known yet; what is published names the work as well.
-            # (A table that has only been created is as good as none.)
             key=[] if nothing else [self.settings.source, max(base["images"], 0)],
         )
 
     def _stream(self) -> UnitStream:
-        sources, images = (
-            open_snapshot(self.lake.dataset(self.target, name)) for name in ("sources", "images")
-        )
+        sources, images = (self._published(name) for name in ("sources", "images"))
         return UnitStream(self.settings, self._fingerprint(), sources, images)
+
+    def _published(self, table: str) -> Snapshot | None:
+        """The newest snapshot; a table that has only been created is as good as none."""
+        snapshot = open_snapshot(self.lake.dataset(self.target, table))
+        return snapshot if snapshot is not None and snapshot.is_published else None
 
     def units(self, plan: Plan) -> Iterator[Unit]:
         """As the listing gives them; once it has ended they are saved, and hold.

@@ -119,11 +119,23 @@ def test_staged_pixels_are_fixed_size_in_the_file_and_binary_in_the_table(tmp_pa
 
 def test_another_image_size_or_column_type_is_refused(tmp_path: Path) -> None:
     uri = (tmp_path / "images").as_uri()
-    Table(uri, images_spec((2, 3, 1), pa.schema([pa.field("label", pa.int64())]))).ensure()
+    head = Table(uri, images_spec((2, 3, 1), pa.schema([pa.field("label", pa.int64())]))).ensure()
+    head.commit("job", [], {})
     with pytest.raises(InputError, match=r"shape \[2, 3, 1\] in the table, \[4, 3, 1\]"):
         Table(uri, images_spec((4, 3, 1), pa.schema([pa.field("label", pa.int64())]))).ensure()
     with pytest.raises(InputError, match="'label' would be string, but the table has int64"):
         Table(uri, images_spec((2, 3, 1), pa.schema([pa.field("label", pa.string())]))).ensure()
+
+
+def test_a_table_that_was_only_created_takes_the_columns_of_whoever_publishes(tmp_path) -> None:
+    uri = (tmp_path / "images").as_uri()
+    Table(uri, images_spec((2, 3, 1), pa.schema([pa.field("label", pa.int64())]))).ensure()
+    spec = images_spec((4, 3, 1), pa.schema([pa.field("label", pa.string())]))
+    head = Table(uri, spec).ensure()
+    assert head.schema.field("label").type == pa.string()
+    assert head.schema.field("image").metadata[b"shape"] == b"[4, 3, 1]"
+    head.commit("job", [], {})
+    assert Table(uri, spec).ensure().is_published
 
 
 def test_splits_follow_the_id_alone_in_the_stated_shares() -> None:

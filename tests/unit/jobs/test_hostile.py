@@ -1,0 +1,267 @@
+"""Sources that are broken or mean harm: each costs at most its own row or file."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import subprocess
+import sys
+import tarfile
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from jobs import job, query
+from jobs.errors import InputError, Refused
+from jobs.images import Target, decode
+from jobs.lake import Lake
+from jobs.listing import Scope, list_files
+from jobs.sources import Layout, Part
+from tests.helpers import ROOT, image_bytes
+from tests.inline import InlineStage
+from tests.unit.jobs.test_removals import ids, staged
+from tests.unit.jobs.test_sources import write_tar
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    return Lake((tmp_path / "lake").as_uri())
+
+
+def members(count: int) -> list[tuple[str, bytes]]:
+    return [(f"{n}.png", data) for n, data in enumerate(image_bytes(range(count)))]
+
+
+@pytest.mark.parametrize(
+    ("extra", "reason"),
+    [
+        ([("z.png", b""), ("z.cls", b"1")], "zero_bytes"),
+        ([("z.png", image_bytes([50])[0]), ("z.cls", b"9" * 20)], "schema"),
+        ([("z.png", image_bytes([50])[0]), ("z.txt", b"\xff\xfe")], "schema"),
+    ],
+)
+def test_one_bad_sample_of_an_archive(lake, tmp_path, extra, reason: str) -> None:
+    write_tar(tmp_path / "a.tar", members(40) + extra)
+    job.run(InlineStage(lake, tmp_path / "a.tar"))
+    assert staged(lake) == ids(range(40))
+    rows = query.sql(lake, "SELECT source_member, reason FROM quarantine").to_pylist()
+    assert rows == [{"source_member": "z.png", "reason": reason}]
+
+
+def test_a_member_whose_name_is_not_utf8_is_staged(lake, tmp_path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w", errors="surrogateescape") as archive:
+        data = image_bytes([0])[0]
+        info = tarfile.TarInfo("caf\udce9.png")
+        info.size = len(data)
+        archive.addfile(info, io.BytesIO(data))
+    job.run(InlineStage(lake, tmp_path / "a.tar"))
+    rows = query.sql(lake, "SELECT source_member FROM images").to_pylist()
+    assert rows == [{"source_member": "caf�.png"}]
+
+
+def test_an_archives_own_label_goes_before_that_of_its_folder(lake, tmp_path) -> None:
+    write_tar(tmp_path / "s" / "label=cat" / "a.tar", [*members(2), ("1.cls", b"7")])
+    job.run(InlineStage(lake, tmp_path / "s"))
+    labels = query.sql(lake, "SELECT label FROM images ORDER BY source_row").to_pylist()
+    assert labels == [{"label": None}, {"label": 7}]
+
+
+def test_an_archive_without_images_is_refused_once(lake, tmp_path) -> None:
+    write_tar(tmp_path / "s" / "a.tar", members(3))
+    write_tar(tmp_path / "s" / "b.tar", [("README.md", b"hello")])
+    job.run(InlineStage(lake, tmp_path / "s", max_refused=0.5))
+    rows = query.sql(lake, "SELECT reason FROM quarantine").to_pylist()
+    assert rows == [{"reason": "no_images"}]
+    assert job.run(InlineStage(lake, tmp_path / "s", max_refused=0.5)).units == 0
+
+
+def write_columns(path: Path, names: list[str], columns: list) -> None:
+    pq.write_table(pa.table(columns, names=names), path)
+
+
+@pytest.mark.parametrize("name", ["Night", "LABEL", "image_ID", "Dataset"])
+def test_names_that_differ_in_case_only_are_left_out(lake, tmp_path, name: str) -> None:
+    columns = [pa.array(image_bytes(range(2))), pa.array([1, 2]), pa.array([3, 4])]
+    write_columns(tmp_path / "a.parquet", ["image", "label", name], columns)
+    job.run(InlineStage(lake, tmp_path / "a.parquet"))
+    assert staged(lake) == ids(range(2))
+
+
+def test_a_column_named_twice(lake, tmp_path) -> None:
+    images, numbers = pa.array(image_bytes(range(2))), pa.array([1, 2])
+    write_columns(tmp_path / "a.parquet", ["image", "n", "n"], [images, numbers, numbers])
+    job.run(InlineStage(lake, tmp_path / "a.parquet"))
+    assert staged(lake) == ids(range(2))
+    write_columns(tmp_path / "b.parquet", ["image", "image"], [images, images])
+    with pytest.raises(InputError, match="no image column"):
+        job.run(InlineStage(Lake(lake.uri + "2"), tmp_path / "b.parquet"))
+
+
+def test_text_that_is_not_utf8_is_kept_readable(lake, tmp_path) -> None:
+    raw = pa.array([b"caf\xe9", b"b"], pa.binary())
+    text = pa.Array.from_buffers(pa.string(), 2, raw.buffers())
+    columns = [pa.array(image_bytes(range(2))), text]
+    write_columns(tmp_path / "a.parquet", ["image", "label"], columns)
+    job.run(InlineStage(lake, tmp_path / "a.parquet"))
+    labels = query.sql(lake, "SELECT label FROM images ORDER BY source_row").to_pylist()
+    assert labels == [{"label": "caf�"}, {"label": "b"}]
+
+
+def test_a_file_name_that_is_not_utf8(lake, tmp_path) -> None:
+    folder = tmp_path / "s"
+    folder.mkdir()
+    data = image_bytes(range(3))
+    for number in range(2):
+        (folder / f"{number}.png").write_bytes(data[number])
+    Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.png")).write_bytes(data[2])
+    job.run(InlineStage(lake, folder))
+    assert staged(lake) == ids(range(3))
+    assert job.run(InlineStage(lake, folder)).units == 0
+
+
+def test_a_folder_that_goes_while_it_is_listed(tmp_path, monkeypatch) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "0.png").write_bytes(b"x")
+    real = os.scandir
+
+    def scandir(folder):
+        if str(folder).endswith("sub"):
+            raise FileNotFoundError(2, "gone", folder)
+        return real(folder)
+
+    monkeypatch.setattr("jobs.listing.os.scandir", scandir)
+    assert [file.uri.rsplit("/", 1)[-1] for file in list_files(str(tmp_path))] == ["0.png"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_pattern_with_odd_classes() -> None:
+    assert Scope.of("s3://b/x[)]*.png").has("s3://b/x).png")
+    assert not Scope.of("s3://b/x[!)]*.png").has("s3://b/x).png")
+    assert Scope.of("s3://b/[a-c^]/*.png").has("s3://b/^/1.png")
+
+
+def test_no_program_is_started_for_an_image(tmp_path, monkeypatch) -> None:
+    """Pillow hands EPS to Ghostscript."""
+    program = tmp_path / "bin" / "gs"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/called\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\n{ } loop\n%%EOF\n"
+    with pytest.raises(Refused) as refusal:
+        decode(eps, Target(image_shape=(8, 8, 3)))
+    assert refusal.value.reason == "not_an_image"
+    assert not (tmp_path / "called").exists()
+
+
+def test_a_footer_that_claims_more_rows_than_there_are(tmp_path) -> None:
+    from jobs import parquet_source
+
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": pa.array(image_bytes(range(100)))}), path)
+    data = path.read_bytes()
+    size = int.from_bytes(data[-8:-4], "little")
+    # 100 as a zigzag varint becomes 120.
+    footer = data[-8 - size : -8].replace(b"\x16\xc8\x01", b"\x16\xf0\x01")
+    path.write_bytes(data[: -8 - size] + footer + data[-8:])
+    (file,) = list_files(str(path))
+    rows = parquet_source.look(file, Layout()).rows
+    assert rows == 120
+    part = Part(file.uri, file.etag, file.size, "parquet", 0, rows, "image")
+    with pytest.raises(Refused, match=r"claims rows up to 120, there are 100|not a readable"):
+        list(parquet_source.read(part, Layout(), []))
+
+
+BOMBS = """
+import resource, sys
+from pathlib import Path
+from jobs.errors import Refused
+from jobs.pins import local_etag
+from jobs.sources import Layout, Part
+from jobs import {module}
+path = Path(sys.argv[1])
+status = path.stat()
+rows = {{"stop": int(sys.argv[2]), "image_column": "image"}} if len(sys.argv) > 2 else {{}}
+part = Part(path.as_uri(), local_etag(status), status.st_size, "parquet", **rows)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    for batch in {module}.read(part, Layout(), []):
+        assert sum(len(image) for image in batch.images) < 200 << 20
+except Refused:
+    pass
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def grown_by(module: str, path: Path, *more: object) -> int:
+    """MiB that reading a file takes at most, in a process of its own."""
+    code = textwrap.dedent(BOMBS.format(module=module))
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path), *map(str, more)],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    return int(done.stdout)
+
+
+def test_a_dictionary_of_one_large_value_is_read_in_small_batches(tmp_path) -> None:
+    path = tmp_path / "a.parquet"
+    value = pa.array([os.urandom(2 << 20)], pa.binary()).take(pa.array([0] * 400))
+    pq.write_table(
+        pa.table({"image": value}), path, dictionary_pagesize_limit=1 << 30, compression="none"
+    )
+    assert path.stat().st_size < 3 << 20
+    assert grown_by("parquet_source", path, 400) < 300  # all rows at once: 2,200
+
+
+def test_a_header_of_an_archive_that_unpacks_to_gigabytes(tmp_path) -> None:
+    head = tarfile.TarInfo("x")
+    head.type, head.size = tarfile.XHDTYPE, 600 << 20
+    with gzip.open(tmp_path / "a.tgz", "wb", 1) as file:
+        file.write(head.tobuf(tarfile.USTAR_FORMAT))
+        for _ in range(600):
+            file.write(bytes(1 << 20))
+    assert grown_by("tar_source", tmp_path / "a.tgz") < 100
+
+
+def test_holes_in_an_archive_are_not_filled(tmp_path) -> None:
+    head = tarfile.TarInfo("0.png")
+    body = bytearray(head.tobuf(tarfile.GNU_FORMAT))
+    body[156:157] = b"S"
+    body[386:398] = body[483:495] = b"%011o\0" % (500 << 20)
+    body[398:410] = b"%011o\0" % 0
+    body[148:156] = b" " * 8
+    body[148:156] = b"%06o\0 " % sum(body)
+    (tmp_path / "a.tar").write_bytes(bytes(body) + bytes(1024))
+    assert grown_by("tar_source", tmp_path / "a.tar") < 100
+
+
+def test_large_targets_are_staged_a_few_at_a_time(lake, tmp_path) -> None:
+    from jobs import stage_rows
+
+    folder = tmp_path / "s"
+    folder.mkdir()
+    generator = np.random.default_rng(1)
+    for number in range(40):
+        pixels = generator.integers(0, 255, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    sizes = []
+    real = stage_rows.UnitRows._add
+
+    def add(self, batch, own):
+        sizes.append(len(batch.images))
+        return real(self, batch, own)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage_rows.UnitRows, "_add", add)
+        job.run(InlineStage(lake, folder, height=1024, width=1024, channels=3, rows_per_unit=None))
+    assert sum(sizes) == 40
+    assert max(sizes) * 1024 * 1024 * 3 <= 32 << 20

@@ -1,0 +1,300 @@
+"""Stage beside rivals, after crashes, and on sources that change while they are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from jobs import job, publish, query, records
+from jobs.card import dataset_card
+from jobs.compact import CompactJob, CompactWorker
+from jobs.config import RaySettings
+from jobs.errors import JobError
+from jobs.lake import Lake
+from jobs.pins import Replaced
+from jobs.tables import open_snapshot
+from jobs.vacuum import vacuum
+from tests.helpers import image_bytes, write_source
+from tests.inline import InlineEmbed, InlineStage, InlineTrain, OvertakenStage, _work
+from tests.unit.jobs.test_removals import ids, run, staged, write
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    return Lake((tmp_path / "lake").as_uri())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "s"
+
+
+class InlineCompact(CompactJob):
+    def __init__(self, lake: Lake) -> None:
+        super().__init__(lake, "dataset", "d", "2026-01-02", RaySettings())
+        self.executed: list[str] = []
+
+    def execute(self, plan, units) -> None:
+        _work(CompactWorker, self, plan, units)
+
+
+def live(lake: Lake) -> list[dict]:
+    return query.sql(
+        lake,
+        "SELECT source_uri, source_row, etag, fate FROM sources WHERE removed_night IS NULL",
+    ).to_pylist()
+
+
+def crash_before_commit(work) -> None:
+    def crash(*what, **how):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(publish, "commit", crash)
+        with pytest.raises(KeyboardInterrupt):
+            work()
+
+
+def hide(monkeypatch, when) -> None:
+    """Parts of files for which `when` holds are found replaced."""
+    from jobs import parquet_source
+
+    real = parquet_source.read
+
+    def read(part, *more):
+        if when(part):
+            raise Replaced(part.uri)
+        return real(part, *more)
+
+    monkeypatch.setattr(parquet_source, "read", read)
+
+
+def test_new_labels_arrive_although_a_compaction_came_between(lake, folder) -> None:
+    write(folder / "a.parquet", range(20))
+    run(lake, folder, "2026-01-01")
+    write(folder / "b.parquet", range(20, 40))
+    run(lake, folder, "2026-01-01")
+    write(folder / "a.parquet", range(20), labels=[1000 + n for n in range(20)])
+    job.run(OvertakenStage(lake, folder, InlineCompact(lake), night="2026-01-02", max_removed=1.0))
+    assert staged(lake) == ids(range(40))
+    labels = query.sql(lake, "SELECT label FROM images ORDER BY 1")["label"].to_pylist()
+    assert labels == [*range(20, 40), *range(1000, 1020)]
+
+
+def test_a_rival_that_read_another_version_leaves_every_row_once(lake, folder) -> None:
+    write(folder / "a.parquet", range(10))
+
+    class Late(InlineStage):
+        done = False
+
+        def settle(self, plan, completions, head):
+            if not self.done:
+                self.done = True
+                write(folder / "a.parquet", range(5, 15))
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(records, "unfinished_plans", lambda *a: [])
+                    run(lake, folder, "2026-01-02")
+            return super().settle(plan, completions, head)
+
+    job.run(Late(lake, folder, "2026-01-01", max_removed=1.0))
+    assert staged(lake) == ids(range(5, 15))
+    assert len(live(lake)) == 10
+    assert run(lake, folder, "2026-01-03").units == 0
+
+
+def test_parts_of_a_file_are_published_together_or_not_at_all(lake, folder, monkeypatch) -> None:
+    write(folder / "a.parquet", range(40))
+    write(folder / "k.parquet", range(50, 60))
+    hide(monkeypatch, lambda part: part.uri.endswith("a.parquet") and part.start == 20)
+    with pytest.raises(JobError, match="keep changing"):
+        run(lake, folder, rows_per_unit=20)
+    monkeypatch.undo()
+    run(lake, folder, rows_per_unit=20)
+    assert staged(lake) == ids([*range(40), *range(50, 60)])
+
+
+def test_what_a_unit_skipped_stays_although_the_unit_is_corrected(
+    lake, folder, monkeypatch
+) -> None:
+    write(folder / "a.parquet", range(10))
+    write(folder / "b.parquet", range(10, 20))
+    run(lake, folder, "2026-01-01")
+    write(folder / "b.parquet", range(10, 21))
+    write(folder / "aa.parquet", [30, *range(31, 41)])
+    write(folder / "bb.parquet", [30])  # in one unit with b, and held by the one before
+    hide(monkeypatch, lambda part: part.uri.endswith("/b.parquet"))
+    run(lake, folder, "2026-01-02", rows_per_unit=12)
+    assert staged(lake) == ids([*range(20), *range(30, 41)])
+    monkeypatch.undo()
+    run(lake, folder, "2026-01-03", rows_per_unit=12)
+    assert staged(lake) == ids([*range(21), *range(30, 41)])
+
+
+def test_a_file_that_changes_while_it_is_looked_at_has_not_gone(lake, folder, monkeypatch) -> None:
+    from jobs import parquet_source
+
+    write(folder / "a.parquet", range(10))
+    write(folder / "b.parquet", range(10, 20))
+    run(lake, folder, "2026-01-01")
+    write(folder / "b.parquet", range(10, 21))
+    write(folder / "c.parquet", [30])
+    real = parquet_source.look
+
+    def look(file, layout):
+        if file.uri.endswith("b.parquet"):
+            raise Replaced(file.uri)
+        return real(file, layout)
+
+    monkeypatch.setattr(parquet_source, "look", look)
+    run(lake, folder, "2026-01-02")
+    assert staged(lake) == ids([*range(20), 30])
+
+
+def test_a_changed_file_of_another_format_has_not_gone(lake, folder) -> None:
+    folder.mkdir()
+    for number, data in enumerate(image_bytes(range(5))):
+        (folder / f"{number}.png").write_bytes(data)
+    run(lake, folder, "2026-01-01", format="files")
+    (folder / "0.png").write_bytes(image_bytes([9])[0])
+    write(folder / "p.parquet", range(20, 30))
+    run(lake, folder, "2026-01-02", format="parquet")
+    assert staged(lake) == ids([*range(5), *range(20, 30)])
+    run(lake, folder, "2026-01-03", format="files")
+    assert staged(lake) == ids([*range(1, 5), 9, *range(20, 30)])
+
+
+def test_an_unfinished_plan_gives_way_to_a_source_that_changed_again(lake, folder) -> None:
+    write(folder / "a.parquet", range(10))
+    write(folder / "k.parquet", range(10, 20))
+    run(lake, folder, "2026-01-01")
+    write(folder / "a.parquet", range(11))
+    crash_before_commit(lambda: run(lake, folder, "2026-01-02"))
+    write(folder / "a.parquet", range(12))
+    run(lake, folder, "2026-01-03", max_removed=0.0)
+    assert staged(lake) == ids(range(20))
+    images = open_snapshot(lake.dataset("d", "images"))
+    assert images is not None
+    snapshots = [open_snapshot(images.uri, version) for version in range(1, images.version + 1)]
+    # No snapshot in between lacks the images for a moment.
+    assert {s.partition_rows({}) for s in snapshots if s is not None} == {20}
+
+
+def test_an_unfinished_first_plan_does_not_bind_columns_or_size(lake, folder) -> None:
+    write(folder / "a.parquet", range(10))
+    crash_before_commit(lambda: run(lake, folder, "2026-01-01"))
+    write(folder / "a.parquet", range(10), labels=[f"cat{n}" for n in range(10)])
+    run(lake, folder, "2026-01-02", height=32, width=32)
+    labels = query.sql(lake, "SELECT label FROM images")["label"].to_pylist()
+    assert sorted(labels) == sorted(f"cat{n}" for n in range(10))
+
+
+def test_refusals_of_a_replaced_file_leave_quarantine_with_it(lake, folder) -> None:
+    write_source(folder / "a.parquet", range(20), broken=[3])
+    run(lake, folder, "2026-01-01", max_refused=0.5)
+    (folder / "a.parquet").unlink()
+    write_source(folder / "a.parquet", range(21), broken=[5])
+    run(lake, folder, "2026-01-02", max_refused=0.5)
+    rows = query.sql(lake, "SELECT source_row FROM quarantine").to_pylist()
+    assert rows == [{"source_row": 5}]
+    card = dataset_card(lake, "d")
+    assert card["refused"] == {"truncated": 1}
+    assert card["source_rows"]["refused"] == 1
+
+
+def test_columns_come_from_the_first_files_together(lake, folder, caplog) -> None:
+    (folder / "label=cat").mkdir(parents=True)
+    data = image_bytes(range(4))
+    (folder / "cover.png").write_bytes(data[0])
+    for number in (1, 2, 3):
+        (folder / "label=cat" / f"{number}.png").write_bytes(data[number])
+    run(lake, folder)
+    labels = query.sql(lake, "SELECT label FROM images ORDER BY source_uri")["label"].to_pylist()
+    assert labels == [None, "cat", "cat", "cat"]
+
+
+@pytest.mark.parametrize("spelling", ["file:{}", "file://{}/./", "file://{}"])
+def test_however_a_source_is_spelt_its_removals_are_seen(lake, tmp_path, spelling: str) -> None:
+    folder = tmp_path / "a b"
+    write(folder / "a.parquet", range(10))
+    write(folder / "b.parquet", range(10, 20))
+    run(lake, spelling.format(folder), "2026-01-01")  # type: ignore[arg-type]
+    (folder / "b.parquet").unlink()
+    run(lake, spelling.format(folder), "2026-01-02")  # type: ignore[arg-type]
+    assert staged(lake) == ids(range(10))
+
+
+def test_large_row_groups_are_read_once(lake, folder, monkeypatch) -> None:
+    from jobs import parquet_source
+
+    write(folder / "a.parquet", range(50))
+    table = pq.read_table(folder / "a.parquet")
+    pq.write_table(table, folder / "a.parquet", row_group_size=20)
+    monkeypatch.setattr(parquet_source, "LARGE_GROUP_BYTES", 100)
+    work = InlineStage(lake, folder, rows_per_unit=15)
+    units = work.planned_units(work.plan())
+    parts = [(p.get("start", 0), p["stop"]) for unit in units for p in unit.inputs["parts"]]
+    assert parts == [(0, 20), (20, 40), (40, 50)]
+    run(lake, folder, rows_per_unit=15)
+    assert staged(lake) == ids(range(50))
+
+
+# Beside vacuum and embed
+
+
+def test_vacuum_after_a_first_stage_that_crashed(lake, folder) -> None:
+    write(folder / "a.parquet", range(5))
+    crash_before_commit(lambda: run(lake, folder))
+    assert vacuum(lake, ["d"], [], keep_days=7.0).files == 0
+
+
+def test_vacuum_keeps_what_readers_read_after_a_crash(lake, folder, monkeypatch) -> None:
+    write(folder / "a.parquet", range(5))
+    write(folder / "b.parquet", range(5, 10))
+    run(lake, folder, "2026-01-01")
+    (folder / "a.parquet").unlink()
+
+    def crash(*what):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(publish, "record_run", crash)
+    with pytest.raises(KeyboardInterrupt):
+        run(lake, folder, "2026-01-02")
+    monkeypatch.undo()
+    vacuum(lake, ["d"], [], keep_days=0.0, grace_s=-1.0)
+    assert staged(lake) == ids(range(10))  # until a run completes the removal
+
+
+def test_vacuum_keeps_the_snapshot_of_an_unfinished_training(lake, folder, monkeypatch) -> None:
+    write_source(folder / "a.parquet", range(300))
+    run(lake, folder, "2026-01-01")
+    pinned = open_snapshot(lake.dataset("d", "images"))
+    assert pinned is not None
+
+    def crash(*what):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(InlineTrain, "fit", crash)
+    with pytest.raises(KeyboardInterrupt):
+        job.run(InlineTrain(lake))
+    monkeypatch.undo()
+    (folder / "a.parquet").unlink()
+    write_source(folder / "b.parquet", range(280, 320))
+    run(lake, folder, "2026-01-02")
+    vacuum(lake, ["d"], [], keep_days=0.0, grace_s=-1.0)
+    assert pinned.read(["image_id"]) is not None
+    job.run(InlineTrain(lake))
+
+
+def test_an_embed_of_an_older_snapshot_removes_nothing_newer(trained: Lake, trained_source) -> None:
+    crash_before_commit(lambda: job.run(InlineEmbed(trained)))
+    write_source(trained_source / "new.parquet", range(2000, 2030))
+    try:
+        job.run(InlineStage(trained, trained_source, "2026-01-02"))
+        job.run(InlineEmbed(trained, "2026-01-02", reconstructions=True))
+        job.run(InlineEmbed(trained, "2026-01-02"))
+    finally:
+        (trained_source / "new.parquet").unlink()
+    for table in ("images", "embeddings", "reconstructions"):
+        assert len(query.sql(trained, f"SELECT image_id FROM {table}")) == 630
