@@ -19,7 +19,9 @@ from jobs.units import Output
 
 STATISTICS = "latentlake.statistics"
 MAX_LABELS = 1000  # distinct ones in a histogram; a column with more is no class label
-EXACT_IMAGES = 256  # 256 · 255² < 2²⁴: sums of squares that float32 holds exactly
+# At most 256, since 256 · 255² < 2²⁴: sums of squares that float32 holds exactly. Fewer, so that a
+# block stays in the cache.
+BLOCK_VALUES, EXACT_IMAGES = 1 << 18, 256
 
 
 @dataclasses.dataclass
@@ -117,8 +119,9 @@ def _moments(pixels_NHWC: np.ndarray, channels: int) -> tuple[list[int], list[in
     flat = pixels_NHWC.reshape(len(pixels_NHWC), -1)
     sums = np.zeros(flat.shape[1])
     squares = np.zeros(flat.shape[1])
-    for start in range(0, len(flat), EXACT_IMAGES):
-        block = flat[start : start + EXACT_IMAGES].astype(np.float32)
+    step = max(1, min(EXACT_IMAGES, BLOCK_VALUES // flat.shape[1]))
+    for start in range(0, len(flat), step):
+        block = flat[start : start + step].astype(np.float32)
         ones = np.ones(len(block), np.float32)
         sums += ones @ block
         squares += ones @ np.square(block, out=block)

@@ -119,7 +119,7 @@ def _eighths(size: tuple[int, int], decoded: tuple[int, int]) -> float:
 
 
 def _orientation(data: bytes) -> int:
-    if data.find(b"Exif\0\0", 0, 1 << 16) < 0:
+    if not _has_exif(data):
         return 1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -128,6 +128,19 @@ def _orientation(data: bytes) -> int:
         except Exception as error:
             # Foreign metadata fails in many ways; the picture itself may still be good.
             raise ValueError("unreadable EXIF") from error
+
+
+def _has_exif(data: bytes) -> bool:
+    """Walks the segments before the picture; libjpeg has judged them already."""
+    at = 2
+    while at + 10 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
+            return True
+        if marker == 0xDA:  # the picture begins
+            return False
+        at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return False
 
 
 def _turned(image: Image.Image, orientation: int) -> Image.Image:

@@ -12,6 +12,7 @@ import functools
 import numpy as np
 
 SIDE, LOW = 32, 8
+BLOCK_VALUES = 1 << 18  # converted at a time, so that they stay in the cache
 LUMA = np.array([5.0, 9.0, 2.0])  # of 16
 # Whole numbers small enough for every sum to be exact, so that no machine rounds another bit out
 # of it: 255 · 16 · SIDE · 64 < 2²⁴ in float32, which is fast; wide images need finer weights.
@@ -39,7 +40,11 @@ def perceptual_hashes(pixels_NHWC: np.ndarray) -> np.ndarray:
     kind = np.float32 if width <= NARROW else np.float64
     luma = LUMA if channels == 3 else np.array([16.0])
     columns = np.kron(_frequencies(width, SCALE[kind]), luma).astype(kind)
-    lines = pixels_NHWC.reshape(count * height, width * channels).astype(kind) @ columns.T
+    flat = pixels_NHWC.reshape(count * height, width * channels)
+    lines = np.empty((count * height, LOW), kind)
+    step = max(1, BLOCK_VALUES // flat.shape[1])
+    for start in range(0, len(flat), step):
+        lines[start : start + step] = flat[start : start + step].astype(kind) @ columns.T
     rows = _frequencies(height, SCALE[np.float64])
     low = rows @ lines.reshape(count, height, LOW).astype(np.float64)
     low = low.reshape(count, LOW * LOW)

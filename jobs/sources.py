@@ -27,14 +27,16 @@ EXTENSIONS: dict[FormatName, tuple[str, ...]] = {
     "webdataset": ("tar", "tgz", "tar.gz"),
 }
 
+_ENDINGS = {fmt: tuple(f".{ending}" for ending in EXTENSIONS[fmt]) for fmt in FORMATS}
+
 WHOLE_FILE = -1  # the row number of a refusal that is about a file as such
 
 
 def recognise(uri: str) -> FormatName | None:
     """The format of a file by the end of its name."""
-    name = uri.rsplit("/", 1)[-1].lower()
-    for fmt, endings in EXTENSIONS.items():
-        if name.endswith(tuple(f".{ending}" for ending in endings)):
+    name = uri[-16:].lower()
+    for fmt, endings in _ENDINGS.items():
+        if name.endswith(endings):
             return fmt
     return None
 

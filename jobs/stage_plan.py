@@ -132,8 +132,15 @@ class UnitStream:
         """Each file with what a look into it tells, a few looks ahead of their use."""
         look = format_of(fmt).look
         if fmt != "parquet":
-            # From the name alone: nothing to wait for.
-            yield from ((file, look(file, self.layout)) for file in files)
+            # From the name alone: nothing to wait for, and one answer for all names without columns.
+            plain: Look | None = None
+            for file in files:
+                if "=" in file.uri or plain is None:
+                    seen = look(file, self.layout)
+                    plain = plain if "=" in file.uri else seen
+                    yield file, seen
+                else:
+                    yield file, plain
             return
 
         def judged(file: SourceFile) -> Look | Refused | Replaced:
@@ -163,7 +170,7 @@ class UnitStream:
         if self.passthrough is None:
             looked = self._decided(looked, hive)
         for file, verdict in looked:
-            if isinstance(verdict, Look):
+            if isinstance(verdict, Look) and len(verdict.passthrough):
                 verdict = self._same_columns(verdict) or verdict
             if isinstance(verdict, Refused):
                 yield self._part(file, fmt, refused=(verdict.reason, verdict.message))
@@ -223,6 +230,8 @@ class UnitStream:
 
 def cuts(rows: int, rows_per_unit: int, whole: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     """[start, stop) ranges that cover `rows` once, of even length but for what is kept whole."""
+    if rows <= rows_per_unit:
+        return [(0, rows)] if rows else []
     held = list(whole)
     ends: list[int] = []
     for _, stop in slices(rows, rows_per_unit):

@@ -29,6 +29,7 @@ READ_TIMEOUT_S = 15
 ATTEMPTS = 3
 PATIENCE_S = 20  # after this long no further attempt is made, so that errors come within a minute
 SCHEMES = ("file", "s3")
+_ODD = frozenset("%?#")  # what makes a URI more than its path
 
 T = TypeVar("T")
 
@@ -59,6 +60,8 @@ def join(uri: str, *parts: str) -> str:
 
 def local_path(uri: str) -> Path | None:
     """The path of a `file:` URI; None for any other."""
+    if uri.startswith("file:///") and not _ODD.intersection(uri):
+        return Path(uri[7:])  # a source may have millions of them
     split = urlsplit(uri)
     return Path(os.fsdecode(unquote_to_bytes(split.path))) if split.scheme == "file" else None
 
