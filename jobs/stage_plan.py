@@ -132,7 +132,7 @@ class UnitStream:
         """Each file with what a look into it tells, a few looks ahead of their use."""
         look = format_of(fmt).look
         if fmt != "parquet":
-            # From the name alone: nothing to wait for, and one answer for all names without columns.
+            # From the name alone, and one answer for all names without columns in them.
             plain: Look | None = None
             for file in files:
                 if "=" in file.uri or plain is None:
