@@ -27,7 +27,9 @@ EXTENSIONS: dict[FormatName, tuple[str, ...]] = {
     "webdataset": ("tar", "tgz", "tar.gz"),
 }
 
-_ENDINGS = {fmt: tuple(f".{ending}" for ending in EXTENSIONS[fmt]) for fmt in FORMATS}
+_ENDINGS: dict[FormatName, tuple[str, ...]] = {
+    fmt: tuple(f".{ending}" for ending in EXTENSIONS[fmt]) for fmt in FORMATS
+}
 
 WHOLE_FILE = -1  # the row number of a refusal that is about a file as such
 
