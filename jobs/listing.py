@@ -15,8 +15,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from jobs.errors import InputError
-from jobs.pins import local_etag
-from jobs.storage import attempt, filesystem, local_path, resolve_uri
+from jobs.pins import local_etag, other_etag
+from jobs.storage import attempt, filesystem, local_path, resolve_source
 
 _MARKS = re.compile(r"[*?\[]")
 
@@ -43,7 +43,7 @@ class Scope:
 
     @classmethod
     def of(cls, source: str) -> Scope:
-        uri = resolve_uri(source)
+        uri = resolve_source(source)
         path = local_path(uri)
         there = path is not None and path.exists()
         return cls(uri, not there and _MARKS.search(_plain(uri)) is not None)
@@ -94,7 +94,12 @@ def list_files(source: str) -> Iterator[SourceFile]:
     """The files of a source, sorted by URI. Raises InputError where the source does not exist."""
     scope = Scope.of(source)
     path = local_path(scope.root)
-    found = _local(path, source) if path is not None else _remote(scope.root, source)
+    if path is not None:
+        found = _local(path, source)
+    elif scope.root.startswith("s3://"):
+        found = _remote(scope.root, source)
+    else:
+        found = _other(scope.root, source)
     for file in found:
         if not scope.is_pattern or scope.has(file.uri):
             yield file
@@ -169,6 +174,23 @@ def _remote(root: str, source: str) -> Iterator[SourceFile]:
     if single is None:
         raise _missing(source)
     yield _source_file(bucket, single)
+
+
+def _other(root: str, source: str) -> Iterator[SourceFile]:
+    """By whatever fsspec tells of the store."""
+    fs, path = filesystem(root)
+
+    def action() -> dict[str, dict[str, Any]]:
+        try:
+            info = fs.info(path)
+            return {path: info} if info["type"] == "file" else fs.find(path, detail=True)  # type: ignore[return-value]
+        except FileNotFoundError as error:
+            raise _missing(source) from error
+
+    for name, info in sorted(attempt(action, root, "list").items()):
+        if info["type"] == "file" and not _is_hidden(name[len(path) :]):
+            uri = str(fs.unstrip_protocol(name))
+            yield SourceFile(uri, other_etag(info), int(info["size"]))
 
 
 def _source_file(bucket: str, entry: dict[str, Any]) -> SourceFile:

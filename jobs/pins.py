@@ -1,12 +1,14 @@
 """Pinned reads: a source file is read as the listing saw it, or `Replaced` says that it is not.
 
 On S3 the pin is the etag, sent with every range as If-Match. On a local disk it is size and time of
-change, held against the open file, and a hash of both ends from before and after the reading.
+change, held against the open file, and a hash of both ends from before and after the reading. On
+other stores it is what fsspec tells of a file, asked before and after.
 """
 
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import hashlib
 import io
 import os
@@ -34,6 +36,18 @@ def local_etag(status: os.stat_result) -> str:
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
+def other_etag(info: dict[str, Any]) -> str:
+    """What a store that is neither a disk nor S3 tells a version of a file by."""
+    for name in ("ETag", "etag", "md5Hash", "content_md5", "generation"):
+        if info.get(name):
+            return str(info[name]).strip('"')
+    times = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
+    when = next((info[name] for name in times if info.get(name)), "")
+    # One store tells the same time as a date here and as a number there.
+    when = when.timestamp() if isinstance(when, dt.datetime) else when
+    return f"{info['size']}-{when:.6f}" if isinstance(when, float) else f"{info['size']}-{when}"
+
+
 @contextlib.contextmanager
 def open_pinned(uri: str, etag: str) -> Iterator[BinaryIO]:
     """A seekable file, read in blocks. Raises Replaced on entry, in reading or on exit.
@@ -41,7 +55,10 @@ def open_pinned(uri: str, etag: str) -> Iterator[BinaryIO]:
     Other faults come out as the client raises them.
     """
     path = local_path(uri)
-    opened = _open_remote(uri, etag) if path is None else _open_local(path, uri, etag)
+    if path is not None:
+        opened = _open_local(path, uri, etag)
+    else:
+        opened = (_open_remote if uri.startswith("s3://") else _open_other)(uri, etag)
     with opened as file:
         yield file
 
@@ -91,6 +108,23 @@ def _open_remote(uri: str, etag: str) -> Iterator[BinaryIO]:
         raise
 
 
+@contextlib.contextmanager
+def _open_other(uri: str, etag: str) -> Iterator[BinaryIO]:
+    fs, path = filesystem(uri)
+    try:
+        with fs.open(path, "rb") as file:
+            _require_same(fs, path, uri, etag)
+            yield cast(BinaryIO, io.BufferedReader(_Patient(cast(BinaryIO, file), uri), 1 << 16))
+            _require_same(fs, path, uri, etag)
+    except FileNotFoundError as error:
+        raise Replaced(uri) from error
+
+
+def _require_same(fs: Any, path: str, uri: str, etag: str) -> None:
+    if other_etag(fs.info(path)) != etag:
+        raise Replaced(uri)
+
+
 class _Patient(io.RawIOBase):
     """Reads of a remote file, each tried a few times: a fault costs a range, not the unit."""
 
@@ -109,8 +143,10 @@ class _Patient(io.RawIOBase):
         return self.position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.file.size}[whence]  # type: ignore[attr-defined]
-        self.position = start + offset
+        if whence == io.SEEK_END:
+            self.position = self.file.seek(0, io.SEEK_END) + offset
+        else:
+            self.position = offset + (self.position if whence == io.SEEK_CUR else 0)
         return self.position
 
     def readinto(self, buffer: Any) -> int:
@@ -139,9 +175,12 @@ def read_pinned(uri: str, etag: str, size: int) -> bytes:
     path = local_path(uri)
 
     def action() -> bytes:
-        if path is None:
+        if path is not None:
+            return _read_local(path, uri, etag)
+        if uri.startswith("s3://"):
             return _get(uri, etag)
-        return _read_local(path, uri, etag)
+        with _open_other(uri, etag) as file:
+            return file.read()
 
     data = attempt(action, uri, "read")
     if len(data) != size:

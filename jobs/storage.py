@@ -38,6 +38,22 @@ class AlreadyThere(Exception):
     """A create-only put found an object of that name."""
 
 
+def resolve_source(uri: str) -> str:
+    """Like `resolve_uri`, for what is only read: any scheme that fsspec knows."""
+    scheme, mark, _ = uri.partition("://")
+    if not mark or scheme in SCHEMES:
+        return resolve_uri(uri)
+    known = fsspec.available_protocols()
+    if scheme not in known:
+        raise InputError(f"{uri}: fsspec knows no scheme {scheme!r}; known: {', '.join(known)}")
+    try:
+        fs, path = filesystem(uri)
+    except ImportError as error:
+        raise InputError(f"{uri}: {error}") from error
+    # However it is spelt: one file has one URI.
+    return str(fs.unstrip_protocol(path)).rstrip("/")
+
+
 def resolve_uri(uri: str) -> str:
     """An absolute URI without a trailing slash; plain paths become `file:///…`."""
     scheme = urlsplit(uri).scheme
@@ -71,6 +87,8 @@ def _filesystem(scheme: str, process: int) -> fsspec.AbstractFileSystem:
     # Keyed by process: an event loop does not survive a fork.
     if scheme == "file":
         return fsspec.filesystem("file", skip_instance_cache=True)
+    if scheme != "s3":
+        return fsspec.filesystem(scheme, use_listings_cache=False)
     config = {
         "connect_timeout": CONNECT_TIMEOUT_S,
         "read_timeout": READ_TIMEOUT_S,
@@ -94,7 +112,8 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         return _filesystem("file", os.getpid()), str(path)
     # By hand: in a key, '?' and '#' are characters like any other.
     scheme, _, path_in_store = uri.partition("://")
-    return _filesystem(scheme, os.getpid()), path_in_store
+    fs = _filesystem(scheme, os.getpid())
+    return fs, path_in_store if scheme == "s3" else str(fs._strip_protocol(uri))
 
 
 @functools.cache

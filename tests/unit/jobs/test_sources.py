@@ -413,3 +413,33 @@ def test_a_link_to_a_folder_does_not_lead_in_circles(lake, tmp_path) -> None:
     write_files(tmp_path / "s", {"a/1.png": image_bytes([0])[0]})
     (tmp_path / "s" / "a" / "loop").symlink_to(tmp_path / "s")
     assert job.run(InlineStage(lake, tmp_path / "s")).counts["rows_in"] == 1
+
+
+def test_any_store_that_fsspec_knows_is_a_source(lake) -> None:
+    import fsspec
+
+    fs = fsspec.filesystem("memory")
+    root = "/latentlake-test"
+    for number, data in enumerate(image_bytes(range(4))):
+        fs.pipe(f"{root}/files/label=x/{number}.png", data)
+    table = io.BytesIO()
+    pq.write_table(pa.table({"image": image_bytes(range(10, 20))}), table)
+    fs.pipe(f"{root}/tables/a.parquet", table.getvalue())
+    try:
+        job.run(InlineStage(lake, f"memory:/{root}/files"))
+        job.run(InlineStage(lake, f"memory:/{root}/tables/*.parquet", rows_per_unit=4))
+        assert {r["image_id"] for r in rows(lake, "image_id")} == set(
+            ids([*range(4), *range(10, 20)])
+        )
+        assert job.run(InlineStage(lake, f"memory:/{root}/files")).units == 0
+        fs.rm(f"{root}/files/label=x/0.png")
+        fs.pipe(f"{root}/files/label=x/1.png", image_bytes([7])[0])
+        job.run(InlineStage(lake, f"memory:/{root}/files", "2026-01-02", max_removed=1.0))
+        wanted = ids([2, 3, 7, *range(10, 20)])
+        assert {r["image_id"] for r in rows(lake, "image_id")} == set(wanted)
+    finally:
+        fs.rm(root, recursive=True)
+    with pytest.raises(InputError, match="knows no scheme 'nonsense'"):
+        job.run(InlineStage(lake, "nonsense://x"))
+    with pytest.raises(InputError, match="does not exist"):
+        job.run(InlineStage(lake, "memory://nowhere"))
