@@ -138,7 +138,7 @@ def template(folder: Path, cores: int) -> float:
     shutil.rmtree(out, ignore_errors=True)
     code = f"""
         import ray
-        ray.init(num_cpus={cores}, log_to_driver=False)
+        ray.init(address="local", num_cpus={cores}, log_to_driver=False)
         ray.data.DataContext.get_current().enable_progress_bars = False
         ray.data.read_images({str(folder)!r}, size=(64, 64), mode="RGB").write_parquet({str(out)!r})
     """
