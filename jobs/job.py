@@ -103,7 +103,7 @@ def run(job: Job) -> JobReport:
         done = _finish_or_drop(job, records.save_plan(job.lake, plan))
         if done is not None:
             return merged(report, done)
-    raise JobError(f"{job.name} {job.target}: its tables keep changing; run it again")
+    raise JobError(f"{job.name} {job.target}: tables or source keep changing; run it again")
 
 
 def _finish_or_drop(job: Job, plan: Plan) -> JobReport | None:
@@ -132,7 +132,12 @@ def _finish(job: Job, plan: Plan) -> JobReport:
         worked = sum(completion.seconds for completion in completions.values())
         counts = {**settled.counts, "unit_seconds": worked}
         record = records.CommitRecord(
-            settled.files, counts, time.monotonic() - started, settled.removed, settled.same_rows
+            settled.files,
+            counts,
+            time.monotonic() - started,
+            settled.removed,
+            settled.same_rows,
+            {table.uri: table.delta_schema for table in tables},
         )
         publish.commit(job.lake, plan, head, record)
         return counts, record.seconds

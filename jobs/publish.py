@@ -82,7 +82,14 @@ def commit(lake: Lake, plan: Plan, head: Snapshot, record: CommitRecord) -> None
     assert head.uri == first
     metadata = {"commit": record.name, "night": plan.night}
     gone = record.removed.get(first, [])
-    head.commit(plan.job_id, record.files[first], metadata, gone, same_rows=record.same_rows)
+    head.commit(
+        plan.job_id,
+        record.files[first],
+        metadata,
+        gone,
+        same_rows=record.same_rows,
+        schema=record.schemas.get(first),
+    )
     complete(plan.job_id, record)
 
 
@@ -102,6 +109,7 @@ def _commit_one(uri: str, job_id: str, record: CommitRecord) -> None:
             {"commit": record.name},
             record.removed.get(uri, []),
             same_rows=record.same_rows,
+            schema=record.schemas.get(uri),
         )
 
 

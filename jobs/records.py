@@ -93,13 +93,17 @@ def load_completions(lake: Lake, job_id: str, unit_ids: Sequence[str]) -> dict[s
 
 @dataclasses.dataclass(frozen=True)
 class CommitRecord:
-    """Which files go into which table URI, in commit order, and which paths leave it."""
+    """Which files go into which table URI, in commit order, and which paths leave it.
+
+    schemas: of the tables, for those that have never been published.
+    """
 
     files: dict[str, list[Output]]
     counts: dict[str, Any]
     seconds: float
     removed: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     same_rows: bool = False
+    schemas: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -119,7 +123,7 @@ def load_commit(lake: Lake, job_id: str, name: str) -> CommitRecord | None:
         return None
     body = json.loads(data)
     files = {uri: [Output(**o) for o in outputs] for uri, outputs in body["files"].items()}
-    return CommitRecord(files, body["counts"], body["seconds"], body["removed"], body["same_rows"])
+    return CommitRecord(**{**body, "files": files})
 
 
 def clear(lake: Lake, job_id: str) -> None:

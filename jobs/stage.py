@@ -21,7 +21,7 @@ from jobs.errors import JobError
 from jobs.job import Job, OutOfDate
 from jobs.lake import Lake, valid_name
 from jobs.listing import list_files
-from jobs.schema import PREPROCESSING, QUARANTINE, SOURCES, images_spec, type_named
+from jobs.schema import PREPROCESSING, QUARANTINE, SOURCES, images_spec, passthrough_of, type_named
 from jobs.stage_plan import Pair, UnitStream
 from jobs.stage_settle import (
     Tonight,
@@ -61,6 +61,8 @@ class StageJob(Job):
         self.ray_settings = ray_settings
         self._planned: tuple[UnitStream, Iterator[Unit]] | None = None
         self._gone: dict[str, list[Pair]] = {}  # by job id
+        self._resumed: set[str] = set()  # job ids whose units were saved by an earlier run
+        self._unsteady: set[str] = set()  # files that changed while their parts were read
 
     @property
     def first_table(self) -> str:
@@ -100,7 +102,9 @@ class StageJob(Job):
 
     def _stream(self) -> UnitStream:
         sources, images = (self._published(name) for name in ("sources", "images"))
-        return UnitStream(self.settings, self._fingerprint(), sources, images)
+        stream = UnitStream(self.settings, self._fingerprint(), sources, images)
+        stream.unread |= self._unsteady
+        return stream
 
     def _published(self, table: str) -> Snapshot | None:
         """The newest snapshot; a table that has only been created is as good as none."""
@@ -119,6 +123,7 @@ class StageJob(Job):
             if not units and not gone:
                 raise OutOfDate("its source has changed")
             self._gone[plan.job_id] = gone
+            self._resumed.add(plan.job_id)
             yield from units
             return
         units = []
@@ -137,16 +142,17 @@ class StageJob(Job):
         """What of a saved plan still fits the source, by one listing."""
         pairs = {u.unit_id: {(p["uri"], p["etag"]) for p in u.inputs["parts"]} for u in units}
         missing = set().union(*pairs.values())
-        left = set(gone)
+        left, listed = set(gone), set()
         for file in list_files(self.settings.source):
             missing.discard((file.uri, file.etag))
             left.discard((file.uri, file.etag))
+            listed.add(file.uri)
         kept = [u for u in units if not pairs[u.unit_id] & missing]
-        if len(kept) < len(units):
-            # What left may lie in the files that are planned anew: of the rest, only what the
-            # kept units replace.
-            read = {uri for u in kept for uri, _ in pairs[u.unit_id]}
-            left = {(uri, etag) for uri, etag in left if uri in read}
+        # What is there in another version leaves with the unit that reads that. And what left may
+        # lie in files that are planned anew: where there are such, only what kept units replace.
+        read = {uri for u in kept for uri, _ in pairs[u.unit_id]}
+        all_kept = len(kept) == len(units)
+        left = {(u, e) for u, e in left if u in read or (all_kept and u not in listed)}
         return kept, sorted(left)
 
     def planned_units(self, plan: Plan) -> list[Unit]:
@@ -162,7 +168,16 @@ class StageJob(Job):
         return (
             plan.settings["source"] == self.settings.source
             and plan.fingerprint == self._fingerprint()
+            and self._has_columns(plan.settings["passthrough"])
         )
+
+    def _has_columns(self, passthrough: list[list[str]]) -> bool:
+        """Whether the dataset has the columns of a plan that was made before it had any."""
+        images = self._published("images")
+        if images is None:
+            return True
+        held = {f.name: str(f.type) for f in passthrough_of(images.schema)}
+        return all(held.get(name) == kind for name, kind in passthrough)
 
     def _fingerprint(self) -> str:
         return digest(PREPROCESSING, self.settings.fingerprint_of())
@@ -188,8 +203,9 @@ class StageJob(Job):
         latest = latest_completions({completion.unit_id: completion for completion in read})
         _require_few_refused(latest, self.settings.max_refused)
         tonight = Tonight(self.lake, plan, self.tables(plan), list(latest.values()), head)
+        self._unsteady |= {uri for c in read for uri in c.details.get("skipped", [])}
         require_whole_files(tonight)
-        gone = still_gone(self._gone[plan.job_id], read)
+        gone = still_gone(self._gone[plan.job_id], read, tonight.sources)
         corrections = [
             correction_unit(plan.fingerprint, latest[unit_id], drop)
             for unit_id, drop in already_held(tonight, gone).items()
@@ -197,6 +213,9 @@ class StageJob(Job):
         if corrections:
             return corrections
         leaving = removals(tonight, gone)
+        few = leaving.removed_images <= self.settings.max_removed * leaving.images
+        if not few and plan.job_id in self._resumed:
+            raise OutOfDate("what has left may have come back elsewhere")
         _require_few_removed(leaving.removed_images, leaving.images, self.settings.max_removed)
         corrections = [
             correction_unit(plan.fingerprint, latest[unit_id], {"promoted": rows})

@@ -99,7 +99,8 @@ class UnitStream:
 
     def _recognised(self, first: list[SourceFile]) -> FormatName:
         if not first:
-            if not self.known:
+            scope = Scope.of(self.settings.source)
+            if not any(map(scope.has, self.known)):
                 raise InputError(f"the source {self.settings.source} is empty: it has no files")
             return "parquet"  # nothing to read; what was there has gone
         fmt = choose_format(first, self.settings.source)
@@ -123,6 +124,8 @@ class UnitStream:
         for file in files:
             if self.known.get(file.uri) == file.etag:
                 still[file.uri] = file.etag
+            elif file.uri in self.unread:
+                continue
             elif recognise(file.uri) == fmt or file.uri == single:
                 yield file
             elif file.uri in self.known:

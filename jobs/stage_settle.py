@@ -20,7 +20,7 @@ from jobs.idset import IdSet, digests
 from jobs.job import OutOfDate
 from jobs.lake import Lake
 from jobs.shards import read_shard
-from jobs.stage_plan import Pair
+from jobs.stage_plan import Pair, known_files
 from jobs.storage import create_or_keep, join, read
 from jobs.tables import Snapshot, Table
 from jobs.units import Completion, Plan, Unit, digest
@@ -63,13 +63,15 @@ def unit_of(completion: Completion) -> str:
     return completion.details.get("of", completion.unit_id)
 
 
-def still_gone(gone: list[Pair], completions: list[Completion]) -> list[Pair]:
+def still_gone(gone: list[Pair], completions: list[Completion], sources: Snapshot) -> list[Pair]:
     """Less the files that a unit could not read because they were replaced again.
 
     completions: all, because a correction does not tell what its unit skipped.
     """
     skipped = {uri for c in completions for uri in c.details.get("skipped", [])}
-    return [(uri, etag) for uri, etag in gone if uri not in skipped]
+    # What another job has removed meanwhile has taken its images and refusals along.
+    known = known_files(sources) if gone else {}
+    return [(u, e) for u, e in gone if u not in skipped and known.get(u) == e]
 
 
 def require_whole_files(tonight: Tonight) -> None:

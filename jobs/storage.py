@@ -51,7 +51,8 @@ def resolve_source(uri: str) -> str:
     except ImportError as error:
         raise InputError(f"{uri}: {error}") from error
     # However it is spelt: one file has one URI.
-    return str(fs.unstrip_protocol(path)).rstrip("/")
+    whole = str(fs.unstrip_protocol(path)).rstrip("/")
+    return resolve_uri(Path(path).as_uri()) if whole.startswith(("file:", "local:")) else whole
 
 
 def resolve_uri(uri: str) -> str:

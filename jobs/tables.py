@@ -12,7 +12,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 from deltalake import DeltaTable, Schema
@@ -57,27 +57,29 @@ class Table:
         try:
             self._require_same_schema(found)
         except InputError:
+            # One that was only created, for other columns, binds nobody: the first commit brings
+            # its own.
             if found.is_published:
                 raise
-            # A job that published nothing, or not yet, made it for other columns.
-            attempt(lambda: self._create(mode="overwrite"), self.uri, "write")
-            found = self.snapshot()
-            assert found is not None
-            self._require_same_schema(found)
         return found
 
-    def _create(self, mode: Literal["ignore", "overwrite"] = "ignore") -> None:
+    def _create(self) -> None:
         # Of several that create it at once, one does and the others find it there.
         with contextlib.suppress(CommitFailedError):
             DeltaTable.create(
                 self.uri,
                 Schema.from_arrow(_delta_schema(self.spec)),
-                mode=mode,
+                mode="ignore",
                 partition_by=list(self.spec.partition_by),
                 name=self.spec.name,
                 configuration={"delta.enableExpiredLogCleanup": "false"},
                 storage_options=delta_options(self.uri),
             )
+
+    @property
+    def delta_schema(self) -> str:
+        """Columns, types and field metadata as the log has them, JSON."""
+        return Schema.from_arrow(_delta_schema(self.spec)).to_json()
 
     def _require_same_schema(self, found: Snapshot) -> None:
         ours = {f.name: f for f in _delta_schema(self.spec)}
@@ -229,10 +231,12 @@ class Snapshot:
         removed: Sequence[str] = (),
         *,
         same_rows: bool = False,
+        schema: str | None = None,
     ) -> int:
         """Adds and removes files as the version after this one and returns it.
 
-        removed: paths that the snapshot has. same_rows: the rows only moved to other files.
+        removed: paths that the snapshot has. same_rows: the rows only moved to other files. schema:
+        that of a first commit, as `Table.delta_schema` gives it.
         Raises Conflict where that version exists already.
         """
         sequence = (self._transaction(APP) or 0) + 1
@@ -248,12 +252,18 @@ class Snapshot:
         ]
         removes = self._removals(removed, now_ms, same_rows) if removed else []
 
+        # Until the first commit a table binds nobody: that one brings its own schema, by the same
+        # compare-and-swap.
+        held = self.handle.schema()
+        brought = schema is not None and schema != held.to_json() and not self.is_published
+        own = Schema.from_json(schema) if brought and schema is not None else None
+
         def action() -> None:
             try:
                 self.handle.create_write_transaction(
                     [*adds, *removes],
-                    "append",
-                    self.handle.schema(),
+                    "append" if own is None else "overwrite",
+                    own or held,
                     self.handle.metadata().partition_columns,
                     commit_properties=properties,
                 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -11,7 +12,7 @@ from jobs import job, publish, query, records
 from jobs.card import dataset_card
 from jobs.compact import CompactJob, CompactWorker
 from jobs.config import RaySettings
-from jobs.errors import JobError
+from jobs.errors import InputError, JobError
 from jobs.lake import Lake
 from jobs.pins import Replaced
 from jobs.tables import open_snapshot
@@ -108,8 +109,8 @@ def test_parts_of_a_file_are_published_together_or_not_at_all(lake, folder, monk
     write(folder / "a.parquet", range(40))
     write(folder / "k.parquet", range(50, 60))
     hide(monkeypatch, lambda part: part.uri.endswith("a.parquet") and part.start == 20)
-    with pytest.raises(JobError, match="keep changing"):
-        run(lake, folder, rows_per_unit=20)
+    run(lake, folder, rows_per_unit=20)
+    assert staged(lake) == ids(range(50, 60))  # the other files do not wait for it
     monkeypatch.undo()
     run(lake, folder, rows_per_unit=20)
     assert staged(lake) == ids([*range(40), *range(50, 60)])
@@ -201,6 +202,80 @@ def test_refusals_of_a_replaced_file_leave_quarantine_with_it(lake, folder) -> N
     card = dataset_card(lake, "d")
     assert card["refused"] == {"truncated": 1}
     assert card["source_rows"]["refused"] == 1
+
+
+def test_refusals_of_the_version_that_a_rival_published_stay(lake, folder) -> None:
+    write_source(folder / "a.parquet", range(20), broken=[3])
+    few = {"max_refused": 0.5, "max_removed": 1.0}
+    run(lake, folder, "2026-01-01", **few)
+    (folder / "a.parquet").unlink()
+    write_source(folder / "a.parquet", range(21), broken=[5])
+    rival = InlineStage(lake, folder, "2026-01-03", **few)
+    job.run(OvertakenStage(lake, folder, rival, night="2026-01-02", **few))
+    rows = query.sql(lake, "SELECT source_row FROM quarantine").to_pylist()
+    assert rows == [{"source_row": 5}]
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "z.parquet"])
+def test_a_plan_that_removed_too_much_gives_way_when_the_file_is_back(lake, folder, name) -> None:
+    write(folder / "a.parquet", range(20))
+    write(folder / "b.parquet", range(20, 40))
+    run(lake, folder, "2026-01-01")
+    (folder / "a.parquet").unlink()
+    with pytest.raises(JobError, match="have left the source"):
+        run(lake, folder, "2026-01-02", max_removed=0.1)
+    write(folder / name, range(20))
+    run(lake, folder, "2026-01-03", max_removed=0.1)
+    assert staged(lake) == ids(range(40))
+
+
+def test_a_plan_of_other_columns_than_the_dataset_got_is_left(lake, folder, tmp_path) -> None:
+    write(folder / "a.parquet", range(10))
+    crash_before_commit(lambda: run(lake, folder, "2026-01-01"))
+    write(tmp_path / "o" / "b.parquet", range(10, 20), labels=[f"c{n}" for n in range(10)])
+    run(lake, tmp_path / "o", "2026-01-01")
+    write(folder / "a.parquet", range(10), labels=[f"c{n}" for n in range(10)])
+    run(lake, folder, "2026-01-03")
+    assert staged(lake) == ids(range(20))
+
+
+def test_of_two_first_jobs_of_other_sizes_one_is_told(lake, folder, tmp_path) -> None:
+    write(folder / "a.parquet", range(10))
+    write(tmp_path / "o" / "b.parquet", range(10, 20))
+    other = InlineStage(lake, tmp_path / "o", "2026-01-01", height=32, width=32)
+
+    class First(InlineStage):
+        def execute(self, plan, units) -> None:
+            super().execute(plan, units)
+            publish.completed_head(lake, other.tables(other.plan()))  # the other one begins
+
+    job.run(First(lake, folder, "2026-01-01"))
+    with pytest.raises(InputError, match="shape"):
+        job.run(InlineStage(lake, tmp_path / "o", "2026-01-01", height=32, width=32))
+    assert staged(lake) == ids(range(10))
+    assert dataset_card(lake, "d")["image_shape"] == [28, 28, 1]
+
+
+def test_columns_of_a_run_that_never_published_are_not_in_the_table(lake, folder) -> None:
+    write(folder / "a.parquet", range(10))
+    crash_before_commit(lambda: run(lake, folder, "2026-01-01"))
+    (folder / "a.parquet").unlink()
+    for number in range(2):
+        images = image_bytes(range(10 * number, 10 * number + 10))
+        pq.write_table(pa.table({"image": images}), folder / f"b{number}.parquet")
+        run(lake, folder, f"2026-01-0{number + 2}")
+    job.run(InlineCompact(lake))
+    assert staged(lake) == ids(range(20))
+    assert "label" not in query.sql(lake, "SELECT * FROM images").column_names
+
+
+@pytest.mark.parametrize("source", ["empty", "s/*.parqet"])
+def test_a_source_that_never_had_a_file_is_a_mistake(lake, folder, tmp_path, source) -> None:
+    write(folder / "a.parquet", range(10))
+    run(lake, folder)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="it has no files"):
+        run(lake, tmp_path / source)
 
 
 def test_columns_come_from_the_first_files_together(lake, folder, caplog) -> None:

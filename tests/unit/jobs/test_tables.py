@@ -127,15 +127,22 @@ def test_another_image_size_or_column_type_is_refused(tmp_path: Path) -> None:
         Table(uri, images_spec((2, 3, 1), pa.schema([pa.field("label", pa.string())]))).ensure()
 
 
-def test_a_table_that_was_only_created_takes_the_columns_of_whoever_publishes(tmp_path) -> None:
+def test_the_first_commit_brings_its_own_columns_and_the_second_does_not(tmp_path) -> None:
     uri = (tmp_path / "images").as_uri()
-    Table(uri, images_spec((2, 3, 1), pa.schema([pa.field("label", pa.int64())]))).ensure()
-    spec = images_spec((4, 3, 1), pa.schema([pa.field("label", pa.string())]))
-    head = Table(uri, spec).ensure()
-    assert head.schema.field("label").type == pa.string()
-    assert head.schema.field("image").metadata[b"shape"] == b"[4, 3, 1]"
-    head.commit("job", [], {})
-    assert Table(uri, spec).ensure().is_published
+    first = images_spec((2, 3, 1), pa.schema([pa.field("label", pa.int64())]))
+    other = images_spec((4, 3, 1), pa.schema([pa.field("label", pa.string())]))
+    Table(uri, first).ensure()
+    ours, rivals = Table(uri, other).ensure(), Table(uri, first).ensure()
+    ours.commit("job", [], {}, schema=Table(uri, other).delta_schema)
+    held = Table(uri, other).ensure()
+    assert held.is_published
+    assert held.schema.field("label").type == pa.string()
+    assert held.schema.field("image").metadata[b"shape"] == b"[4, 3, 1]"
+    assert held.handle.metadata().configuration["delta.enableExpiredLogCleanup"] == "false"
+    with pytest.raises(Conflict):
+        rivals.commit("rival", [], {}, schema=Table(uri, first).delta_schema)
+    with pytest.raises(InputError, match="shape"):
+        Table(uri, first).ensure()
 
 
 def test_splits_follow_the_id_alone_in_the_stated_shares() -> None:
