@@ -51,6 +51,18 @@ def ensure(settings: RaySettings, workers: int | None) -> int:
     return workers or max(1, int(ray.available_resources().get("CPU", 1)))
 
 
+def still(settings: RaySettings, workers: int | None) -> int:
+    """How many of a running job's workers can go on: nodes may have gone since it began.
+
+    Raises InputError where not even one can.
+    """
+    _wait_for_cpus(1, settings)
+    total = int(ray.cluster_resources().get("CPU", 1))
+    if workers is not None and workers > total:
+        log.warning("Ray: %d CPUs are left of the %d asked for; going on with them", total, workers)
+    return max(1, min(workers or total, total))
+
+
 def _refuse_more_than(total: int, workers: int) -> None:
     if workers > total:
         raise InputError(

@@ -29,6 +29,8 @@ MAX_ATTEMPTS = 4
 NO_PROGRESS_S = 1800.0
 WAIT_SLICE_S = 0.5
 
+_begun: set[str] = set()  # job ids whose units have run in this process
+
 
 class Worker(Protocol):
     """Does a job's units, one at a time; made once an actor."""
@@ -48,6 +50,9 @@ class _UnitActor:
         self.job_id = context.job_id
         # Made with the first unit: an error in here would only tell that the actor died.
         self.make = functools.cache(functools.partial(factory, lake, context))
+
+    def ping(self) -> None:
+        """Answers once the actor has a place to run."""
 
     def run(self, unit: Unit) -> dict[str, int]:
         completion = self.make().execute(unit, uuid.uuid4().hex[:8])
@@ -71,7 +76,11 @@ def run_units(
     MAX_ATTEMPTS times in all.
     """
     coming = iter(units)
-    limit = cluster.ensure(ray_settings, workers)
+    # A job's first units are refused where there is too little to run them; later ones go on with
+    # what nodes are left.
+    begun = plan.job_id in _begun
+    limit = (cluster.still if begun else cluster.ensure)(ray_settings, workers)
+    _begun.add(plan.job_id)
     first = list(itertools.islice(coming, limit))
     actors = [_UnitActor.remote(factory, lake, plan.context) for _ in first]
     progress = Progress(f"{plan.job} {plan.target}", report_count)
@@ -87,23 +96,38 @@ def _drain(actors: Sequence[Any], coming: Iterator[Unit], progress: Progress) ->
     running: dict[ray.ObjectRef, tuple[Unit, Any]] = {}
     attempts: dict[str, int] = {}
     load = dict.fromkeys(range(len(actors)), 0)
+    # Actors that were lost get no work until they answer: their node may be gone for good.
+    resting: dict[int, ray.ObjectRef] = {}
     last_done = time.monotonic()
     while True:
+        resting = _still_resting(resting, actors)
         for index, actor in enumerate(actors):
-            while load[index] < IN_FLIGHT and (unit := _next(again, coming)) is not None:
+            while (
+                index not in resting
+                and load[index] < IN_FLIGHT
+                and (unit := _next(again, coming)) is not None
+            ):
                 progress.planned += unit.unit_id not in attempts
                 running[actor.run.remote(unit)] = (unit, index)
                 load[index] += 1
-        if not running:
+        if not running and not again and len(resting) < len(actors):
             progress.finished()
             return
-        # Fewer than all could take: nothing more is coming.
-        progress.all_planned = any(count < IN_FLIGHT for count in load.values())
-        ready, _ = ray.wait(list(running), num_returns=1, timeout=WAIT_SLICE_S)
+        # Fewer than those at work could take: nothing more is coming.
+        working = [count for index, count in load.items() if index not in resting]
+        progress.all_planned = any(count < IN_FLIGHT for count in working)
+        watched = [*running, *(() if running else resting.values())]
+        ready, _ = ray.wait(watched, num_returns=1, timeout=WAIT_SLICE_S)
         for ref in ready:
+            if ref not in running:
+                continue  # an actor that rested has answered
             unit, index = running.pop(ref)
             load[index] -= 1
-            counts = _result(ref, unit, attempts)
+            try:
+                counts = _result(ref, unit, attempts)
+            except _WorkerLost:
+                resting.setdefault(index, actors[index].ping.remote())
+                counts = None
             if counts is None:
                 again.append(unit)
                 continue
@@ -114,6 +138,26 @@ def _drain(actors: Sequence[Any], coming: Iterator[Unit], progress: Progress) ->
             raise JobError(
                 f"{progress.title}: no unit finished in {NO_PROGRESS_S:.0f} s; run it again"
             )
+
+
+class _WorkerLost(Exception):
+    """The unit's worker died; the unit may be tried again, elsewhere for now."""
+
+
+def _still_resting(
+    resting: dict[int, ray.ObjectRef], actors: Sequence[Any]
+) -> dict[int, ray.ObjectRef]:
+    still: dict[int, ray.ObjectRef] = {}
+    for index, ref in resting.items():
+        answered, _ = ray.wait([ref], timeout=0)
+        if not answered:
+            still[index] = ref
+            continue
+        try:
+            ray.get(ref, timeout=60)
+        except RayError:
+            still[index] = actors[index].ping.remote()  # lost once more
+    return still
 
 
 def _next(again: deque[Unit], coming: Iterator[Unit]) -> Unit | None:
@@ -135,6 +179,7 @@ def _result(ref: ray.ObjectRef, unit: Unit, attempts: dict[str, int]) -> dict[st
             raise JobError(
                 f"unit {unit.unit_id} lost its worker {MAX_ATTEMPTS} times: {error}"
             ) from error
+        raise _WorkerLost from error
     return None
 
 

@@ -63,3 +63,17 @@ def test_folders_of_killed_processes_are_swept(tmp_path, monkeypatch) -> None:
     assert len(str(mine)) < cluster.SOCKET_PATH_LIMIT
     mine.rmdir()
     again.rmdir()
+
+
+def test_a_job_that_has_begun_goes_on_with_what_nodes_are_left(monkeypatch, caplog) -> None:
+    cpus = {"now": 1.0}
+    monkeypatch.setattr(cluster.ray, "available_resources", lambda: {"CPU": cpus["now"]})
+    monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"CPU": cpus["now"]})
+    with caplog.at_level("WARNING", "latentlake"):
+        assert cluster.still(RaySettings(), 2) == 1
+    assert "1 CPUs are left of the 2 asked for" in caplog.text
+    assert cluster.still(RaySettings(), None) == 1
+    cpus["now"] = 0.0
+    monkeypatch.setattr(cluster, "GRACE_S", 0.0)
+    with pytest.raises(InputError, match="1 workers asked for"):
+        cluster.still(RaySettings(), 2)
