@@ -29,7 +29,7 @@ MAX_ATTEMPTS = 4
 NO_PROGRESS_S = 1800.0
 WAIT_SLICE_S = 0.5
 
-_begun: set[str] = set()  # job ids whose units have run in this process
+_begun: set[tuple[str, int | None]] = set()  # jobs of this process, and the workers they got
 
 
 class Worker(Protocol):
@@ -78,9 +78,9 @@ def run_units(
     coming = iter(units)
     # A job's first units are refused where there is too little to run them; later ones go on with
     # what nodes are left.
-    begun = plan.job_id in _begun
+    begun = (plan.job_id, workers) in _begun
     limit = (cluster.still if begun else cluster.ensure)(ray_settings, workers)
-    _begun.add(plan.job_id)
+    _begun.add((plan.job_id, workers))
     first = list(itertools.islice(coming, limit))
     actors = [_UnitActor.remote(factory, lake, plan.context) for _ in first]
     progress = Progress(f"{plan.job} {plan.target}", report_count)
