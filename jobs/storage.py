@@ -29,6 +29,8 @@ READ_TIMEOUT_S = 15
 ATTEMPTS = 3
 PATIENCE_S = 20  # after this long no further attempt is made, so that errors come within a minute
 SCHEMES = ("file", "s3")
+# Of sources: stores that a client is made for without a connection. Each needs its fsspec package.
+READ_ONLY_SCHEMES = ("gs", "gcs", "az", "abfs", "abfss", "http", "https", "hf", "memory")
 _ODD = frozenset("%?#")  # what makes a URI more than its path
 
 T = TypeVar("T")
@@ -39,13 +41,13 @@ class AlreadyThere(Exception):
 
 
 def resolve_source(uri: str) -> str:
-    """Like `resolve_uri`, for what is only read: any scheme that fsspec knows."""
+    """Like `resolve_uri`, for what is only read: also the object stores that fsspec reaches."""
     scheme, mark, _ = uri.partition("://")
     if not mark or scheme in SCHEMES:
         return resolve_uri(uri)
-    known = fsspec.available_protocols()
+    known = (*SCHEMES, *READ_ONLY_SCHEMES)
     if scheme not in known:
-        raise InputError(f"{uri}: fsspec knows no scheme {scheme!r}; known: {', '.join(known)}")
+        raise InputError(f"{uri}: scheme {scheme!r} is not supported; use {', '.join(known)}")
     try:
         fs, path = filesystem(uri)
     except ImportError as error:
