@@ -20,6 +20,7 @@ from jobs.idset import digests
 from jobs.image_shards import STATISTICS, ImageStatistics, counted
 from jobs.lake import Lake
 from jobs.loader import pixels_of
+from jobs.repeats import Keys, repeats
 from jobs.schema import image_shape_of
 from jobs.shards import row_groups, shard_metadata
 from jobs.storage import create_or_keep, join, read_if_there
@@ -94,18 +95,15 @@ def _contents(images: Snapshot) -> dict[str, Any]:
 
 def _near_duplicates(images: Snapshot) -> dict[str, int]:
     """Images that share their pixels, or their perceptual hash, with an earlier one."""
-    hashes, pixels = [np.zeros(0, np.int64)], [np.zeros(0, np.uint64)]
-    for _, rows in images.read_each(["phash", "pixels_hash"]):
-        hashes.append(rows["phash"].to_numpy())
-        # 64 bits of a sha256 tell pictures apart well enough to count them.
-        pixels.append(digests(rows["pixels_hash"])["high"].astype(np.uint64))
-    return {"same_perceptual_hash": _repeats(hashes), "same_pixels": _repeats(pixels)}
-
-
-def _repeats(parts: list[np.ndarray]) -> int:
-    values = np.concatenate(parts)
-    values.sort()
-    return int(np.count_nonzero(values[1:] == values[:-1]))
+    with Keys() as hashes, Keys() as pixels:
+        for _, rows in images.read_each(["phash", "pixels_hash"]):
+            hashes.add(rows["phash"].to_numpy())
+            # 64 bits of a sha256 tell pictures apart well enough to count them.
+            pixels.add(digests(rows["pixels_hash"])["high"].astype(np.uint64))
+        return {
+            "same_perceptual_hash": sum(len(repeats(some)) for some in hashes.partitions()),
+            "same_pixels": sum(len(repeats(some)) for some in pixels.partitions()),
+        }
 
 
 def _sources(lake: Lake, dataset: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from jobs.config import RaySettings
-from jobs.job import Job, OutOfDate
+from jobs.job import OutOfDate, PoolJob, WorkerFactory
 from jobs.lake import Lake
 from jobs.schema import (
     QUARANTINE,
@@ -54,7 +54,7 @@ def merges(files: Iterable[TableFile]) -> list[list[TableFile]]:
     return [group for group in [*groups, held] if len(group) > 1]
 
 
-class CompactJob(Job):
+class CompactJob(PoolJob):
     """Compaction of the tables of one dataset or one model."""
 
     name = "compact"
@@ -70,11 +70,8 @@ class CompactJob(Job):
         workers: int | None = None,
     ) -> None:
         """kind: dataset or model."""
-        super().__init__(lake, target)
+        super().__init__(lake, target, night, ray_settings, workers)
         self.kind = kind
-        self.night = night
-        self.ray_settings = ray_settings
-        self.workers = workers
 
     @property
     def first_table(self) -> str:
@@ -128,18 +125,8 @@ class CompactJob(Job):
     def claims(self, plan: Plan) -> bool:
         return True
 
-    def execute(self, plan: Plan, units: Iterable[Unit]) -> None:
-        from jobs import execute
-
-        execute.run_units(
-            CompactWorker,
-            self.lake,
-            plan,
-            units,
-            workers=self.workers,
-            ray_settings=self.ray_settings,
-            report_count=self.rows_counted,
-        )
+    def worker(self) -> WorkerFactory:
+        return CompactWorker
 
     def settle(
         self, plan: Plan, completions: dict[str, Completion], head: Snapshot

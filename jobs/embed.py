@@ -6,7 +6,6 @@ Plan: image ids that this model version has not embedded, shard by shard of a pi
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from jobs.config import EmbedSettings, RaySettings
 from jobs.corrections import correction_unit, latest_completions
 from jobs.errors import InputError
 from jobs.idset import IdSet, digests
-from jobs.job import Job
+from jobs.job import PoolJob, WorkerFactory
 from jobs.lake import Lake
 from jobs.schema import PREPROCESSING, RECONSTRUCTIONS, embeddings_spec, image_shape_of
 from jobs.shards import read_shard
@@ -49,7 +48,7 @@ def embed_tables(lake: Lake, model: str, latent_dim: int) -> list[Table]:
     return [Table(lake.model(model, spec.name), spec) for spec in specs]
 
 
-class EmbedJob(Job):
+class EmbedJob(PoolJob):
     """One call of `latentlake embed`."""
 
     name = "embed"
@@ -60,12 +59,10 @@ class EmbedJob(Job):
     ) -> None:
         catalog.require_dataset(lake, settings.dataset)
         model, version = catalog.resolve_model(lake, settings.model)
-        super().__init__(lake, model)
+        super().__init__(lake, model, night, ray_settings, settings.workers)
         self.settings = settings
         self.version = version
         self.about = read_about(lake, model, version)
-        self.night = night
-        self.ray_settings = ray_settings
 
     @property
     def partition(self) -> dict[str, str]:
@@ -167,19 +164,10 @@ class EmbedJob(Job):
     def _outputs(self) -> dict[str, Any]:
         return {"batch_size": self.batch_size, "reconstructions": self.settings.reconstructions}
 
-    def execute(self, plan: Plan, units: Iterable[Unit]) -> None:
-        from jobs import execute
+    def worker(self) -> WorkerFactory:
         from jobs.embed_worker import EmbedWorker
 
-        execute.run_units(
-            EmbedWorker,
-            self.lake,
-            plan,
-            units,
-            workers=self.settings.workers,
-            ray_settings=self.ray_settings,
-            report_count=self.rows_counted,
-        )
+        return EmbedWorker
 
     def settle(
         self, plan: Plan, completions: dict[str, Completion], head: Snapshot

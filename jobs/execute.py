@@ -8,8 +8,8 @@ import logging
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol, cast
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, cast
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -17,10 +17,11 @@ from ray.exceptions import RayError, RayTaskError
 from jobs import cluster
 from jobs.config import RaySettings
 from jobs.errors import JobError, LatentlakeError, StorageError
+from jobs.job import WorkerFactory
 from jobs.lake import Lake
 from jobs.progress import Progress
 from jobs.records import save_completion
-from jobs.units import Completion, JobContext, Plan, Unit
+from jobs.units import JobContext, Plan, Unit
 
 log = logging.getLogger("latentlake")
 
@@ -30,17 +31,6 @@ NO_PROGRESS_S = 1800.0
 WAIT_SLICE_S = 0.5
 
 _begun: set[tuple[str, int | None]] = set()  # jobs of this process, and the workers they got
-
-
-class Worker(Protocol):
-    """Does a job's units, one at a time; made once an actor."""
-
-    def execute(self, unit: Unit, attempt: str) -> Completion:
-        """Reads the unit's inputs, writes its outputs under names that carry the attempt."""
-        ...
-
-
-WorkerFactory = Callable[[Lake, JobContext], Worker]
 
 
 @ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=0)

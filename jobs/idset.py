@@ -76,6 +76,13 @@ class IdSet:
             found[live] = self.low[at[live]] == low[live]
             at[live] += 1
 
+    def may_have(self, high: np.ndarray) -> np.ndarray:
+        """For which first halves of an id the set has an id that begins so, (N,) of bool."""
+        if not len(self):
+            return np.zeros(len(high), bool)
+        at = np.searchsorted(self.high, high)
+        return self.high[np.minimum(at, len(self) - 1)] == high
+
     def within(self, other: IdSet) -> bool:
         """Whether all of its ids are in the other set, too."""
         asked = np.zeros(len(self), HALVES)

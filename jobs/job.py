@@ -6,15 +6,16 @@ import abc
 import itertools
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
 
 from jobs import publish, records
+from jobs.config import RaySettings
 from jobs.errors import JobError
 from jobs.job_report import JobReport, merged
 from jobs.lake import Lake
 from jobs.tables import Conflict, Snapshot, Table
-from jobs.units import Completion, Plan, Settled, Unit
+from jobs.units import Completion, JobContext, Plan, Settled, Unit
 
 log = logging.getLogger("latentlake")
 
@@ -82,6 +83,47 @@ class Job(abc.ABC):
 
     def after(self, plan: Plan) -> None:  # noqa: B027 - most jobs have nothing to add
         """What derives from the tables, once they are published. May be done again."""
+
+
+class Worker(Protocol):
+    """Does a job's units, one at a time; made once an actor."""
+
+    def execute(self, unit: Unit, attempt: str) -> Completion:
+        """Reads the unit's inputs, writes its outputs under names that carry the attempt."""
+        ...
+
+
+WorkerFactory = Callable[[Lake, JobContext], Worker]
+
+
+class PoolJob(Job):
+    """A job whose units run in a pool of Ray actors."""
+
+    def __init__(
+        self, lake: Lake, target: str, night: str, ray_settings: RaySettings, workers: int | None
+    ) -> None:
+        """workers: None for one a CPU."""
+        super().__init__(lake, target)
+        self.night = night
+        self.ray_settings = ray_settings
+        self.workers = workers
+
+    @abc.abstractmethod
+    def worker(self) -> WorkerFactory:
+        """What each actor makes once, to do its units with."""
+
+    def execute(self, plan: Plan, units: Iterable[Unit]) -> None:
+        from jobs import execute  # brings Ray: only where there is work
+
+        execute.run_units(
+            self.worker(),
+            self.lake,
+            plan,
+            units,
+            workers=self.workers,
+            ray_settings=self.ray_settings,
+            report_count=self.rows_counted,
+        )
 
 
 def run(job: Job) -> JobReport:

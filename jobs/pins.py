@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, cast
 from fsspec.asyn import sync
 
 from jobs.errors import LatentlakeError
-from jobs.storage import attempt, filesystem, local_path
+from jobs.storage import attempt, filesystem, local_name, local_path
 
 ENDS_BYTES = 4096
 
@@ -172,7 +172,7 @@ def _is_expired(error: BaseException) -> bool:
 
 def read_pinned(uri: str, etag: str, size: int) -> bytes:
     """The whole file, by one request. Raises Replaced, or LatentlakeError."""
-    path = local_path(uri)
+    path = local_name(uri)
 
     def action() -> bytes:
         if path is not None:
@@ -188,7 +188,7 @@ def read_pinned(uri: str, etag: str, size: int) -> bytes:
     return data
 
 
-def _read_local(path: Path, uri: str, etag: str) -> bytes:
+def _read_local(path: str, uri: str, etag: str) -> bytes:
     # Nothing but calls of the system: millions of small files come through here.
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -196,15 +196,16 @@ def _read_local(path: Path, uri: str, etag: str) -> bytes:
         raise Replaced(uri) from error
     try:
         before = os.fstat(handle)
-        parts = []
-        while part := os.read(handle, max(1, before.st_size)):
-            parts.append(part)
+        # One byte more than it should have, so that a file of its size is one call.
+        data = os.read(handle, before.st_size + 1)
+        while 0 < len(data) < before.st_size and (more := os.read(handle, before.st_size)):
+            data += more
         after = os.fstat(handle)
     finally:
         os.close(handle)
     if not local_etag(before) == local_etag(after) == etag:
         raise Replaced(uri)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    return data
 
 
 def _get(uri: str, etag: str) -> bytes:

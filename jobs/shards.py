@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.schema import TableSpec
-from jobs.storage import attempt, create, join, open_input
+from jobs.storage import Draft, attempt, create, explain, join, local_path, open_input
 from jobs.units import Output
+
+T = TypeVar("T")
 
 ROW_GROUP_ROWS = 8192
 # Of pixels: small enough to shuffle by, large enough to be one request.
@@ -52,13 +53,21 @@ class ShardWriter:
         self._waiting: list[pa.Table] = []
         self._waiting_rows = 0
         self._statistics = _Statistics(spec.stats)
-        self._buffer = io.BytesIO()
+        self._uri = join(table_uri, self.path)
+        local = local_path(self._uri)
+        # Straight to local disk; to a store as one object, once it is whole.
+        self._draft = self._attempt(lambda: Draft(local)) if local is not None else None
+        self._sink: pa.NativeFile = (
+            self._attempt(lambda: pa.OSFile(str(draft.temporary), "wb"))
+            if (draft := self._draft) is not None
+            else pa.BufferOutputStream()
+        )
         self._writer: pq.ParquetWriter | None = None
 
     @property
     def size(self) -> int:
         """Bytes so far, without the rows that wait for their row group to fill."""
-        return self._buffer.tell()
+        return self._sink.tell()
 
     def write(self, rows: pa.Table) -> None:
         """Adds rows, in the spec's file schema; full row groups are encoded at once."""
@@ -77,8 +86,9 @@ class ShardWriter:
 
     def _encode(self, rows: pa.Table) -> None:
         if self._writer is None:
-            self._writer = _parquet_writer(self._buffer, self.spec, rows)
-        self._writer.write_table(rows, row_group_size=self.group_rows)
+            self._writer = _parquet_writer(self._sink, self.spec, rows)
+        writer = self._writer
+        self._attempt(lambda: writer.write_table(rows, row_group_size=self.group_rows))
 
     def _flush(self) -> None:
         if self._waiting_rows or self._writer is None:
@@ -92,20 +102,31 @@ class ShardWriter:
         Raises AlreadyThere where the name is taken.
         """
         self._flush()
-        assert self._writer is not None
-        self._writer.add_key_value_metadata({"latentlake.table": self.spec.name, **self.metadata})
-        self._writer.close()
-        data = self._buffer.getvalue()
-        self._buffer.close()
-        create(join(self.table_uri, self.path), data)
+        writer, draft = self._writer, self._draft
+        assert writer is not None
+        writer.add_key_value_metadata({"latentlake.table": self.spec.name, **self.metadata})
+        self._attempt(writer.close)
+        size = self._sink.tell()
+        if draft is None:
+            assert isinstance(self._sink, pa.BufferOutputStream)
+            create(self._uri, memoryview(self._sink.getvalue()))
+        else:
+            self._attempt(self._sink.close)
+            self._attempt(draft.publish)
         return Output(
             table=self.spec.name,
             path=self.path,
-            size=len(data),
+            size=size,
             rows=self.rows,
             partition=self.partition,
             stats=self._statistics.to_dict(),
         )
+
+    def _attempt(self, action: Callable[[], T]) -> T:
+        try:
+            return action()
+        except OSError as error:
+            raise explain(error, self._uri, "write") from error
 
 
 def write_shard(
@@ -122,7 +143,7 @@ def write_shard(
     return writer.close()
 
 
-def _parquet_writer(buffer: io.BytesIO, spec: TableSpec, first: pa.Table) -> pq.ParquetWriter:
+def _parquet_writer(buffer: pa.NativeFile, spec: TableSpec, first: pa.Table) -> pq.ParquetWriter:
     schema = spec.file_schema
     plain_strings = [
         field.name

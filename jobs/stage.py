@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +18,7 @@ from jobs import records
 from jobs.config import RaySettings, StageSettings
 from jobs.corrections import correction_unit, latest_completions
 from jobs.errors import JobError
-from jobs.job import Job, OutOfDate
+from jobs.job import OutOfDate, PoolJob, WorkerFactory
 from jobs.lake import Lake, valid_name
 from jobs.listing import list_files
 from jobs.schema import PREPROCESSING, QUARANTINE, SOURCES, images_spec, passthrough_of, type_named
@@ -46,7 +46,7 @@ def stage_tables(lake: Lake, dataset: str, settings: dict[str, Any]) -> list[Tab
     return [Table(lake.dataset(dataset, spec.name), spec) for spec in (QUARANTINE, SOURCES, images)]
 
 
-class StageJob(Job):
+class StageJob(PoolJob):
     """One call of `latentlake stage`."""
 
     name = "stage"
@@ -55,10 +55,9 @@ class StageJob(Job):
     def __init__(
         self, lake: Lake, settings: StageSettings, night: str, ray_settings: RaySettings
     ) -> None:
-        super().__init__(lake, valid_name("dataset", settings.dataset))
+        target = valid_name("dataset", settings.dataset)
+        super().__init__(lake, target, night, ray_settings, settings.workers)
         self.settings = settings
-        self.night = night
-        self.ray_settings = ray_settings
         self._planned: tuple[UnitStream, Iterator[Unit]] | None = None
         self._gone: dict[str, list[Pair]] = {}  # by job id
         self._resumed: set[str] = set()  # job ids whose units were saved by an earlier run
@@ -182,19 +181,10 @@ class StageJob(Job):
     def _fingerprint(self) -> str:
         return digest(PREPROCESSING, self.settings.fingerprint_of())
 
-    def execute(self, plan: Plan, units: Iterable[Unit]) -> None:
-        from jobs import execute
+    def worker(self) -> WorkerFactory:
         from jobs.stage_worker import StageWorker
 
-        execute.run_units(
-            StageWorker,
-            self.lake,
-            plan,
-            units,
-            workers=self.settings.workers,
-            ray_settings=self.ray_settings,
-            report_count=self.rows_counted,
-        )
+        return StageWorker
 
     def settle(
         self, plan: Plan, completions: dict[str, Completion], head: Snapshot

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from jobs.idset import IdSet, digests
 from jobs.job import OutOfDate
 from jobs.lake import Lake
+from jobs.repeats import Keys, repeats
 from jobs.shards import read_shard
 from jobs.stage_plan import Pair, known_files
 from jobs.storage import create_or_keep, join, read
@@ -100,21 +101,14 @@ def already_held(tonight: Tonight, gone: list[Pair]) -> dict[str, dict[str, Any]
 
 
 def _held_twice(tonight: Tonight, gone: list[Pair]) -> dict[str, list[str]]:
-    """In two steps, so that memory is 8 bytes an image: which ids may be held twice, then whose."""
-    ours = [_keys(rows["image_id"]) for _, rows in tonight.rows("images", ["image_id"])]
-    keys = np.sort(np.concatenate([*ours, np.zeros(0, np.uint64)]))
-    doubtful = [np.unique(keys[1:][keys[1:] == keys[:-1]])]
-    published = IdSet()
-    if tonight.overtaken:
-        # What a gone file's rows hold leaves with them: tonight's take their place.
-        uris = pa.array(sorted({uri for uri, _ in gone}), pa.string())
-        held = [
-            digests(rows["image_id"].filter(pc.invert(_in(rows["source_uri"], uris))))  # type: ignore[attr-defined]
-            for _, rows in tonight.images.read_each(["image_id", "source_uri"])
-        ]
-        published = IdSet(held)
-        doubtful.append(np.intersect1d(keys, published.high))
-    del keys
+    """In two steps, so that ids need not be held: which may be held twice, then whose."""
+    published = _published_ids(tonight, gone) if tonight.overtaken else IdSet()
+    doubtful = [np.zeros(0, np.uint64)]
+    with Keys() as ours:
+        for _, rows in tonight.rows("images", ["image_id"]):
+            ours.add(_keys(rows["image_id"]))
+        for keys in ours.partitions():
+            doubtful += [repeats(keys), keys[published.may_have(keys)]]
     suspects = np.unique(np.concatenate(doubtful))
     seen: set[str] = set()
     lost: dict[str, list[str]] = {}
@@ -133,6 +127,16 @@ def _held_twice(tonight: Tonight, gone: list[Pair]) -> dict[str, list[str]]:
         if mine:
             lost.setdefault(unit_of(completion), []).extend(mine)
     return lost
+
+
+def _published_ids(tonight: Tonight, gone: list[Pair]) -> IdSet:
+    """Of the images table as it is now; 16 bytes an image."""
+    # What a gone file's rows hold leaves with them: tonight's take their place.
+    uris = pa.array(sorted({uri for uri, _ in gone}), pa.string())
+    return IdSet(
+        digests(rows["image_id"].filter(pc.invert(_in(rows["source_uri"], uris))))  # type: ignore[attr-defined]
+        for _, rows in tonight.images.read_each(["image_id", "source_uri"])
+    )
 
 
 def _keys(ids: pa.ChunkedArray) -> np.ndarray:

@@ -14,6 +14,7 @@ import random
 import re
 import time
 import uuid
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
@@ -79,10 +80,16 @@ def join(uri: str, *parts: str) -> str:
 
 def local_path(uri: str) -> Path | None:
     """The path of a `file:` URI; None for any other."""
+    name = local_name(uri)
+    return Path(name) if name is not None else None
+
+
+def local_name(uri: str) -> str | None:
+    """The same as text: of a path, a source may have millions."""
     if uri.startswith("file:///") and not _ODD.intersection(uri):
-        return Path(uri[7:])  # a source may have millions of them
+        return uri[7:]
     split = urlsplit(uri)
-    return Path(os.fsdecode(unquote_to_bytes(split.path))) if split.scheme == "file" else None
+    return os.fsdecode(unquote_to_bytes(split.path)) if split.scheme == "file" else None
 
 
 @functools.cache
@@ -251,7 +258,7 @@ def attempt(action: Callable[[], T], uri: str, verb: str) -> T:
     raise AssertionError("unreachable")
 
 
-def create(uri: str, data: bytes) -> None:
+def create(uri: str, data: bytes | memoryview) -> None:
     """Puts `data` at `uri`, whole or not at all. Raises AlreadyThere; the old object stays.
 
     On S3 an old object that holds the very same bytes counts as put by this call.
@@ -269,31 +276,49 @@ def create(uri: str, data: bytes) -> None:
         except AlreadyThere:
             # A first try may have landed although its answer was lost; on S3 that may be one
             # that we know nothing of, as aiohttp sends a PUT again by itself.
-            if (path is not None and tries == 1) or read(uri) != data:
+            if (path is not None and tries == 1) or data != read(uri):
                 raise
 
     attempt(action, uri, "write")
 
 
-def _create_local(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(temporary, path)  # unlike rename, fails where the name is taken
-    except FileExistsError as error:
-        raise AlreadyThere(str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+class Draft:
+    """A local file that is written beside its place, and appears there whole or not at all.
+
+    What is given up goes with the object; of a killed process, vacuum takes it away.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self.temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
+        self._discard = weakref.finalize(self, self.temporary.unlink, missing_ok=True)
+
+    def publish(self) -> None:
+        """Call it once the temporary file is closed. Raises AlreadyThere; the old file stays."""
+        handle = os.open(self.temporary, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        try:
+            os.link(self.temporary, self.path)  # unlike rename, fails where the name is taken
+        except FileExistsError as error:
+            raise AlreadyThere(str(self.path)) from error
+        finally:
+            self._discard()
 
 
-def _create_remote(uri: str, data: bytes) -> None:
+def _create_local(path: Path, data: bytes | memoryview) -> None:
+    draft = Draft(path)
+    draft.temporary.write_bytes(data)
+    draft.publish()
+
+
+def _create_remote(uri: str, data: bytes | memoryview) -> None:
     fs, path = filesystem(uri)
     try:
-        fs.pipe_file(path, data, mode="create")
+        fs.pipe_file(path, bytes(data), mode="create")
     except FileExistsError as error:
         raise AlreadyThere(uri) from error
     except Exception as error:

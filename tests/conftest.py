@@ -22,6 +22,7 @@ os.environ["AWS_CONFIG_FILE"] = str(_HOME / "no-aws-config")
 
 import pytest  # noqa: E402
 
+from jobs.lake import Lake  # noqa: E402
 from tests.helpers import S3Server, write_source  # noqa: E402
 from tests.s3_server import WEED, running_server  # noqa: E402
 
@@ -38,6 +39,12 @@ def source(tmp_path: Path) -> Path:
     path = tmp_path / "source" / "a.parquet"
     write_source(path, range(300))
     return path
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    """An empty one on local disk."""
+    return Lake((tmp_path / "lake").as_uri())
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import subprocess
@@ -14,6 +15,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from jobs import query
+from jobs.lake import Lake
 
 ROOT = Path(__file__).resolve().parent.parent
 LATENTLAKE = Path(sys.executable).parent / "latentlake"
@@ -30,8 +34,46 @@ def image_bytes(rows: Iterable[int]) -> list[bytes]:
     return encoded.take(pa.array(rows, pa.int64())).to_pylist()
 
 
+def image_ids(rows: Iterable[int]) -> list[str]:
+    """The ids that stage gives them."""
+    return [hashlib.sha256(data).hexdigest() for data in image_bytes(rows)]
+
+
 def labels(rows: Iterable[int]) -> list[int]:
     return sample()["label"].take(pa.array(rows, pa.int64())).to_pylist()
+
+
+def staged_ids(lake: Lake) -> set[str]:
+    """Of dataset `d`; fails on an image that is there twice."""
+    found = query.sql(lake, "SELECT image_id FROM images")["image_id"].to_pylist()
+    assert len(found) == len(set(found))
+    return set(found)
+
+
+def staged_labels(lake: Lake) -> dict[str, int]:
+    """Label by image id; fails on an image that is there twice."""
+    rows = query.sql(lake, "SELECT image_id, label FROM images").to_pylist()
+    found = {row["image_id"]: row["label"] for row in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+def labels_of(rows: range | list[int]) -> dict[str, int]:
+    return dict(zip(image_ids(rows), labels(rows), strict=True))
+
+
+def staged_rows(lake: Lake, columns: str, table: str = "images") -> list[dict]:
+    """Of dataset `d`, in the order of their source."""
+    return query.sql(
+        lake, f"SELECT {columns} FROM {table} ORDER BY source_uri, source_row"
+    ).to_pylist()
+
+
+def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
+    for name, data in contents.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
 
 
 def write_source(

@@ -6,13 +6,15 @@ import time
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Self
 
 import pytest
 
 from jobs import records
+from jobs.compact import CompactJob
 from jobs.config import EmbedSettings, RaySettings, StageSettings, TrainSettings
 from jobs.embed import EmbedJob
-from jobs.job import Job, run
+from jobs.job import Job, PoolJob, run
 from jobs.lake import Lake
 from jobs.records import save_completion
 from jobs.stage import StageJob
@@ -22,32 +24,31 @@ from jobs.units import Plan, Unit
 NIGHT = "2026-01-01"
 
 
-def _work(worker, job, plan: Plan, units: Iterable[Unit]) -> None:
-    made = worker(job.lake, plan.context)
-    for unit in units:
-        save_completion(job.lake, plan.job_id, made.execute(unit, uuid.uuid4().hex[:8]))
-        job.executed.append(unit.unit_id)
+class Inline(PoolJob):
+    """Does its units here, and tells which."""
+
+    def __init__(self, *arguments) -> None:
+        super().__init__(*arguments)
+        self.executed: list[str] = []
+
+    def execute(self, plan: Plan, units: Iterable[Unit]) -> None:
+        made = self.worker()(self.lake, plan.context)
+        for unit in units:
+            save_completion(self.lake, plan.job_id, made.execute(unit, uuid.uuid4().hex[:8]))
+            self.executed.append(unit.unit_id)
 
 
-class InlineStage(StageJob):
+class InlineStage(Inline, StageJob):
     def __init__(self, lake: Lake, source: Path | str, night: str = NIGHT, **settings) -> None:
         values = {"height": 28, "width": 28, "channels": 1, "rows_per_unit": 100} | settings
         staged = StageSettings(source=str(source), dataset="d", **values)
         super().__init__(lake, staged, night, RaySettings())
-        self.executed: list[str] = []
-
-    def execute(self, plan: Plan, units: Iterable[Unit]) -> None:
-        from jobs.stage_worker import StageWorker
-
-        _work(StageWorker, self, plan, units)
 
 
-class OvertakenStage(InlineStage):
-    """Another job publishes between this one's work and its commit."""
+class Overtaken(Job):
+    """Another job, its `rival`, publishes between this one's work and its commit."""
 
-    def __init__(self, lake: Lake, source: Path | str, rival: Job, **settings) -> None:
-        super().__init__(lake, source, **settings)
-        self.rival: Job | None = rival
+    rival: Job | None = None
 
     def settle(self, plan, completions, head):
         settled = super().settle(plan, completions, head)
@@ -60,17 +61,29 @@ class OvertakenStage(InlineStage):
         return settled
 
 
-class InlineEmbed(EmbedJob):
+class OvertakenStage(Overtaken, InlineStage):
+    def __init__(self, lake: Lake, source: Path | str, rival: Job, **settings) -> None:
+        super().__init__(lake, source, **settings)
+        self.rival = rival
+
+
+class InlineEmbed(Inline, EmbedJob):
     def __init__(self, lake: Lake, night: str = NIGHT, **settings) -> None:
         super().__init__(
             lake, EmbedSettings(dataset="d", model="m", **settings), night, RaySettings()
         )
-        self.executed: list[str] = []
 
-    def execute(self, plan: Plan, units: Iterable[Unit]) -> None:
-        from jobs.embed_worker import EmbedWorker
 
-        _work(EmbedWorker, self, plan, units)
+class OvertakenEmbed(Overtaken, InlineEmbed):
+    def __init__(self, lake: Lake, rival: Job, **settings) -> None:
+        super().__init__(lake, **settings)
+        self.rival = rival
+
+
+class InlineCompact(Inline, CompactJob):
+    @classmethod
+    def of(cls, lake: Lake, kind: str = "dataset", name: str = "d", night: str = NIGHT) -> Self:
+        return cls(lake, kind, name, night, RaySettings(), None)
 
 
 class InlineTrain(TrainJob):

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import tarfile
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import job, query, storage
+from jobs import job, storage
 from jobs.lake import Lake
 from jobs.listing import list_files
 from jobs.pins import Replaced, open_pinned, read_pinned
 from tests.fault_proxy import FaultProxy, fault_proxy
-from tests.helpers import S3Server, image_bytes
+from tests.helpers import S3Server, image_bytes, image_ids, staged_ids
 from tests.inline import InlineStage
 
 pytestmark = pytest.mark.integration
@@ -55,19 +53,6 @@ def fs(s3_server: S3Server):
     )
 
 
-@pytest.fixture
-def lake(tmp_path: Path) -> Lake:
-    return Lake((tmp_path / "lake").as_uri())
-
-
-def ids(numbers) -> set[str]:
-    return {hashlib.sha256(data).hexdigest() for data in image_bytes(numbers)}
-
-
-def staged(lake: Lake) -> set[str]:
-    return set(query.sql(lake, "SELECT image_id FROM images")["image_id"].to_pylist())
-
-
 def put(fs, folder: str, names: list[str], numbers) -> None:
     fs.pipe({f"{folder}/{n}": d for n, d in zip(names, image_bytes(numbers), strict=True)})
 
@@ -90,7 +75,7 @@ def test_a_folder_of_files_costs_one_request_each_and_a_rerun_one_listing(
     put(fs, bucket + "2", ["other.png"], [99])  # a prefix of a name is not a folder
     start = len(proxy.requests)
     job.run(InlineStage(lake, f"s3://{bucket}"))
-    assert staged(lake) == ids(range(60))
+    assert staged_ids(lake) == set(image_ids(range(60)))
     requests = about(proxy, start, bucket)
     assert requests.count(("GET", "object")) == 60
     assert requests.count(("GET", "list")) == 1
@@ -116,14 +101,14 @@ def test_odd_keys_and_patterns(bucket, fs, lake) -> None:
     names = ["a b.png", "ü%20.png", "x#y?.png", "t=1/z+.png", "t=1/deep/q.png", "[1].png"]
     put(fs, bucket, names, range(6))
     job.run(InlineStage(lake, f"s3://{bucket}"))
-    assert staged(lake) == ids(range(6))
+    assert staged_ids(lake) == set(image_ids(range(6)))
     assert job.run(InlineStage(lake, f"s3://{bucket}")).units == 0
     other = Lake(lake.uri + "2")
     job.run(InlineStage(other, f"s3://{bucket}/t=1/*.png"))
-    assert staged(other) == ids([3])
+    assert staged_ids(other) == set(image_ids([3]))
     third = Lake(lake.uri + "3")
     job.run(InlineStage(third, f"s3://{bucket}/**/q.png"))
-    assert staged(third) == ids([4])
+    assert staged_ids(third) == set(image_ids([4]))
 
 
 def test_archives_and_nested_parquet(bucket, fs, lake) -> None:
@@ -136,7 +121,7 @@ def test_archives_and_nested_parquet(bucket, fs, lake) -> None:
                 archive.addfile(info, io.BytesIO(body))
     fs.pipe(f"{bucket}/tars/a.tar", buffer.getvalue())
     job.run(InlineStage(lake, f"s3://{bucket}/tars"))
-    assert staged(lake) == ids(range(20))
+    assert staged_ids(lake) == set(image_ids(range(20)))
     table = io.BytesIO()
     rows = [{"photo": {"bytes": data}} for data in image_bytes(range(10, 30))]
     pq.write_table(pa.table({"sample": rows}), table, row_group_size=7)
@@ -145,7 +130,7 @@ def test_archives_and_nested_parquet(bucket, fs, lake) -> None:
         InlineStage(lake, f"s3://{bucket}/tables", image_column="sample.photo", rows_per_unit=6)
     )
     assert report.counts["duplicates"] == report.counts["staged"] == 10
-    assert staged(lake) == ids(range(30))
+    assert staged_ids(lake) == set(image_ids(range(30)))
 
 
 def test_an_object_that_is_replaced_is_not_read_as_another(bucket, fs) -> None:
@@ -187,4 +172,4 @@ def test_removed_and_replaced_objects(bucket, fs, lake) -> None:
     put(fs, bucket, ["b.png"], [7])
     report = job.run(InlineStage(lake, f"s3://{bucket}", "2026-01-02", max_removed=1.0))
     assert report.counts["removed_images"] == 2
-    assert staged(lake) == ids([2, 7])
+    assert staged_ids(lake) == set(image_ids([2, 7]))

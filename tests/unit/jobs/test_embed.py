@@ -15,7 +15,7 @@ from jobs.errors import InputError
 from jobs.lake import Lake
 from jobs.schema import RECONSTRUCTIONS, embeddings_spec
 from tests.helpers import write_source
-from tests.inline import InlineEmbed, InlineStage, InlineTrain
+from tests.inline import InlineEmbed, InlineStage, InlineTrain, OvertakenEmbed
 from vae_core.conformal import p_values
 from vae_core.score_names import SCORES
 
@@ -192,24 +192,9 @@ def test_a_crash_between_the_two_tables_is_completed(trained: Lake, monkeypatch)
 
 
 def test_two_embeds_at_once_leave_every_image_once(trained: Lake, tmp_path: Path) -> None:
-    from jobs import records
-
-    class Overtaken(InlineEmbed):
-        rival: InlineEmbed | None = None
-
-        def settle(self, plan, completions, head):
-            settled = super().settle(plan, completions, head)
-            if self.rival is not None and not isinstance(settled, list):
-                rival, self.rival = self.rival, None
-                with pytest.MonkeyPatch.context() as patch:
-                    patch.setattr(records, "unfinished_plans", lambda *a: [])
-                    job.run(rival)
-            return settled
-
     job.run(InlineStage(trained, _more(tmp_path), night="2026-01-02"))
-    slow = Overtaken(trained, night="2026-01-02", reconstructions=True)
-    slow.rival = InlineEmbed(trained, night="2026-01-03")
-    job.run(slow)
+    rival = InlineEmbed(trained, night="2026-01-03")
+    job.run(OvertakenEmbed(trained, rival, night="2026-01-02", reconstructions=True))
     for table in ("embeddings", "reconstructions"):
         ids = query.sql(trained, f"SELECT image_id FROM {table}")["image_id"].to_pylist()
         assert len(ids) == len(set(ids))

@@ -23,15 +23,9 @@ from jobs.images import Target, decode
 from jobs.lake import Lake
 from jobs.listing import Scope, list_files
 from jobs.sources import Layout, Part
-from tests.helpers import ROOT, image_bytes
+from tests.helpers import ROOT, image_bytes, image_ids, staged_ids
 from tests.inline import InlineStage
-from tests.unit.jobs.test_removals import ids, staged
-from tests.unit.jobs.test_sources import write_tar
-
-
-@pytest.fixture
-def lake(tmp_path: Path) -> Lake:
-    return Lake((tmp_path / "lake").as_uri())
+from tests.unit.jobs.test_tar_source import write_tar
 
 
 def members(count: int) -> list[tuple[str, bytes]]:
@@ -49,7 +43,7 @@ def members(count: int) -> list[tuple[str, bytes]]:
 def test_one_bad_sample_of_an_archive(lake, tmp_path, extra, reason: str) -> None:
     write_tar(tmp_path / "a.tar", members(40) + extra)
     job.run(InlineStage(lake, tmp_path / "a.tar"))
-    assert staged(lake) == ids(range(40))
+    assert staged_ids(lake) == set(image_ids(range(40)))
     rows = query.sql(lake, "SELECT source_member, reason FROM quarantine").to_pylist()
     assert rows == [{"source_member": "z.png", "reason": reason}]
 
@@ -90,14 +84,14 @@ def test_names_that_differ_in_case_only_are_left_out(lake, tmp_path, name: str) 
     columns = [pa.array(image_bytes(range(2))), pa.array([1, 2]), pa.array([3, 4])]
     write_columns(tmp_path / "a.parquet", ["image", "label", name], columns)
     job.run(InlineStage(lake, tmp_path / "a.parquet"))
-    assert staged(lake) == ids(range(2))
+    assert staged_ids(lake) == set(image_ids(range(2)))
 
 
 def test_a_column_named_twice(lake, tmp_path) -> None:
     images, numbers = pa.array(image_bytes(range(2))), pa.array([1, 2])
     write_columns(tmp_path / "a.parquet", ["image", "n", "n"], [images, numbers, numbers])
     job.run(InlineStage(lake, tmp_path / "a.parquet"))
-    assert staged(lake) == ids(range(2))
+    assert staged_ids(lake) == set(image_ids(range(2)))
     write_columns(tmp_path / "b.parquet", ["image", "image"], [images, images])
     with pytest.raises(InputError, match="no image column"):
         job.run(InlineStage(Lake(lake.uri + "2"), tmp_path / "b.parquet"))
@@ -121,7 +115,7 @@ def test_a_file_name_that_is_not_utf8(lake, tmp_path) -> None:
         (folder / f"{number}.png").write_bytes(data[number])
     Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.png")).write_bytes(data[2])
     job.run(InlineStage(lake, folder))
-    assert staged(lake) == ids(range(3))
+    assert staged_ids(lake) == set(image_ids(range(3)))
     assert job.run(InlineStage(lake, folder)).units == 0
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jobs import card, job, query, records
-from jobs.compact import SMALL_BYTES, TARGET_BYTES, CompactJob, CompactWorker, merges
+from jobs.compact import SMALL_BYTES, TARGET_BYTES, merges
 from jobs.config import MaintainSettings, RaySettings
 from jobs.errors import InputError
 from jobs.lake import Lake
@@ -27,24 +27,11 @@ from jobs.shards import shard_metadata
 from jobs.tables import TableFile, open_snapshot
 from jobs.vacuum import vacuum
 from tests.helpers import write_source
-from tests.inline import InlineEmbed, InlineStage, _work
-
-
-@pytest.fixture
-def lake(tmp_path: Path) -> Lake:
-    return Lake((tmp_path / "lake").as_uri())
-
-
-class InlineCompact(CompactJob):
-    executed: list[str]
-
-    def execute(self, plan, units) -> None:
-        self.executed = []
-        _work(CompactWorker, self, plan, units)
+from tests.inline import InlineCompact, InlineEmbed, InlineStage, Overtaken
 
 
 def compact(lake: Lake, kind: str = "dataset", name: str = "d"):
-    return job.run(InlineCompact(lake, kind, name, "2026-01-09", RaySettings()))
+    return job.run(InlineCompact.of(lake, kind, name, "2026-01-09"))
 
 
 def nights(lake: Lake, folder: Path, count: int = 4) -> None:
@@ -109,21 +96,14 @@ def test_merges_fill_files_of_one_partition(sizes: list[tuple[str, int]]) -> Non
             assert one.size + other.size > SMALL_BYTES or len(groups) > 0
 
 
-class Overtaken(InlineCompact):
-    rival = None
-
-    def settle(self, plan, completions, head):
-        settled = super().settle(plan, completions, head)
-        if self.rival is not None:
-            rival, self.rival = self.rival, None
-            job.run(rival)
-        return settled
+class OvertakenCompact(Overtaken, InlineCompact):
+    pass
 
 
 def test_a_removal_in_mid_compaction_wins(lake, tmp_path) -> None:
     nights(lake, tmp_path / "s")
     (tmp_path / "s" / "0.parquet").unlink()
-    merging = Overtaken(lake, "dataset", "d", "2026-01-09", RaySettings())
+    merging = OvertakenCompact.of(lake, night="2026-01-09")
     merging.rival = InlineStage(lake, tmp_path / "s", "2026-01-08", max_removed=1.0)
     job.run(merging)
     wanted = Lake(lake.uri + "2")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import random
 import shutil
 from pathlib import Path
@@ -16,23 +15,8 @@ from jobs import job, query, records
 from jobs.errors import JobError
 from jobs.lake import Lake
 from jobs.tables import open_snapshot
-from tests.helpers import image_bytes, write_source
+from tests.helpers import image_bytes, image_ids, staged_ids, write_source
 from tests.inline import InlineEmbed, InlineStage, OvertakenStage
-
-
-@pytest.fixture
-def lake(tmp_path: Path) -> Lake:
-    return Lake((tmp_path / "lake").as_uri())
-
-
-def ids(numbers) -> set[str]:
-    return {hashlib.sha256(data).hexdigest() for data in image_bytes(numbers)}
-
-
-def staged(lake: Lake) -> set[str]:
-    found = query.sql(lake, "SELECT image_id FROM images")["image_id"].to_pylist()
-    assert len(found) == len(set(found))
-    return set(found)
 
 
 def write(path: Path, numbers, labels=None) -> None:
@@ -59,10 +43,10 @@ def test_images_of_a_removed_file_leave_and_earlier_snapshots_still_read(lake, t
     report = run(lake, folder)
     assert report.counts["removed_rows"] == 100
     assert report.counts["removed_images"] == 90
-    assert staged(lake) == ids(range(90, 150))
+    assert staged_ids(lake) == set(image_ids(range(90, 150)))
     old = before.read(["image_id"])
     assert old is not None
-    assert set(old["image_id"].to_pylist()) == ids(range(150))
+    assert set(old["image_id"].to_pylist()) == set(image_ids(range(150)))
     # The images that both files had are those of the second one now.
     places = query.sql(
         lake,
@@ -89,7 +73,7 @@ def test_a_replaced_file_gives_its_new_rows_and_their_new_labels(lake, tmp_path)
     run(lake, path.parent, "2026-01-01")
     write(path, range(10, 60), labels=[1000 + n for n in range(10, 60)])
     report = run(lake, path.parent)
-    assert staged(lake) == ids(range(10, 60))
+    assert staged_ids(lake) == set(image_ids(range(10, 60)))
     assert report.counts["removed_images"] == 10
     assert report.counts["rows_in"] == report.counts["staged"] == 50
     labels = query.sql(lake, "SELECT label FROM images ORDER BY 1")["label"].to_pylist()
@@ -102,7 +86,7 @@ def test_a_renamed_file_keeps_its_images_in_their_new_place(lake, tmp_path) -> N
     run(lake, folder, "2026-01-01")
     (folder / "a.parquet").rename(folder / "z.parquet")
     report = run(lake, folder, max_removed=0.0)
-    assert staged(lake) == ids(range(80))
+    assert staged_ids(lake) == set(image_ids(range(80)))
     assert report.counts["removed_images"] == 0
     assert report.counts["duplicates"] == 80
     places = query.sql(lake, "SELECT DISTINCT source_uri, night FROM images").to_pylist()
@@ -120,10 +104,10 @@ def test_a_removed_image_may_come_back(lake, tmp_path) -> None:
     shutil.copy2(folder / "a.parquet", tmp_path / "kept")
     (folder / "a.parquet").unlink()
     run(lake, folder, "2026-01-02")
-    assert staged(lake) == ids(range(20, 30))
+    assert staged_ids(lake) == set(image_ids(range(20, 30)))
     shutil.copy2(tmp_path / "kept", folder / "a.parquet")  # the very same file, size and time
     run(lake, folder, "2026-01-03")
-    assert staged(lake) == ids(range(30))
+    assert staged_ids(lake) == set(image_ids(range(30)))
 
 
 def test_staging_one_source_never_removes_of_another(lake, tmp_path) -> None:
@@ -136,9 +120,9 @@ def test_staging_one_source_never_removes_of_another(lake, tmp_path) -> None:
     write(tmp_path / "s2" / "d.parquet", range(30, 31))
     assert run(lake, tmp_path / "s").units == 0
     assert run(lake, f"{tmp_path}/s/sub/*.parquet").units == 0  # type: ignore[arg-type]
-    assert staged(lake) == ids(range(30))
+    assert staged_ids(lake) == set(image_ids(range(30)))
     run(lake, tmp_path / "s2")
-    assert staged(lake) == ids([*range(10), *range(20, 31)])
+    assert staged_ids(lake) == set(image_ids([*range(10), *range(20, 31)]))
 
 
 def test_too_many_removals_publish_nothing(lake, tmp_path) -> None:
@@ -149,9 +133,9 @@ def test_too_many_removals_publish_nothing(lake, tmp_path) -> None:
     (folder / "a.parquet").unlink()
     with pytest.raises(JobError, match=r"20 of 100 images have left the source \(20.0%\)"):
         run(lake, folder, max_removed=0.1)
-    assert staged(lake) == ids(range(100))
+    assert staged_ids(lake) == set(image_ids(range(100)))
     run(lake, folder, max_removed=0.2)
-    assert staged(lake) == ids(range(20, 100))
+    assert staged_ids(lake) == set(image_ids(range(20, 100)))
     assert records.unfinished_plans(lake, "stage", "d") == []
 
 
@@ -161,7 +145,7 @@ def test_a_source_that_is_empty_all_of_a_sudden_removes_nothing_unasked(lake, tm
     (tmp_path / "s" / "a.parquet").unlink()
     with pytest.raises(JobError, match=r"100\.0%"):
         run(lake, tmp_path / "s", max_removed=0.1)
-    assert staged(lake) == ids(range(10))
+    assert staged_ids(lake) == set(image_ids(range(10)))
 
 
 @pytest.mark.parametrize("tables_committed", [0, 1, 2, 3])
@@ -187,7 +171,7 @@ def test_a_crash_in_a_removal_is_completed(lake, tmp_path, monkeypatch, tables_c
         run(lake, folder, "2026-01-03")
     monkeypatch.undo()
     run(lake, folder, "2026-01-04")
-    assert staged(lake) == ids(range(40, 90))
+    assert staged_ids(lake) == set(image_ids(range(40, 90)))
     nights = query.sql(lake, "SELECT DISTINCT removed_night FROM sources").to_pylist()
     assert {row["removed_night"] for row in nights} == {None, "2026-01-03"}
 
@@ -202,7 +186,7 @@ def test_a_rival_that_removes_what_this_job_took_for_known_loses_no_image(lake, 
     rival = InlineStage(lake, tmp_path / "s", "2026-01-02", max_removed=1.0)
     late = OvertakenStage(lake, tmp_path / "other", rival, night="2026-01-02", max_removed=1.0)
     job.run(late)
-    assert staged(lake) == ids([*range(30, 70), *range(200, 210)])
+    assert staged_ids(lake) == set(image_ids([*range(30, 70), *range(200, 210)]))
 
 
 def test_two_removals_at_once_end_as_one(lake, tmp_path) -> None:
@@ -214,7 +198,7 @@ def test_two_removals_at_once_end_as_one(lake, tmp_path) -> None:
     rival = InlineStage(lake, folder, "2026-01-03", max_removed=1.0)
     late = OvertakenStage(lake, folder, rival, night="2026-01-02", max_removed=1.0)
     job.run(late)
-    assert staged(lake) == ids(range(40, 90))
+    assert staged_ids(lake) == set(image_ids(range(40, 90)))
 
 
 def test_embed_removes_what_has_left_and_nothing_else(trained: Lake, trained_source) -> None:
@@ -234,9 +218,9 @@ def test_embed_removes_what_has_left_and_nothing_else(trained: Lake, trained_sou
     assert report.counts["embedded"] == 0
     for table in ("embeddings", "reconstructions"):
         held = query.sql(trained, f"SELECT image_id FROM {table}")["image_id"].to_pylist()
-        assert sorted(held) == sorted(ids(range(550)))
+        assert sorted(held) == sorted(image_ids(range(550)))
     now = query.sql(trained, "SELECT * FROM embeddings ORDER BY image_id")
-    mask = pa.array([i in ids(range(550)) for i in kept["image_id"].to_pylist()])
+    mask = pa.array([i in set(image_ids(range(550))) for i in kept["image_id"].to_pylist()])
     assert now.equals(kept.filter(mask))
     again = InlineEmbed(trained, "2026-01-03", reconstructions=True)
     assert job.run(again).units == 0
@@ -266,7 +250,7 @@ def test_after_any_nights_the_tables_are_those_of_the_source(lake, tmp_path, see
                 write(folder / f"{name}.parquet", held[name])
         _crash_then_finish(lake, folder, f"2026-01-0{night}", generator)
         wanted = sorted({n for numbers in held.values() for n in numbers})
-        assert staged(lake) == ids(wanted)
+        assert staged_ids(lake) == set(image_ids(wanted))
         _check_places(lake, held)
 
 
@@ -302,7 +286,7 @@ def _check_places(lake: Lake, held: dict[str, list[int]]) -> None:
     ).to_pylist()
     found = {(Path(r["source_uri"]).stem, r["source_row"]): r["image_id"] for r in live}
     assert len(found) == len(live)
-    data = {n: i for n in range(40) for i in ids([n])}
+    data = {n: i for n in range(40) for i in image_ids([n])}
     assert found == {
         (name, row): data[n] for name, numbers in held.items() for row, n in enumerate(numbers)
     }

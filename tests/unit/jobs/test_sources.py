@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
-import json
-import tarfile
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,45 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs import job, query
+from jobs import job
 from jobs.arrays import NotPixels, Pixels, pixels_of
-from jobs.errors import InputError, JobError
+from jobs.errors import InputError
 from jobs.lake import Lake
 from jobs.listing import Scope, list_files
-from tests.helpers import image_bytes
+from tests.helpers import image_bytes, image_ids, staged_ids, staged_rows, write_files
 from tests.inline import InlineStage
-
-
-@pytest.fixture
-def lake(tmp_path: Path) -> Lake:
-    return Lake((tmp_path / "lake").as_uri())
-
-
-def rows(lake: Lake, columns: str, table: str = "images") -> list[dict]:
-    return query.sql(
-        lake, f"SELECT {columns} FROM {table} ORDER BY source_uri, source_row"
-    ).to_pylist()
-
-
-def ids(numbers: range | list[int]) -> list[str]:
-    return [hashlib.sha256(data).hexdigest() for data in image_bytes(numbers)]
-
-
-def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
-    for name, data in contents.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-
-
-def write_tar(path: Path, members: list[tuple[str, bytes]], mode: str = "w") -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-
 
 # Folders of files
 
@@ -67,8 +31,8 @@ def test_a_folder_of_files_with_partitions_as_columns(lake, tmp_path) -> None:
     report = job.run(InlineStage(lake, tmp_path / "s", rows_per_unit=7))
     assert report.counts["rows_in"] == report.counts["staged"] == 20
     assert report.units == 3
-    found = rows(lake, "image_id, label, year, source_uri, source_row, source_format")
-    assert {r["image_id"] for r in found} == set(ids(range(20)))
+    found = staged_rows(lake, "image_id, label, year, source_uri, source_row, source_format")
+    assert {r["image_id"] for r in found} == set(image_ids(range(20)))
     for row in found:
         assert f"label={row['label']}/" in row["source_uri"]
         assert (row["year"], row["source_row"], row["source_format"]) == ("2024", 0, "PNG")
@@ -84,7 +48,7 @@ def test_names_that_need_quoting(lake, tmp_path) -> None:
     (tmp_path / "s" / "x#y?.png").unlink()
     report = job.run(InlineStage(lake, tmp_path / "s", max_removed=0.5))
     assert report.counts["removed_images"] == 1
-    assert set(ids([0, 1, 3])) == {r["image_id"] for r in rows(lake, "image_id")}
+    assert set(image_ids([0, 1, 3])) == staged_ids(lake)
 
 
 def test_a_bad_file_costs_its_own_row(lake, tmp_path) -> None:
@@ -94,7 +58,7 @@ def test_a_bad_file_costs_its_own_row(lake, tmp_path) -> None:
     report = job.run(InlineStage(lake, tmp_path / "s"))
     assert report.counts["staged"] == 100
     assert report.counts["rows_in"] == 103
-    told = {Path(r["source_uri"]).name: r for r in rows(lake, "*", "quarantine")}
+    told = {Path(r["source_uri"]).name: r for r in staged_rows(lake, "*", "quarantine")}
     assert {name: row["reason"] for name, row in told.items()} == {
         "empty.png": "zero_bytes",
         "text.jpg": "not_an_image",
@@ -109,10 +73,10 @@ def test_the_format_of_a_mixed_folder_is_that_of_most_files(lake, tmp_path) -> N
     write_files(tmp_path / "s", data)
     pq.write_table(pa.table({"image": image_bytes([7])}), tmp_path / "s" / "meta.parquet")
     job.run(InlineStage(lake, tmp_path / "s"))
-    assert {r["image_id"] for r in rows(lake, "image_id")} == set(ids(range(5)))
+    assert staged_ids(lake) == set(image_ids(range(5)))
     other = Lake(lake.uri + "2")
     job.run(InlineStage(other, tmp_path / "s", format="parquet"))
-    assert {r["image_id"] for r in rows(other, "image_id")} == set(ids([7]))
+    assert staged_ids(other) == set(image_ids([7]))
 
 
 def test_a_source_without_known_files_says_which_are_known(lake, tmp_path) -> None:
@@ -133,7 +97,7 @@ def test_a_pattern_names_some_of_the_files(lake, tmp_path) -> None:
     ):
         held = Lake(f"{lake.uri}-{len(pattern)}-{wanted[-1]}")
         job.run(InlineStage(held, f"{tmp_path}/{pattern}"))
-        assert {r["image_id"] for r in rows(held, "image_id")} == set(ids(wanted)), pattern
+        assert staged_ids(held) == set(image_ids(wanted)), pattern
 
 
 @given(st.lists(st.sampled_from(["a", "b.png", "c-d", "e/f", "g/h.png", "g/i/j"]), unique=True))
@@ -166,10 +130,12 @@ def test_nested_columns_by_dotted_name(lake, tmp_path) -> None:
         job.run(InlineStage(lake, tmp_path / "a.parquet"))
     settings = {"image_column": "sample.photo", "max_refused": 0.5}
     job.run(InlineStage(lake, tmp_path / "a.parquet", **settings))
-    found = rows(lake, "image_id, k")
+    found = staged_rows(lake, "image_id, k")
     assert [r["k"] for r in found] == [0, 1, 2, 4, 5]
-    assert [r["image_id"] for r in found] == [i for n, i in enumerate(ids(range(6))) if n != 3]
-    assert [r["reason"] for r in rows(lake, "reason", "quarantine")] == ["no_bytes"]
+    assert [r["image_id"] for r in found] == [
+        i for n, i in enumerate(image_ids(range(6))) if n != 3
+    ]
+    assert [r["reason"] for r in staged_rows(lake, "reason", "quarantine")] == ["no_bytes"]
 
 
 def pictures(count: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -207,7 +173,7 @@ def test_pixel_arrays_are_staged_as_they_are(lake, tmp_path, kind: str) -> None:
     pq.write_table(pa.table({"pixels": column, "label": list(range(5))}), tmp_path / "a.parquet")
     channels = 1 if pixels.ndim == 3 else 3
     job.run(InlineStage(lake, tmp_path / "a.parquet", channels=channels, **settings))
-    found = rows(lake, "image_id, image, label, source_format")
+    found = staged_rows(lake, "image_id, image, label, source_format")
     assert [r["label"] for r in found] == list(range(5))
     for row, picture in zip(found, pixels, strict=True):
         assert row["image"] == picture.tobytes()
@@ -272,141 +238,16 @@ def test_a_lying_footer_costs_its_own_file(lake, tmp_path, lie: str) -> None:
         bad = lying_footers(folder / "b.parquet")[lie]
         (folder / "b.parquet").write_bytes(bad)
     report = job.run(InlineStage(lake, folder, max_refused=0.5))
-    assert {r["image_id"] for r in rows(lake, "image_id")} == set(ids([*range(10), *range(20, 30)]))
+    assert staged_ids(lake) == set(image_ids([*range(10), *range(20, 30)]))
     assert report.counts["files_refused"] == 1
-    (told,) = rows(lake, "source_uri, source_row, reason", "quarantine")
+    (told,) = staged_rows(lake, "source_uri, source_row, reason", "quarantine")
     assert told["source_uri"].endswith("b.parquet")
     assert told["source_row"] == -1
-
-
-# Archives
-
-
-def samples(numbers: range) -> list[tuple[str, bytes]]:
-    members = []
-    for number, data in zip(numbers, image_bytes(numbers), strict=True):
-        members += [
-            (f"{number:05}.cls", str(number % 10).encode()),
-            (f"{number:05}.png", data),
-            (f"{number:05}.json", json.dumps({"n": number}).encode()),
-        ]
-    return members
-
-
-@pytest.mark.parametrize("packed", [False, True])
-def test_webdataset_tars(lake, tmp_path, packed: bool) -> None:
-    ending = "tar.gz" if packed else "tar"
-    for shard in range(3):
-        numbers = range(shard * 20, shard * 20 + 20)
-        path = tmp_path / "s" / f"split=train/{shard:03}.{ending}"
-        write_tar(path, samples(numbers), "w:gz" if packed else "w")
-    report = job.run(InlineStage(lake, tmp_path / "s"))
-    assert report.counts["staged"] == report.counts["rows_in"] == 60
-    found = rows(lake, "image_id, label, json, text, source_member, source_row")
-    assert [r["image_id"] for r in found] == ids(range(60))
-    assert [r["label"] for r in found] == [n % 10 for n in range(60)]
-    assert [json.loads(r["json"])["n"] for r in found] == list(range(60))
-    assert found[25]["source_member"] == "00025.png"
-    assert found[25]["source_row"] == 5
-    assert found[0]["text"] is None
-    assert job.run(InlineStage(lake, tmp_path / "s")).units == 0
-
-
-def test_what_is_wrong_in_an_archive_costs_its_row(lake, tmp_path) -> None:
-    good = image_bytes(range(5))
-    members = [
-        ("a.png", good[0]),
-        ("../../etc/evil.png", good[1]),
-        ("b.png", b"nothing"),
-        ("c.cls", b"cat"),
-        ("c.png", good[2]),
-        ("d/../../e.png", good[3]),
-        ("f.jpg", good[4]),
-        ("f.seg.png", good[0]),  # a second picture of a sample
-        ("._f.png", b"x"),
-    ]
-    write_tar(tmp_path / "s.tar", members)
-    before = set(tmp_path.parent.iterdir())
-    job.run(InlineStage(lake, tmp_path / "s.tar", max_refused=0.9))
-    assert {r["image_id"] for r in rows(lake, "image_id")} == {ids(range(5))[0], ids(range(5))[4]}
-    told = {r["source_member"]: r["reason"] for r in rows(lake, "*", "quarantine")}
-    assert told == {
-        "../../etc/evil.png": "unsafe_path",
-        "b.png": "not_an_image",
-        "c.png": "schema",
-        "d/../../e.png": "unsafe_path",
-    }
-    assert set(tmp_path.parent.iterdir()) == before
-
-
-def test_bombs_cost_their_own_file_and_bounded_memory(lake, tmp_path) -> None:
-    import resource
-
-    folder = tmp_path / "s"
-    write_tar(folder / "a.tar", samples(range(20)))
-    zeros = io.BytesIO()
-    with gzip.open(zeros, "wb", compresslevel=9) as packer:
-        head = tarfile.TarInfo("z.png")
-        head.size = 4 << 30
-        packer.write(head.tobuf())
-        block = bytes(1 << 20)
-        for _ in range(400):
-            packer.write(block)
-    (folder / "b.tgz").write_bytes(zeros.getvalue())
-    claimed = io.BytesIO()
-    with gzip.open(claimed, "wb", compresslevel=9) as packer:
-        head = tarfile.TarInfo("z.png")
-        head.size = 100 << 20  # within the bound of one image
-        packer.write(head.tobuf())
-        for _ in range(100):
-            packer.write(block)
-        packer.write(bytes(1024))
-    (folder / "c.tgz").write_bytes(claimed.getvalue())
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    job.run(InlineStage(lake, folder, max_refused=0.9))
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert {r["image_id"] for r in rows(lake, "image_id")} == set(ids(range(20)))
-    told = {Path(r["source_uri"]).name: r["reason"] for r in rows(lake, "*", "quarantine")}
-    assert told == {"b.tgz": "too_many_bytes", "c.tgz": "too_many_bytes"}
-    assert (after - before) / 1024 < 700  # MiB; what they unpack to is 500
-
-
-def test_a_cut_archive_is_refused_as_a_file(lake, tmp_path) -> None:
-    write_tar(tmp_path / "s" / "a.tar", samples(range(10)))
-    write_tar(tmp_path / "s" / "b.tar", samples(range(10, 20)))
-    data = (tmp_path / "s" / "b.tar").read_bytes()
-    (tmp_path / "s" / "b.tar").write_bytes(data[: len(data) // 2 + 100])
-    report = job.run(InlineStage(lake, tmp_path / "s", max_refused=0.5))
-    assert report.counts["files_refused"] == 1
-    assert {r["image_id"] for r in rows(lake, "image_id")} == set(ids(range(10)))
-    (told,) = rows(lake, "source_row, reason", "quarantine")
-    assert told["source_row"] == -1
-    with pytest.raises(JobError, match="1 of 11 rows refused"):
-        job.run(InlineStage(Lake(lake.uri + "2"), tmp_path / "s"))
 
 
 def test_a_folder_whose_name_looks_like_a_pattern_is_a_folder(lake, tmp_path) -> None:
     write_files(tmp_path / "s[1]", {"a.png": image_bytes([0])[0]})
     assert job.run(InlineStage(lake, tmp_path / "s[1]")).counts["staged"] == 1
-
-
-def test_links_and_devices_in_an_archive_are_not_read(lake, tmp_path) -> None:
-    path = tmp_path / "s.tar"
-    with tarfile.open(path, "w") as archive:
-        for name, kind in (
-            ("a.png", tarfile.SYMTYPE),
-            ("b.png", tarfile.LNKTYPE),
-            ("c.png", tarfile.CHRTYPE),
-        ):
-            info = tarfile.TarInfo(name)
-            info.type, info.linkname = kind, "/etc/hostname"
-            archive.addfile(info)
-        data = image_bytes([0])[0]
-        info = tarfile.TarInfo("d.png")
-        info.size = len(data)
-        archive.addfile(info, io.BytesIO(data))
-    report = job.run(InlineStage(lake, path))
-    assert report.counts["rows_in"] == report.counts["staged"] == 1
 
 
 def test_a_link_to_a_folder_does_not_lead_in_circles(lake, tmp_path) -> None:
@@ -428,15 +269,13 @@ def test_other_stores_that_fsspec_reaches_are_sources(lake) -> None:
     try:
         job.run(InlineStage(lake, f"memory:/{root}/files"))
         job.run(InlineStage(lake, f"memory:/{root}/tables/*.parquet", rows_per_unit=4))
-        assert {r["image_id"] for r in rows(lake, "image_id")} == set(
-            ids([*range(4), *range(10, 20)])
-        )
+        assert staged_ids(lake) == set(image_ids([*range(4), *range(10, 20)]))
         assert job.run(InlineStage(lake, f"memory:/{root}/files")).units == 0
         fs.rm(f"{root}/files/label=x/0.png")
         fs.pipe(f"{root}/files/label=x/1.png", image_bytes([7])[0])
         job.run(InlineStage(lake, f"memory:/{root}/files", "2026-01-02", max_removed=1.0))
-        wanted = ids([2, 3, 7, *range(10, 20)])
-        assert {r["image_id"] for r in rows(lake, "image_id")} == set(wanted)
+        wanted = image_ids([2, 3, 7, *range(10, 20)])
+        assert staged_ids(lake) == set(wanted)
     finally:
         fs.rm(root, recursive=True)
     with pytest.raises(InputError, match="scheme 'nonsense' is not supported"):

@@ -1,46 +1,25 @@
-"""stage as a whole, but for Ray: exactly once across reruns, crashes, duplicates and rivals."""
+"""stage as a whole, but for Ray: what is staged, refused, kept once, and how it is laid out."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import job, publish, query, records
+from jobs import job, query
 from jobs.errors import InputError, JobError
-from jobs.lake import Lake
-from jobs.tables import Conflict, open_snapshot
-from tests.helpers import image_bytes, labels, write_source
-from tests.inline import InlineStage, OvertakenStage
-
-
-@pytest.fixture
-def lake(tmp_path: Path) -> Lake:
-    return Lake((tmp_path / "lake").as_uri())
-
-
-def images(lake: Lake) -> dict[str, int]:
-    """Label by image id; fails on an image that is there twice."""
-    rows = query.sql(lake, "SELECT image_id, label FROM images").to_pylist()
-    found = {row["image_id"]: row["label"] for row in rows}
-    assert len(found) == len(rows)
-    return found
-
-
-def expected(rows: range | list[int]) -> dict[str, int]:
-    ids = [hashlib.sha256(data).hexdigest() for data in image_bytes(rows)]
-    return dict(zip(ids, labels(rows), strict=True))
+from jobs.tables import open_snapshot
+from tests.helpers import image_bytes, labels_of, staged_labels, write_source
+from tests.inline import InlineStage
 
 
 def test_every_image_is_staged_once_and_a_rerun_has_nothing_to_do(lake, source) -> None:
     report = job.run(InlineStage(lake, source.parent))
     assert report.counts["rows_in"] == report.counts["staged"] == 300
     assert report.units == 3
-    assert images(lake) == expected(range(300))
+    assert staged_labels(lake) == labels_of(range(300))
     again = InlineStage(lake, source.parent, night="2026-01-02")
     assert job.run(again).units == 0
     assert again.executed == []
@@ -54,7 +33,7 @@ def test_a_new_file_is_the_only_work_of_the_next_night(lake, source) -> None:
     assert report.counts["rows_in"] == 60
     assert report.counts["staged"] == 50
     assert report.counts["duplicates"] == 10
-    assert images(lake) == expected(range(350))
+    assert staged_labels(lake) == labels_of(range(350))
     nights = query.sql(lake, "SELECT night, count(*) AS n FROM images GROUP BY ALL ORDER BY ALL")
     assert nights.to_pylist() == [
         {"night": "2026-01-01", "n": 300},
@@ -69,7 +48,7 @@ def test_the_same_image_in_several_units_is_kept_once_where_it_came_first(lake, 
     assert report.counts["rows_in"] == 270
     assert report.counts["staged"] == 180
     assert report.counts["duplicates"] == 90
-    assert images(lake) == expected(range(180))
+    assert staged_labels(lake) == labels_of(range(180))
     places = query.sql(
         lake,
         """SELECT i.source_uri = s.source_uri AND i.source_row = s.source_row AS first, s.fate,
@@ -112,161 +91,6 @@ def test_too_many_refusals_publish_nothing_and_keep_the_work(lake, tmp_path) -> 
     assert report.counts["staged"] == 100
 
 
-@pytest.mark.parametrize("tables_committed", [0, 1, 2, 3])
-def test_a_crash_between_commits_is_completed_by_the_next_run(
-    lake, source, monkeypatch, tables_committed: int
-) -> None:
-    commits = {"left": tables_committed}
-    from jobs.tables import Snapshot
-
-    real = Snapshot.commit
-
-    def commit(self, job_id, outputs, metadata, *more, **how):
-        if "datasets" in self.uri:
-            if commits["left"] == 0:
-                raise KeyboardInterrupt
-            commits["left"] -= 1
-        elif tables_committed == 3:
-            raise KeyboardInterrupt  # before the row in catalog/runs
-        return real(self, job_id, outputs, metadata, *more, **how)
-
-    monkeypatch.setattr(Snapshot, "commit", commit)
-    with pytest.raises(KeyboardInterrupt):
-        job.run(InlineStage(lake, source.parent))
-    monkeypatch.undo()
-    shown = query.sql(lake, "SELECT count(*) AS n FROM images").to_pylist()
-    assert shown == [{"n": 0}]  # views show finished jobs only
-    write_source(source.parent / "b.parquet", range(300, 350))
-    again = InlineStage(lake, source.parent, night="2026-01-02")
-    job.run(again)
-    assert len(again.executed) == 1  # the new file's unit; the others were done
-    assert images(lake) == expected(range(350))
-    runs = query.sql(lake, "SELECT night, counts, seconds FROM runs ORDER BY night").to_pylist()
-    assert [json.loads(run["counts"])["staged"] for run in runs] == [300, 50]
-    assert all(json.loads(run["counts"])["unit_seconds"] > 0 for run in runs)
-    counts = query.sql(lake, "SELECT fate, count(*) AS n FROM sources GROUP BY ALL").to_pylist()
-    assert counts == [{"fate": "staged", "n": 350}]
-
-
-def test_a_crash_after_some_units_leaves_only_the_others_to_do(lake, source, monkeypatch) -> None:
-    from jobs import stage_worker
-
-    real, done = stage_worker.StageWorker.execute, []
-
-    def execute(self, unit, attempt):
-        if len(done) == 2:
-            raise KeyboardInterrupt
-        done.append(unit.unit_id)
-        return real(self, unit, attempt)
-
-    monkeypatch.setattr(stage_worker.StageWorker, "execute", execute)
-    with pytest.raises(KeyboardInterrupt):
-        job.run(InlineStage(lake, source.parent))
-    monkeypatch.undo()
-    again = InlineStage(lake, source.parent)
-    job.run(again)
-    assert len(again.executed) == 1
-    assert again.executed[0] not in done
-    assert images(lake) == expected(range(300))
-
-
-def test_a_rival_that_stages_the_same_files_first_costs_no_row(lake, source) -> None:
-    rival = InlineStage(lake, source.parent, night="2026-01-02")
-    report = job.run(OvertakenStage(lake, source.parent, rival))
-    assert images(lake) == expected(range(300))
-    rows = query.sql(lake, "SELECT count(*) AS n FROM sources").to_pylist()
-    assert rows == [{"n": 300}]
-    assert report.counts["rows_in"] == 0  # all of it was the rival's
-
-
-def test_a_rival_with_some_of_the_images_leaves_each_once(lake, source, tmp_path) -> None:
-    write_source(tmp_path / "other" / "x.parquet", range(250, 320))
-    rival = InlineStage(lake, tmp_path / "other", night="2026-01-02")
-    report = job.run(OvertakenStage(lake, source.parent, rival))
-    assert report.counts["staged"] == 250
-    assert report.counts["duplicates"] == 50
-    assert images(lake) == expected(range(320))
-
-
-def test_two_runs_of_the_very_same_job_publish_it_once(lake, source) -> None:
-    report = job.run(OvertakenStage(lake, source.parent, InlineStage(lake, source.parent)))
-    assert images(lake) == expected(range(300))
-    assert report.counts["rows_in"] == 300
-    assert len(query.sql(lake, "SELECT * FROM runs")) == 1
-
-
-def test_a_worker_that_wakes_up_after_the_end_changes_nothing(lake, source) -> None:
-    late = InlineStage(lake, source.parent)
-    plan = late.plan()
-    job.run(InlineStage(lake, source.parent))
-    before = images(lake)
-    late.execute(plan, plan.units)  # writes files and completion records of a finished job
-    assert images(lake) == before
-    assert job.run(InlineStage(lake, source.parent)).units == 0
-    assert images(lake) == before
-
-
-def test_a_plan_whose_source_was_replaced_is_dropped(lake, source, monkeypatch) -> None:
-    monkeypatch.setattr(publish, "commit", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        job.run(InlineStage(lake, source.parent))
-    monkeypatch.undo()
-    source.unlink()
-    write_source(source, range(400, 520))
-    job.run(InlineStage(lake, source.parent))
-    assert images(lake) == expected(range(400, 520))
-    assert records.unfinished_plans(lake, "stage", "d") == []
-
-
-def test_a_failed_source_does_not_hold_up_another(lake, source, tmp_path) -> None:
-    write_source(tmp_path / "bad" / "a.parquet", range(400, 440), broken=range(40))
-    with pytest.raises(JobError, match="40 of 40 rows refused"):
-        job.run(InlineStage(lake, tmp_path / "bad"))
-    job.run(InlineStage(lake, source.parent))
-    assert images(lake) == expected(range(300))
-    assert len(records.unfinished_plans(lake, "stage", "d")) == 1  # kept, should it be allowed
-
-
-def test_a_file_replaced_while_it_is_read_is_left_for_the_next_run(
-    lake, source, monkeypatch
-) -> None:
-    from jobs import parquet_source
-
-    write_source(source.parent / "b.parquet", range(300, 350))
-    real = parquet_source._source_batch
-
-    def replace(piece, start, part, *arguments):
-        if part.uri.endswith("a.parquet") and start == 0:
-            source.unlink()
-            write_source(source, range(500, 800))
-        return real(piece, start, part, *arguments)
-
-    monkeypatch.setattr(parquet_source, "_source_batch", replace)
-    report = job.run(InlineStage(lake, source.parent, rows_per_unit=1000))
-    monkeypatch.undo()
-    assert report.counts["files_skipped"] == 1
-    assert images(lake) == expected(range(300, 350))
-    job.run(InlineStage(lake, source.parent))
-    assert images(lake) == expected([*range(300, 350), *range(500, 800)])
-
-
-def test_a_rival_that_drops_the_plan_in_mid_commit_costs_no_row(lake, source, monkeypatch) -> None:
-    """The plan is given up by another process right after the first table's commit."""
-    from jobs.tables import Snapshot
-
-    real = Snapshot.commit
-
-    def commit(self, job_id, outputs, metadata, *more, **how):
-        version = real(self, job_id, outputs, metadata, *more, **how)
-        if self.uri.endswith("quarantine"):
-            records.drop(lake, job_id)
-        return version
-
-    monkeypatch.setattr(Snapshot, "commit", commit)
-    job.run(InlineStage(lake, source.parent))
-    assert images(lake) == expected(range(300))
-
-
 def test_a_column_of_another_type_is_refused_with_file_and_column(lake, tmp_path) -> None:
     write_source(tmp_path / "s" / "a.parquet", range(10))
     kind = pa.struct([("bytes", pa.binary())])
@@ -280,7 +104,7 @@ def test_a_column_of_another_type_is_refused_with_file_and_column(lake, tmp_path
     assert row["source_uri"].endswith("b.parquet")
     assert row["source_row"] == -1
     assert "column 'label' is string, in the dataset it is int64" in row["message"]
-    assert images(lake) == expected(range(10))
+    assert staged_labels(lake) == labels_of(range(10))
 
 
 def test_columns_are_kept_in_types_that_every_reader_has(lake, tmp_path, caplog) -> None:
@@ -312,17 +136,10 @@ def test_a_damaged_page_costs_its_own_range_of_rows(lake, source) -> None:
         job.run(InlineStage(lake, source.parent))
     report = job.run(InlineStage(lake, source.parent, max_refused=0.5))
     assert report.counts["refused_schema"] == 100
-    assert images(lake) == expected(range(100, 420))
+    assert staged_labels(lake) == labels_of(range(100, 420))
     rows = query.sql(lake, "SELECT source_row FROM quarantine ORDER BY 1").to_pylist()
     assert [row["source_row"] for row in rows] == list(range(100))
     assert job.run(InlineStage(lake, source.parent)).units == 0
-
-
-def test_endless_conflicts_end(lake, source, monkeypatch) -> None:
-    monkeypatch.setattr(publish, "ROUNDS", 3)
-    monkeypatch.setattr(publish, "commit", lambda *a: (_ for _ in ()).throw(Conflict("x")))
-    with pytest.raises(JobError, match="3 commits in a row met another writer"):
-        job.run(InlineStage(lake, source.parent))
 
 
 def test_a_plain_binary_column_is_found_and_strings_pass_through(lake, tmp_path) -> None:
@@ -374,8 +191,8 @@ def test_files_that_lack_a_passthrough_column_hold_null_there(lake, tmp_path) ->
     bare = pa.array([{"bytes": data} for data in image_bytes(range(10, 20))], kind)
     pq.write_table(pa.table({"image": bare}), tmp_path / "s" / "b.parquet")
     job.run(InlineStage(lake, tmp_path / "s"))
-    known = expected(range(10))
-    for image_id, label in images(lake).items():
+    known = labels_of(range(10))
+    for image_id, label in staged_labels(lake).items():
         assert label == known.get(image_id)
 
 
@@ -384,7 +201,7 @@ def test_another_size_for_the_same_dataset_is_refused(lake, source) -> None:
     write_source(source.parent / "b.parquet", range(300, 310))
     with pytest.raises(InputError, match=r"shape \[28, 28, 1\] in the table, \[32, 32, 1\]"):
         job.run(InlineStage(lake, source.parent, height=32, width=32))
-    assert images(lake) == expected(range(300))
+    assert staged_labels(lake) == labels_of(range(300))
 
 
 def test_the_first_unit_runs_before_the_last_file_is_listed(lake, tmp_path, monkeypatch) -> None:
@@ -418,7 +235,7 @@ def test_the_first_unit_runs_before_the_last_file_is_listed(lake, tmp_path, monk
     assert len(at_unit) == 6
     assert at_unit[0] < 20
     assert at_unit == sorted(at_unit)
-    assert images(lake) == expected(range(60))
+    assert staged_labels(lake) == labels_of(range(60))
 
 
 def test_many_small_files_share_shards_of_balanced_row_groups(lake, tmp_path) -> None:

@@ -10,35 +10,19 @@ import pytest
 
 from jobs import job, publish, query, records
 from jobs.card import dataset_card
-from jobs.compact import CompactJob, CompactWorker
-from jobs.config import RaySettings
 from jobs.errors import InputError, JobError
 from jobs.lake import Lake
 from jobs.pins import Replaced
 from jobs.tables import open_snapshot
 from jobs.vacuum import vacuum
-from tests.helpers import image_bytes, write_source
-from tests.inline import InlineEmbed, InlineStage, InlineTrain, OvertakenStage, _work
-from tests.unit.jobs.test_removals import ids, run, staged, write
-
-
-@pytest.fixture
-def lake(tmp_path: Path) -> Lake:
-    return Lake((tmp_path / "lake").as_uri())
+from tests.helpers import image_bytes, image_ids, staged_ids, write_source
+from tests.inline import InlineCompact, InlineEmbed, InlineStage, InlineTrain, OvertakenStage
+from tests.unit.jobs.test_removals import run, write
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "s"
-
-
-class InlineCompact(CompactJob):
-    def __init__(self, lake: Lake) -> None:
-        super().__init__(lake, "dataset", "d", "2026-01-02", RaySettings())
-        self.executed: list[str] = []
-
-    def execute(self, plan, units) -> None:
-        _work(CompactWorker, self, plan, units)
 
 
 def live(lake: Lake) -> list[dict]:
@@ -78,8 +62,10 @@ def test_new_labels_arrive_although_a_compaction_came_between(lake, folder) -> N
     write(folder / "b.parquet", range(20, 40))
     run(lake, folder, "2026-01-01")
     write(folder / "a.parquet", range(20), labels=[1000 + n for n in range(20)])
-    job.run(OvertakenStage(lake, folder, InlineCompact(lake), night="2026-01-02", max_removed=1.0))
-    assert staged(lake) == ids(range(40))
+    job.run(
+        OvertakenStage(lake, folder, InlineCompact.of(lake), night="2026-01-02", max_removed=1.0)
+    )
+    assert staged_ids(lake) == set(image_ids(range(40)))
     labels = query.sql(lake, "SELECT label FROM images ORDER BY 1")["label"].to_pylist()
     assert labels == [*range(20, 40), *range(1000, 1020)]
 
@@ -100,7 +86,7 @@ def test_a_rival_that_read_another_version_leaves_every_row_once(lake, folder) -
             return super().settle(plan, completions, head)
 
     job.run(Late(lake, folder, "2026-01-01", max_removed=1.0))
-    assert staged(lake) == ids(range(5, 15))
+    assert staged_ids(lake) == set(image_ids(range(5, 15)))
     assert len(live(lake)) == 10
     assert run(lake, folder, "2026-01-03").units == 0
 
@@ -110,10 +96,10 @@ def test_parts_of_a_file_are_published_together_or_not_at_all(lake, folder, monk
     write(folder / "k.parquet", range(50, 60))
     hide(monkeypatch, lambda part: part.uri.endswith("a.parquet") and part.start == 20)
     run(lake, folder, rows_per_unit=20)
-    assert staged(lake) == ids(range(50, 60))  # the other files do not wait for it
+    assert staged_ids(lake) == set(image_ids(range(50, 60)))  # the other files do not wait for it
     monkeypatch.undo()
     run(lake, folder, rows_per_unit=20)
-    assert staged(lake) == ids([*range(40), *range(50, 60)])
+    assert staged_ids(lake) == set(image_ids([*range(40), *range(50, 60)]))
 
 
 def test_what_a_unit_skipped_stays_although_the_unit_is_corrected(
@@ -127,10 +113,10 @@ def test_what_a_unit_skipped_stays_although_the_unit_is_corrected(
     write(folder / "bb.parquet", [30])  # in one unit with b, and held by the one before
     hide(monkeypatch, lambda part: part.uri.endswith("/b.parquet"))
     run(lake, folder, "2026-01-02", rows_per_unit=12)
-    assert staged(lake) == ids([*range(20), *range(30, 41)])
+    assert staged_ids(lake) == set(image_ids([*range(20), *range(30, 41)]))
     monkeypatch.undo()
     run(lake, folder, "2026-01-03", rows_per_unit=12)
-    assert staged(lake) == ids([*range(21), *range(30, 41)])
+    assert staged_ids(lake) == set(image_ids([*range(21), *range(30, 41)]))
 
 
 def test_a_file_that_changes_while_it_is_looked_at_has_not_gone(lake, folder, monkeypatch) -> None:
@@ -150,7 +136,7 @@ def test_a_file_that_changes_while_it_is_looked_at_has_not_gone(lake, folder, mo
 
     monkeypatch.setattr(parquet_source, "look", look)
     run(lake, folder, "2026-01-02")
-    assert staged(lake) == ids([*range(20), 30])
+    assert staged_ids(lake) == set(image_ids([*range(20), 30]))
 
 
 def test_a_changed_file_of_another_format_has_not_gone(lake, folder) -> None:
@@ -161,9 +147,9 @@ def test_a_changed_file_of_another_format_has_not_gone(lake, folder) -> None:
     (folder / "0.png").write_bytes(image_bytes([9])[0])
     write(folder / "p.parquet", range(20, 30))
     run(lake, folder, "2026-01-02", format="parquet")
-    assert staged(lake) == ids([*range(5), *range(20, 30)])
+    assert staged_ids(lake) == set(image_ids([*range(5), *range(20, 30)]))
     run(lake, folder, "2026-01-03", format="files")
-    assert staged(lake) == ids([*range(1, 5), 9, *range(20, 30)])
+    assert staged_ids(lake) == set(image_ids([*range(1, 5), 9, *range(20, 30)]))
 
 
 def test_an_unfinished_plan_gives_way_to_a_source_that_changed_again(lake, folder) -> None:
@@ -174,7 +160,7 @@ def test_an_unfinished_plan_gives_way_to_a_source_that_changed_again(lake, folde
     crash_before_commit(lambda: run(lake, folder, "2026-01-02"))
     write(folder / "a.parquet", range(12))
     run(lake, folder, "2026-01-03", max_removed=0.0)
-    assert staged(lake) == ids(range(20))
+    assert staged_ids(lake) == set(image_ids(range(20)))
     images = open_snapshot(lake.dataset("d", "images"))
     assert images is not None
     snapshots = [open_snapshot(images.uri, version) for version in range(1, images.version + 1)]
@@ -226,7 +212,7 @@ def test_a_plan_that_removed_too_much_gives_way_when_the_file_is_back(lake, fold
         run(lake, folder, "2026-01-02", max_removed=0.1)
     write(folder / name, range(20))
     run(lake, folder, "2026-01-03", max_removed=0.1)
-    assert staged(lake) == ids(range(40))
+    assert staged_ids(lake) == set(image_ids(range(40)))
 
 
 def test_a_plan_of_other_columns_than_the_dataset_got_is_left(lake, folder, tmp_path) -> None:
@@ -236,7 +222,7 @@ def test_a_plan_of_other_columns_than_the_dataset_got_is_left(lake, folder, tmp_
     run(lake, tmp_path / "o", "2026-01-01")
     write(folder / "a.parquet", range(10), labels=[f"c{n}" for n in range(10)])
     run(lake, folder, "2026-01-03")
-    assert staged(lake) == ids(range(20))
+    assert staged_ids(lake) == set(image_ids(range(20)))
 
 
 def test_of_two_first_jobs_of_other_sizes_one_is_told(lake, folder, tmp_path) -> None:
@@ -252,7 +238,7 @@ def test_of_two_first_jobs_of_other_sizes_one_is_told(lake, folder, tmp_path) ->
     job.run(First(lake, folder, "2026-01-01"))
     with pytest.raises(InputError, match="shape"):
         job.run(InlineStage(lake, tmp_path / "o", "2026-01-01", height=32, width=32))
-    assert staged(lake) == ids(range(10))
+    assert staged_ids(lake) == set(image_ids(range(10)))
     assert dataset_card(lake, "d")["image_shape"] == [28, 28, 1]
 
 
@@ -264,8 +250,8 @@ def test_columns_of_a_run_that_never_published_are_not_in_the_table(lake, folder
         images = image_bytes(range(10 * number, 10 * number + 10))
         pq.write_table(pa.table({"image": images}), folder / f"b{number}.parquet")
         run(lake, folder, f"2026-01-0{number + 2}")
-    job.run(InlineCompact(lake))
-    assert staged(lake) == ids(range(20))
+    job.run(InlineCompact.of(lake))
+    assert staged_ids(lake) == set(image_ids(range(20)))
     assert "label" not in query.sql(lake, "SELECT * FROM images").column_names
 
 
@@ -297,7 +283,7 @@ def test_however_a_source_is_spelt_its_removals_are_seen(lake, tmp_path, spellin
     run(lake, spelling.format(folder), "2026-01-01")  # type: ignore[arg-type]
     (folder / "b.parquet").unlink()
     run(lake, spelling.format(folder), "2026-01-02")  # type: ignore[arg-type]
-    assert staged(lake) == ids(range(10))
+    assert staged_ids(lake) == set(image_ids(range(10)))
 
 
 def test_large_row_groups_are_read_once(lake, folder, monkeypatch) -> None:
@@ -312,7 +298,7 @@ def test_large_row_groups_are_read_once(lake, folder, monkeypatch) -> None:
     parts = [(p.get("start", 0), p["stop"]) for unit in units for p in unit.inputs["parts"]]
     assert parts == [(0, 20), (20, 40), (40, 50)]
     run(lake, folder, rows_per_unit=15)
-    assert staged(lake) == ids(range(50))
+    assert staged_ids(lake) == set(image_ids(range(50)))
 
 
 # Beside vacuum and embed
@@ -338,7 +324,7 @@ def test_vacuum_keeps_what_readers_read_after_a_crash(lake, folder, monkeypatch)
         run(lake, folder, "2026-01-02")
     monkeypatch.undo()
     vacuum(lake, ["d"], [], keep_days=0.0, grace_s=-1.0)
-    assert staged(lake) == ids(range(10))  # until a run completes the removal
+    assert staged_ids(lake) == set(image_ids(range(10)))  # until a run completes the removal
 
 
 def test_vacuum_keeps_the_snapshot_of_an_unfinished_training(lake, folder, monkeypatch) -> None:
