@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -11,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.schema import TableSpec
-from jobs.storage import Draft, attempt, create, explain, join, local_path, open_input
+from jobs.storage import Draft, attempt, create, explain, join, local_name, local_path, open_input
 from jobs.units import Output
 
 T = TypeVar("T")
@@ -22,6 +23,7 @@ ROW_GROUP_BYTES = 16 << 20
 # What compression must save of the pixels to be worth reading through it.
 WORTH_COMPRESSING = 0.1
 SAMPLE_ROWS = 64
+FOOTERS = 256  # that a process keeps
 
 
 def row_group_rows(spec: TableSpec) -> int:
@@ -109,7 +111,8 @@ class ShardWriter:
         size = self._sink.tell()
         if draft is None:
             assert isinstance(self._sink, pa.BufferOutputStream)
-            create(self._uri, memoryview(self._sink.getvalue()))
+            # Arrow's buffers are of signed bytes, which equal no unsigned ones.
+            create(self._uri, memoryview(self._sink.getvalue()).cast("B"))
         else:
             self._attempt(self._sink.close)
             self._attempt(draft.publish)
@@ -235,33 +238,49 @@ def _finite(value: Any) -> bool:
 
 def read_shard(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
     """A shard's rows; partition columns are not inside the file."""
-    wanted = list(columns) if columns is not None else None
+    return _with_file(uri, lambda file: file.read(columns=_listed(columns)))
 
-    def action() -> pa.Table:
-        with open_input(uri) as file:
-            return pq.ParquetFile(file).read(columns=wanted)
 
-    return attempt(action, uri, "read")
+def read_row_group(uri: str, index: int, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of one row group of a shard; its footer is read once a process."""
+    return _with_file(
+        uri, lambda file: file.read_row_group(index, columns=_listed(columns)), _footer(uri)
+    )
 
 
 def row_groups(uri: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """A shard's rows, a row group at a time."""
-    wanted = list(columns) if columns is not None else None
-    count = attempt(lambda: _with_file(uri, lambda f: f.num_row_groups), uri, "read")
-    for index in range(count):
-        yield attempt(
-            lambda i=index: _with_file(uri, lambda f: f.read_row_group(i, columns=wanted)),
-            uri,
-            "read",
-        )
+    for index in range(_footer(uri).num_row_groups):
+        yield read_row_group(uri, index, columns)
 
 
 def shard_metadata(uri: str) -> dict[str, str]:
     """The key-value metadata of a shard's footer."""
-    found = attempt(lambda: _with_file(uri, lambda f: f.metadata.metadata or {}), uri, "read")
+    found = _with_file(uri, lambda file: file.metadata.metadata or {})
     return {key.decode(): value.decode() for key, value in found.items()}
 
 
-def _with_file(uri: str, action: Callable[[pq.ParquetFile], Any]) -> Any:
-    with open_input(uri) as file:
-        return action(pq.ParquetFile(file))
+# A shard never changes under its name.
+@functools.lru_cache(maxsize=FOOTERS)
+def _footer(uri: str) -> pq.FileMetaData:
+    return _with_file(uri, lambda file: file.metadata)
+
+
+def _listed(columns: Sequence[str] | None) -> list[str] | None:
+    return list(columns) if columns is not None else None
+
+
+def _with_file(
+    uri: str, action: Callable[[pq.ParquetFile], T], footer: pq.FileMetaData | None = None
+) -> T:
+    name = local_name(uri)
+
+    def run() -> T:
+        if name is not None:
+            # Arrow's own file: reads without holding up other threads.
+            with pq.ParquetFile(name, metadata=footer) as file:
+                return action(file)
+        with open_input(uri) as opened:
+            return action(pq.ParquetFile(opened, metadata=footer))
+
+    return attempt(run, uri, "read")

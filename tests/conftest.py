@@ -20,11 +20,16 @@ os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 os.environ["AWS_SHARED_CREDENTIALS_FILE"] = str(_HOME / "no-aws-credentials")
 os.environ["AWS_CONFIG_FILE"] = str(_HOME / "no-aws-config")
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
 from jobs.lake import Lake  # noqa: E402
 from tests.helpers import S3Server, write_source  # noqa: E402
 from tests.s3_server import WEED, running_server  # noqa: E402
+
+# How long an example takes is the machine's affair.
+hypothesis.settings.register_profile("latentlake", deadline=None)
+hypothesis.settings.load_profile("latentlake")
 
 
 def pytest_sessionfinish() -> None:
