@@ -31,7 +31,7 @@ from jobs.config import (
 from jobs.contact_sheet import Row, contact_sheet
 from jobs.job_report import JobReport
 from jobs.lake import Lake
-from jobs.loader import pixels_of
+from jobs.split import pixels_of
 from jobs.storage import create_or_keep, join, local_path, resolve_uri
 from vae_core.metrics import auroc
 from vae_core.score_names import SCORES

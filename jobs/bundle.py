@@ -39,6 +39,7 @@ class Bundle:
     moments: LatentMoments
     calibration_scores: np.ndarray  # (n,) of about["decision_score"], sorted ascending
     about: dict[str, Any]
+    sheet: bytes = b""  # PNG of reconstructions and samples
 
     def network(self) -> Autoencoder:
         """The model with its weights, in evaluation mode."""
@@ -85,6 +86,9 @@ def save(lake: Lake, bundle: Bundle) -> None:
     }
     create_or_keep(join(folder, names["weights"]), weights)
     create_or_keep(join(folder, names["calibration"]), buffer.getvalue())
+    if bundle.sheet:
+        names["sheet"] = f"sheet-{_content(bundle.sheet)}.png"
+        create_or_keep(join(folder, names["sheet"]), bundle.sheet)
     body = {
         "format": FORMAT,
         "model": bundle.model,

@@ -19,10 +19,10 @@ from jobs.contact_sheet import Row, contact_sheet
 from jobs.idset import digests
 from jobs.image_shards import STATISTICS, ImageStatistics, counted
 from jobs.lake import Lake
-from jobs.loader import pixels_of
 from jobs.repeats import Keys, repeats
 from jobs.schema import image_shape_of
 from jobs.shards import row_groups, shard_metadata
+from jobs.split import pixels_of
 from jobs.storage import create_or_keep, join, read_if_there
 from jobs.tables import Snapshot, open_snapshot
 

@@ -130,6 +130,39 @@ class StageSettings(Settings):
         return {**self.preprocessing_of(), **self.model_dump(mode="json", include=set(names))}
 
 
+class TrainRun(Settings):
+    """How a training runs: of no account for what is trained, and no part of its fingerprint."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="a GPU where the worker has one"
+    )
+    compile: bool | None = Field(
+        default=None, description="torch.compile; on a GPU if none is said"
+    )
+    channels_last: bool | None = Field(
+        default=None, description="memory format of convolutions; on a GPU if none is said"
+    )
+    data: Literal["auto", "resident", "streamed"] = Field(
+        default="auto", description="the train split in memory, or read as it is needed"
+    )
+    memory_gib: float = Field(
+        default=4.0, gt=0, description="a worker's budget for resident images, RAM or GPU"
+    )
+    threads: Positive = Field(default=1, description="CPUs, and torch threads, of a worker")
+    micro_batches: Positive = Field(
+        default=1, description="parts of a worker's share whose gradients are added up"
+    )
+    min_workers: int | None = Field(
+        default=None, ge=1, description="go on with as few workers as this; all of them if none"
+    )
+    checkpoint_s: float = Field(default=120.0, ge=0, description="seconds between checkpoints")
+    keep_checkpoints: Positive = Field(default=2, description="newest ones that are kept")
+    log_s: float = Field(default=10.0, ge=0, description="seconds between telemetry events")
+    max_bad_steps: int = Field(
+        default=3, ge=0, description="steps with a non-finite loss that are skipped before failing"
+    )
+
+
 class TrainSettings(Settings):
     """From an images snapshot to a bundle."""
 
@@ -149,8 +182,29 @@ class TrainSettings(Settings):
     epochs: Positive = Field(default=20, description="passes over the train split")
     batch_size: Positive = Field(default=128, description="global batch, whatever the worker count")
     learning_rate: float = Field(default=1e-3, gt=0, description="peak, after a linear warm-up")
+    warmup_steps: int | None = Field(
+        default=None, ge=0, description="of the learning rate; 100, or a tenth of all, if none"
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="of AdamW, decoupled")
     clip_norm: float | None = Field(
         default=None, gt=0, description="gradient norm bound; none if null"
+    )
+    ema_decay: float | None = Field(
+        default=None, gt=0, lt=1, description="publish averaged weights: decay a step"
+    )
+    patience: int | None = Field(
+        default=None, ge=1, description="stop after so many epochs without a better validation"
+    )
+    flip: bool = Field(default=False, description="mirror half of the images in training")
+    crop: int = Field(default=0, ge=0, description="shift images by up to so many pixels")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="of training; bfloat16 on a GPU that has it"
+    )
+    streams: Positive = Field(
+        default=8, description="of the sample order; the most workers that can share it"
+    )
+    shuffle_rows: Positive = Field(
+        default=16384, description="images that are shuffled at once, at least"
     )
     seed: int = Field(default=0, ge=0, description="of weights, order and noise")
     score_batch: Positive = Field(default=256, description="images a batch when scoring")
@@ -163,6 +217,7 @@ class TrainSettings(Settings):
         default=None, ge=0, description="snapshot; the newest if none"
     )
     workers: int = Field(default=1, ge=1, description="data-parallel workers")
+    run: TrainRun = Field(default=TrainRun(), description="how it runs")
     alias: str = Field(default="champion", description="alias to give the bundle")
     promote: bool = Field(
         default=False, description="move the alias although another bundle has it"
@@ -178,6 +233,7 @@ class TrainSettings(Settings):
     @model_validator(mode="after")
     def _objective_fits(self) -> TrainSettings:
         self.model_config_of((1, 1, 1)).check_objective(self.objective)
+        self._check_run()
         known = scores_of(self.posterior, self.likelihood.kind)
         if self.decision_score is not None and self.decision_score not in known:
             raise ValueError(
@@ -186,6 +242,23 @@ class TrainSettings(Settings):
                 f"from {', '.join(known)}"
             )
         return self
+
+    def _check_run(self) -> None:
+        if self.workers > self.streams:
+            raise ValueError(
+                f"{self.workers} workers cannot share {self.streams} streams of images; set "
+                "streams to a multiple of the workers"
+            )
+        if self.patience is not None and self.fit != "gradient":
+            raise ValueError("patience has no use in fit: closed_form, which is one pass")
+        if (self.run.min_workers or 1) > self.workers:
+            raise ValueError("run.min_workers is more than workers")
+        whole = self.objective.of_whole_batch or self.likelihood.kind == "optimal_gaussian"
+        if self.run.micro_batches > 1 and whole:
+            raise ValueError(
+                "run.micro_batches: this objective or likelihood takes a statistic of the whole "
+                "batch (free bits, sparsity, total correlation, optimal sigma); use more workers"
+            )
 
     @property
     def judge(self) -> str:
@@ -206,7 +279,7 @@ class TrainSettings(Settings):
         )
 
     def fingerprint_of(self) -> dict[str, Any]:
-        outside = {"workers", "alias", "promote", "images_version", "dataset", "model"}
+        outside = {"workers", "run", "alias", "promote", "images_version", "dataset", "model"}
         return self.model_dump(mode="json", exclude=outside)
 
 

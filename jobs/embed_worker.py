@@ -18,8 +18,8 @@ from jobs.embed import embed_tables
 from jobs.idset import IdSet, digests
 from jobs.images import encode_png
 from jobs.lake import Lake
-from jobs.loader import pixels_of
 from jobs.shards import ShardWriter, read_shard, row_groups, write_shard
+from jobs.split import pixels_of
 from jobs.storage import join
 from jobs.tables import Table, open_snapshot
 from jobs.units import Completion, JobContext, Unit

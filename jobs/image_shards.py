@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jobs.loader import pixels_of
 from jobs.schema import image_shape_of
 from jobs.shards import ShardWriter
+from jobs.split import pixels_of
 from jobs.tables import Table
 from jobs.units import Output
 

@@ -7,6 +7,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 log = logging.getLogger("latentlake")
 
@@ -61,6 +62,11 @@ class Progress:
         share = self.share
         return self.seconds * (1 / share - 1) if share else None
 
+    @property
+    def _left(self) -> list[str]:
+        left = self.seconds_left
+        return [] if left is None else [f"{int(left) // 60}:{int(left) % 60:02d} left"]
+
     def __str__(self) -> str:
         more = "" if self.all_planned else "+"
         told = [
@@ -70,10 +76,7 @@ class Progress:
         ]
         if self.counts["refused"]:
             told.append(f"{self.counts['refused']:,} refused")
-        left = self.seconds_left
-        if left is not None:
-            told.append(f"{int(left) // 60}:{int(left) % 60:02d} left")
-        return ", ".join(told)
+        return ", ".join(told + self._left)
 
     def report(self) -> None:
         """Tells the log and the listeners, at most once in REPORT_EVERY_S."""
@@ -92,3 +95,47 @@ class Progress:
             log.info("%s", self)
         for listener in list(_listeners):
             listener(self)
+
+
+class TrainingProgress(Progress):
+    """Of a training, by what its first rank tells."""
+
+    def __init__(self, title: str) -> None:
+        super().__init__(title, "images")
+        self.told: dict[str, Any] = {}
+        self._first: tuple[float, float] | None = None  # when and how far it began, or went on
+        self.planned, self.all_planned = 1000, True
+
+    def tell(self, told: Mapping[str, Any]) -> None:
+        """The newest metrics, by name; `progress` among them is the share of all steps."""
+        if told["step"] == self.told.get("step"):
+            return
+        self.told = dict(told)
+        if self._first is None:
+            self._first = (time.monotonic(), self._done)
+        self.done = int(self.planned * self._done)
+        self.report()
+
+    @property
+    def _done(self) -> float:
+        return self.told.get("progress", 0.0)
+
+    @property
+    def seconds_left(self) -> float | None:
+        if self._first is None or self._done <= self._first[1]:
+            return None
+        since, begun = self._first
+        return (time.monotonic() - since) * (1.0 - self._done) / (self._done - begun)
+
+    def __str__(self) -> str:
+        told = [f"{self.title}: {self._done:.0%}"]
+        for name, form in (
+            ("epoch", "epoch {:,}"),
+            ("step", "step {:,}"),
+            ("images_per_s", "{:,.0f} images/s"),
+            ("train_nats", "train {:,.1f} nats"),
+            ("validation_nats", "validation {:,.1f} nats"),
+        ):
+            if name in self.told:
+                told.append(form.format(self.told[name]))
+        return ", ".join(told + self._left)

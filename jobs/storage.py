@@ -397,6 +397,17 @@ def delete_tree(uri: str) -> None:
     attempt(action, uri, "delete")
 
 
+def delete(uri: str) -> None:
+    """Removes one object; what is not there needs no removing."""
+    fs, path = filesystem(uri)
+
+    def action() -> None:
+        with contextlib.suppress(FileNotFoundError):
+            fs.rm_file(path)
+
+    attempt(action, uri, "delete")
+
+
 @contextlib.contextmanager
 def open_input(uri: str) -> Iterator[BinaryIO]:
     """A seekable file for readers such as pyarrow's; reads in blocks, not the whole object.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 import uuid
 from collections import Counter
 from collections.abc import Iterable
@@ -13,7 +12,7 @@ import pyarrow as pa
 
 from jobs import catalog
 from jobs.config import RaySettings, TrainSettings
-from jobs.errors import InputError, JobError, LatentlakeError
+from jobs.errors import InputError, JobError
 from jobs.job import Job
 from jobs.lake import Lake, valid_name
 from jobs.records import load_completions, save_completion
@@ -22,8 +21,6 @@ from jobs.shards import write_shard
 from jobs.storage import exists, join
 from jobs.tables import Snapshot, Table
 from jobs.units import Completion, Plan, Settled, Unit, digest
-
-MAX_FAILURES = 2  # worker groups that Ray Train starts again after a loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +40,21 @@ class TrainOrder:
     settings: dict[str, Any]
 
     @property
+    def train_settings(self) -> TrainSettings:
+        return TrainSettings.model_validate(self.settings)
+
+    @property
+    def run_folder(self) -> str:
+        """Events, TensorBoard files and checkpoints of all attempts."""
+        return self.lake.run(f"{self.model}-{self.version}")
+
+    @property
     def checkpoints(self) -> str:
-        return join(self.lake.run(f"{self.model}-{self.version}"), "checkpoints")
+        return join(self.run_folder, "checkpoints")
+
+    @property
+    def events(self) -> str:
+        return join(self.run_folder, "events")
 
 
 class TrainJob(Job):
@@ -142,7 +152,9 @@ class TrainJob(Job):
 
     def fit(self, order: TrainOrder) -> None:
         """Trains until the bundle is written and the unit completed."""
-        fit(order, self.settings.workers, self.ray_settings)
+        from jobs.train_launch import fit  # brings Ray and torch: only where there is work
+
+        fit(order, self.ray_settings)
 
     def settle(
         self, plan: Plan, completions: dict[str, Completion], head: Snapshot
@@ -178,37 +190,3 @@ def _require_splits(images: Snapshot, dataset: str) -> None:
                 f"dataset {dataset!r} has no images in its {split} split "
                 f"({sum(counts.values())} images in all); stage more images"
             )
-
-
-def fit(order: TrainOrder, workers: int, ray_settings: RaySettings) -> None:
-    """Runs Ray Train until the bundle is written. Raises the workers' own error."""
-    from jobs import cluster
-
-    cluster.ensure(ray_settings, workers)
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-    from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
-
-    from jobs.train_worker import train_loop
-
-    trainer = TorchTrainer(
-        train_loop,
-        train_loop_config={"order": order, "started": time.time()},
-        scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1}),
-        run_config=RunConfig(
-            # Derived from the fingerprint, and unique: Ray resumes a run of a known name.
-            name=f"{order.model}-{order.version}-{order.attempt}",
-            storage_path=str(cluster.temporary_folder("ll-fit-")),
-            failure_config=FailureConfig(max_failures=MAX_FAILURES),
-        ),
-    )
-    try:
-        trainer.fit()
-    except WorkerGroupError as error:
-        for failure in error.worker_failures.values():
-            cause = getattr(failure, "cause", None) or failure.__cause__ or failure
-            if isinstance(cause, LatentlakeError):
-                raise cause from None
-        raise JobError(f"training failed: {error}") from error
-    except TrainingFailedError as error:
-        raise JobError(f"training failed: {error}") from error

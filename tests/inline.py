@@ -18,10 +18,12 @@ from jobs.job import Job, PoolJob, run
 from jobs.lake import Lake
 from jobs.records import save_completion
 from jobs.stage import StageJob
+from jobs.telemetry import Telemetry
 from jobs.train import TrainJob, TrainOrder
 from jobs.units import Plan, Unit
 
 NIGHT = "2026-01-01"
+TELEMETRY: Telemetry | None = None  # of trainings; a test may want to hear them
 
 
 class Inline(PoolJob):
@@ -103,10 +105,12 @@ class InlineTrain(TrainJob):
         self.executed: list[str] = []
 
     def fit(self, order: TrainOrder) -> None:
-        from jobs.train_worker import Rank, Training
+        from jobs.finishing import publish
+        from jobs.rank import Rank
+        from jobs.training import Training
 
-        training = Training(order, Rank(0, 1))
+        training = Training(order, Rank(), TELEMETRY)
         training.restore()
         training.run()
-        training.publish(started=time.time())
+        publish(training, started=time.time())
         self.executed.append(order.version)

@@ -85,6 +85,9 @@ class Autoencoder(nn.Module):
         return self.show(z_ND.to(next(self.parameters())))
 
 
-def to_unit_range(pixels_NHWC: Tensor) -> Tensor:
-    """Staged uint8 pixels → float32 in [0, 1], (N, C, H, W)."""
-    return pixels_NHWC.permute(0, 3, 1, 2).contiguous().float().div_(255.0)
+def to_unit_range(pixels_NHWC: Tensor, *, channels_last: bool = False) -> Tensor:
+    """Staged uint8 pixels → float32 in [0, 1], (N, C, H, W), in memory as asked for."""
+    x_NCHW = pixels_NHWC.permute(0, 3, 1, 2)
+    if not channels_last:
+        x_NCHW = x_NCHW.contiguous()
+    return x_NCHW.float().div_(255.0)

@@ -210,6 +210,16 @@ class ObjectiveConfig(ConfigTree):
             f"objective.corruption_amount is a probability here, got {self.corruption_amount}",
         )
 
+    @property
+    def of_whole_batch(self) -> bool:
+        """Whether it takes a statistic of the batch, so that parts of one do not add up."""
+        return self.kind == "beta_tc" or self.free_bits > 0.0 or self.sparsity > 0.0
+
+    @property
+    def warm_from(self) -> int:
+        """The first optimiser step with its final weights: before, losses do not compare."""
+        return max(self.kl_warmup_steps, self.capacity_steps)
+
     def beta_at(self, step: int) -> float:
         """β of optimiser step `step` (from 0)."""
         return self.beta * self.warmup_at(step)

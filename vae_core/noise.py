@@ -84,13 +84,15 @@ def image_uniform(keys_N2: Tensor, *, seed: int, k: int, dim: int) -> Tensor:
     return (torch.floor(u[:, :dim] * 2.0**24) / 2.0**24).float()
 
 
-def _step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
+def _step_generator(
+    seed: int, step: int, stream: int, device: torch.device | str
+) -> torch.Generator:
     mixed = seed * 0x9E3779B97F4A7C15 + step + stream * 0xD1B54A32D192ED03
-    return torch.Generator().manual_seed(mixed % 2**63)
+    return torch.Generator(device).manual_seed(mixed % 2**63)
 
 
 # What noise is for: each use has a stream of its own. The latent stream holds samples k.
-LATENT, BINARISATION, CORRUPTION, PROBES = range(4)
+LATENT, BINARISATION, CORRUPTION, PROBES, AUGMENTATION = range(5)
 # Far above any number of posterior samples.
 _IMAGE_STREAM = 1 << 28
 
@@ -100,23 +102,33 @@ class StepNoise:
     """The noise of a rank's share of one training step.
 
     batch: images of the whole global batch; positions: this rank's, all if None. An image's noise
-    depends on its place in the global batch, not on how many ranks there are.
+    depends on its place in the global batch, not on how many ranks there are. It is drawn on
+    `device`: kinds of devices have numbers of their own.
     """
 
     seed: int
     step: int
     batch: int
-    positions: slice | None = None
+    positions: slice | Tensor | None = None
+    device: torch.device | str = "cpu"
+
+    def part(self, rows: slice) -> StepNoise:
+        """That of some of the share's images."""
+        if isinstance(self.positions, Tensor):
+            return dataclasses.replace(self, positions=self.positions[rows])
+        held = range(self.batch)[self.positions or slice(None)][rows]
+        return dataclasses.replace(self, positions=slice(held.start, held.stop))
 
     def normal(self, stream: int, dim: int) -> Tensor:
         """Standard normal, (N, dim), N images of the share."""
-        generator = _step_generator(self.seed, self.step, stream)
-        return self._share(torch.randn(self.batch, dim, generator=generator))
+        generator = _step_generator(self.seed, self.step, stream, self.device)
+        drawn = torch.randn(self.batch, dim, generator=generator, device=self.device)
+        return self._share(drawn)
 
     def uniform(self, stream: int, dim: int) -> Tensor:
         """Uniform in [0, 1), (N, dim)."""
-        generator = _step_generator(self.seed, self.step, stream)
-        return self._share(torch.rand(self.batch, dim, generator=generator))
+        generator = _step_generator(self.seed, self.step, stream, self.device)
+        return self._share(torch.rand(self.batch, dim, generator=generator, device=self.device))
 
     def _share(self, drawn: Tensor) -> Tensor:
         return drawn if self.positions is None else drawn[self.positions]

@@ -38,7 +38,7 @@ class Peers:
             return values
         return _SumOverRanks.apply(values)  # type: ignore[no-any-return]
 
-    def gather(self, rows: Tensor, positions: slice, count: int) -> Tensor:
+    def gather(self, rows: Tensor, positions: slice | Tensor, count: int) -> Tensor:
         """All ranks' rows in the order of the global batch, (count, …); differentiable."""
         if self.world_size == 1:
             return rows

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from jobs import bundle, catalog, job, query, train_worker
+from jobs import bundle, catalog, finishing, job, query, training
 from jobs.config import TrainSettings, build
 from jobs.errors import InputError
 from jobs.lake import Lake
-from jobs.loader import load_split
+from jobs.split import find_splits
 from jobs.storage import local_path
 from tests.inline import InlineEmbed, InlineTrain
 from tests.unit.jobs.test_train import staged
@@ -91,7 +91,7 @@ def test_a_family_goes_from_images_to_scores(family: str, staged: Lake) -> None:
 
 def train_pixels(lake: Lake) -> torch.Tensor:
     images = catalog.images_snapshot(lake, "d")
-    split = load_split(images.file_uris(), "train", (28, 28, 1))
+    (split,) = find_splits(images.file_uris(), (28, 28, 1))["train"].batches(1 << 20)
     return to_unit_range(torch.from_numpy(split.pixels_NHWC))
 
 
@@ -121,7 +121,7 @@ def test_the_optimal_sigma_is_frozen_at_the_train_split_s_error(staged: Lake) ->
     job.run(InlineTrain(staged, **FAMILIES["optimal-sigma"][0]))
     model = bundle.load(staged, *catalog.resolve_model(staged, "m")).network()
     images = catalog.images_snapshot(staged, "d")
-    split = load_split(images.file_uris(), "train", (28, 28, 1))
+    (split,) = find_splits(images.file_uris(), (28, 28, 1))["train"].batches(1 << 20)
     x = to_unit_range(torch.from_numpy(split.pixels_NHWC))
     noise = ImageNoise(seed=0, keys_N2=torch.from_numpy(image_keys(split.image_ids)))
     with torch.no_grad():
@@ -168,12 +168,12 @@ def test_a_killed_training_of_any_fit_ends_bit_for_bit_the_same(
     def die(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_worker.Training, "publish", die)
+    monkeypatch.setattr(finishing, "publish", die)
     with pytest.raises(KeyboardInterrupt):
         job.run(InlineTrain(staged, **settings))
     monkeypatch.undo()
-    monkeypatch.setattr(train_worker, "train_step", die)  # no step is taken again
-    monkeypatch.setattr(train_worker, "solve", die)
+    monkeypatch.setattr(training.Training, "_step", die)  # no step is taken again
+    monkeypatch.setattr(training, "closed_form", die)
     job.run(InlineTrain(staged, **settings))
     expected, found = (
         bundle.load(lake, *catalog.resolve_model(lake, "m")) for lake in (whole, staged)

@@ -1,63 +1,167 @@
+"""Resident and streamed loading: the same images in the global order, from any position."""
+
 from __future__ import annotations
+
+import dataclasses
 
 import numpy as np
 import pyarrow as pa
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.loader import ImageSet, batches, epoch_order, epoch_shares, pixels_of, rank_share
+from jobs import job
+from jobs.catalog import images_snapshot
+from jobs.loader import Loader, Part, Resident, Share, Streamed
+from jobs.split import Group, Split, find_splits, pixels_of
+from tests.helpers import image_bytes, write_files
+from tests.inline import InlineStage
+from tests.unit.jobs.test_order import GROUPS, SMALL, global_rows, order_of
+
+LOADERS = {"resident": Resident, "streamed": Streamed}
 
 
-@given(st.integers(0, 500), st.integers(0, 5), st.integers(0, 5))
-def test_an_epoch_is_a_permutation_that_seed_and_epoch_decide(rows, seed, epoch) -> None:
-    order = epoch_order(rows, seed=seed, epoch=epoch)
-    assert sorted(order.tolist()) == list(range(rows))
-    assert np.array_equal(order, epoch_order(rows, seed=seed, epoch=epoch))
-    if rows > 50:
-        assert not np.array_equal(order, epoch_order(rows, seed=seed, epoch=epoch + 1))
-        assert not np.array_equal(order, epoch_order(rows, seed=seed + 1, epoch=epoch))
+@dataclasses.dataclass(frozen=True)
+class Made(Split):
+    """Images of 1×1×4 whose bytes tell their group and row; every third is of another split."""
+
+    def lying(self, group: Group) -> tuple[np.ndarray, np.ndarray]:
+        told = np.full((group.rows + group.rows // 2, 2), 0xFFFF, np.uint16)
+        kept = np.array([i for i in range(len(told)) if i % 3 != 2][: group.rows], np.int64)
+        told[kept] = [[group.index, row] for row in range(group.rows)]
+        return told.view(np.uint8).reshape(-1, 1, 1, 4), kept
 
 
-@given(st.integers(0, 300), st.integers(1, 9))
-def test_shares_split_a_batch_without_gap_or_overlap(count: int, world_size: int) -> None:
-    shares = [rank_share(count, rank, world_size) for rank in range(world_size)]
-    assert [i for share in shares for i in range(count)[share]] == list(range(count))
-    lengths = [share.stop - share.start for share in shares]
-    assert max(lengths) - min(lengths) <= 1
+def made(groups: list[int]) -> Made:
+    return Made("train", (1, 1, 4), tuple(Group("", i, n) for i, n in enumerate(groups)))
 
 
-@given(st.integers(1, 90), st.integers(1, 40), st.integers(1, 5))
-def test_every_image_is_used_once_an_epoch_in_the_same_batches_for_any_worker_count(
-    rows: int, batch_size: int, world_size: int
+def told(pixels: torch.Tensor) -> list[tuple[int, int]]:
+    pairs = pixels.numpy().reshape(-1, 4).view(np.uint16).tolist()
+    return [(group, row) for group, row in pairs]
+
+
+def whole(shares: list[Share]) -> list[tuple[int, int]]:
+    """The global batch that the ranks' shares make up."""
+    places: dict[int, tuple[int, int]] = {}
+    for share in shares:
+        rows = told(share.pixels_NHWC)
+        at = range(len(rows)) if share.positions is None else share.positions.tolist()
+        assert len(rows) == len(at)
+        assert not places.keys() & set(at)
+        places |= dict(zip(at, rows, strict=True))
+    assert {share.global_count for share in shares} == {len(places)}
+    return [places[i] for i in range(len(places))]
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+@given(
+    groups=GROUPS,
+    streams=SMALL,
+    size=st.integers(1, 40),
+    workers=st.integers(1, 5),
+    epoch=st.integers(0, 2),
+    position=st.floats(0, 1),
+)
+def test_any_ranks_from_any_position_give_the_global_order(
+    kind, groups, streams, size, workers, epoch, position
 ) -> None:
-    pixels = np.arange(rows, dtype=np.uint8).reshape(-1, 1, 1, 1)
-    images = ImageSet(pixels, [str(i) for i in range(rows)])
+    order = order_of(groups, streams)
+    wanted = global_rows(order, epoch, size)
+    first = int(position * len(wanted))
+    loaders: list[Loader] = [
+        LOADERS[kind](Part(made(groups), order, size, rank, workers)) for rank in range(workers)
+    ]
+    steps = zip(*(loader.shares(epoch, first) for loader in loaders), strict=True)
+    assert [whole(list(step)) for step in steps] == wanted[first:]
 
-    def run(workers: int) -> list[list[int]]:
-        ranks = [
-            list(
-                epoch_shares(
-                    images,
-                    batch_size=batch_size,
-                    seed=1,
-                    epoch=2,
-                    rank=rank,
-                    world_size=workers,
-                )
+
+def test_epochs_of_one_loader_are_those_of_the_order() -> None:
+    order = order_of([30, 5, 44])
+    for kind in LOADERS.values():
+        loader = kind(Part(made([30, 5, 44]), order, 16))
+        for epoch in (0, 1, 5):
+            assert [told(s.pixels_NHWC) for s in loader.shares(epoch)] == global_rows(
+                order, epoch, 16
             )
-            for rank in range(workers)
-        ]
-        assert {len(shares) for shares in ranks} == {batches(rows, batch_size)}
-        for step in zip(*ranks, strict=True):
-            assert {s.global_count for s in step} == {sum(len(s.pixels_NHWC) for s in step)}
-        return [
-            [int(v) for share in step for v in share.pixels_NHWC.reshape(-1)]
-            for step in zip(*ranks, strict=True)
-        ]
 
-    alone = run(1)
-    assert run(world_size) == alone
-    assert sorted(v for batch in alone for v in batch) == list(range(rows))
+
+def test_a_worker_reads_only_its_own_row_groups() -> None:
+    read: list[int] = []
+
+    class Watched(Made):
+        def lying(self, group: Group) -> tuple[np.ndarray, np.ndarray]:
+            read.append(group.index)
+            return super().lying(group)
+
+    groups = [20] * 40
+    split = Watched("train", (1, 1, 4), made(groups).groups)
+    order = order_of(groups, streams=8)
+    for kind in LOADERS.values():
+        by_rank = []
+        for rank in range(4):
+            read.clear()
+            list(kind(Part(split, order, 32, rank, 4)).shares(0))
+            by_rank.append(set(read))
+        assert sum(len(held) for held in by_rank) == 40
+
+
+def test_streaming_holds_a_window_and_the_next_of_each_stream() -> None:
+    held: list[int] = []
+
+    class Counted(Made):
+        def lying(self, group: Group) -> tuple[np.ndarray, np.ndarray]:
+            held.append(group.rows)
+            return super().lying(group)
+
+    groups = [50] * 200
+    loader = Streamed(
+        Part(Counted("train", (1, 1, 4), made(groups).groups), order_of(groups, 4, 400), 100)
+    )
+    shares = loader.shares(0)
+    for number in range(1, 20):
+        next(shares)
+        # Windows of 100 rows: what is used up, the one at hand and the next one, and its rest.
+        assert sum(held) <= number * 100 + 4 * (2 * 100 + 100)
+    shares.close()
+
+
+def test_a_fault_of_reading_reaches_the_loop() -> None:
+    class Broken(Made):
+        def lying(self, group: Group) -> tuple[np.ndarray, np.ndarray]:
+            raise OSError("gone")
+
+    split = Broken("train", (1, 1, 4), made([10]).groups)
+    with pytest.raises(OSError, match="gone"):
+        list(Streamed(Part(split, order_of([10]), 4)).shares(0))
+
+
+def test_splits_of_a_real_snapshot(lake, tmp_path) -> None:
+    write_files(tmp_path / "s", {f"{n:03}.png": d for n, d in enumerate(image_bytes(range(300)))})
+    job.run(InlineStage(lake, tmp_path / "s", rows_per_unit=70))
+    images = images_snapshot(lake, "d", None)
+    rows = images.read(["image_id", "image", "split"])
+    splits = find_splits(images.file_uris(), (28, 28, 1))
+    assert set(splits) == {"train", "validation", "calibration", "test"}
+    for name, split in splits.items():
+        here = rows.filter(pa.array([value == name for value in rows["split"].to_pylist()]))
+        wanted = dict(
+            zip(here["image_id"].to_pylist(), pixels_of(here["image"], (28, 28, 1)), strict=True)
+        )
+        for world_size in (1, 3):
+            found = {
+                image_id: pixels
+                for rank in range(world_size)
+                for batch in split.batches(16, rank, world_size)
+                for image_id, pixels in zip(batch.image_ids, batch.pixels_NHWC, strict=True)
+            }
+            assert found.keys() == wanted.keys()
+            assert all(np.array_equal(found[i], wanted[i]) for i in wanted)
+        assert len(split) == len(wanted)
+        assert [i for g in split.groups for i in split.ids(g)] == [
+            i for batch in split.batches(1000) for i in batch.image_ids
+        ]
 
 
 def test_pixels_come_back_from_chunked_sliced_and_plain_binary_columns() -> None:

@@ -21,9 +21,9 @@ from jobs.compact import SMALL_BYTES, TARGET_BYTES, merges
 from jobs.config import MaintainSettings, RaySettings
 from jobs.errors import InputError
 from jobs.lake import Lake
-from jobs.loader import pixels_of
 from jobs.maintain import maintain, maintained_text
 from jobs.shards import shard_metadata
+from jobs.split import pixels_of
 from jobs.tables import TableFile, open_snapshot
 from jobs.vacuum import vacuum
 from tests.helpers import write_source

@@ -1,0 +1,141 @@
+"""From a trained model to its bundle: moments, calibration, metrics, a sheet of pictures."""
+
+from __future__ import annotations
+
+import time
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+
+from jobs import bundle as bundles
+from jobs import checkpoints
+from jobs.bundle import Bundle, make_scorer
+from jobs.bundle_about import compute_fingerprint
+from jobs.contact_sheet import Row, contact_sheet
+from jobs.passes import final_moments
+from jobs.records import save_completion
+from jobs.schema import PREPROCESSING
+from jobs.split import ImageSet
+from jobs.training import Training
+from jobs.units import Completion
+from jobs.validation import validate
+from vae_core.autoencoder import Autoencoder, to_unit_range
+from vae_core.moments import LatentMoments
+from vae_core.noise import ImageNoise, image_keys
+from vae_core.size import forward_flops, parameter_count
+
+SHEET_IMAGES = 12  # a row
+
+
+def publish(training: Training, started: float) -> None:
+    """Calibrates, writes the bundle and the unit's completion; the first rank writes."""
+    model, rank, settings = training.model, training.rank, training.settings
+    moments = final_moments(model, training.splits["train"], settings, rank)
+    if model.likelihood.needs_final_error:
+        told = validate(model, training.splits["validation"], settings, rank)
+        training.published_entry.update(told.entry)
+    about = _about(training)
+    scorer = make_scorer(model, about, moments)
+    parts = [np.zeros(0)]
+    calibration = training.splits["calibration"]
+    for images in calibration.batches(settings.score_batch, rank.index, rank.world_size):
+        scored = scorer.score(images.pixels_NHWC, images.image_ids)
+        parts.append(np.asarray(scored.scores[about["decision_score"]]))
+    scores = np.sort(rank.gather(np.concatenate(parts)))
+    if rank.is_first:
+        _write(training, moments, scores, about, started)
+    rank.wait()
+
+
+def _about(training: Training) -> dict[str, Any]:
+    settings, order = training.settings, training.order
+    return {
+        "objective": settings.objective.to_dict(),
+        "scoring": {
+            "batch_size": settings.score_batch,
+            "samples": settings.score_samples,
+            "seed": settings.seed,
+            "compute_fingerprint": compute_fingerprint(settings.score_batch),
+        },
+        "decision_score": settings.judge,
+        "data": {
+            "dataset": order.dataset,
+            "images_version": order.images_version,
+            "preprocessing": PREPROCESSING,
+            **{f"{name}_images": len(split) for name, split in training.used_splits.items()},
+        },
+        "metrics": {
+            **training.published_entry,
+            "parameters": parameter_count(training.model),
+            "forward_flops": forward_flops(training.model),
+        },
+        "history": training.position.history,
+        "bad_steps": training.position.bad_steps,
+        "settings": order.settings,
+        "trained_on": str(training.hardware),
+        "job_id": order.job_id,
+        "workers": training.rank.world_size,
+        "code": version("latentlake"),
+        "libraries": {name: version(name) for name in ("torch", "numpy", "ray", "pyarrow")},
+    }
+
+
+def _write(
+    training: Training,
+    moments: LatentMoments,
+    scores: np.ndarray,
+    about: dict[str, Any],
+    started: float,
+) -> None:
+    order, entry = training.order, training.published_entry
+    first = next(training.splits["validation"].batches(SHEET_IMAGES))
+    bundle = Bundle(
+        model=order.model,
+        version=order.version,
+        config=training.model.config,
+        weights=checkpoints.copied(training.model.state_dict()),
+        moments=moments,
+        calibration_scores=scores,
+        sheet=pictures(training.model, moments, first, f"{order.model}@{order.version}"),
+        about=about,
+    )
+    training.telemetry.pictures("images", bundle.sheet, training.position.step)
+    bundles.save(order.lake, bundle)
+    completion = Completion(
+        unit_id=order.unit_id,
+        attempt=order.attempt,
+        outputs=[],
+        counts={"images_seen": training.images_seen, "steps": training.position.step},
+        seconds=time.time() - started,
+        details={
+            key: entry[key]
+            for key in ("train_nats", "validation_nats", "validation_kl_nats", "images_per_s")
+        },
+    )
+    save_completion(order.lake, order.job_id, completion)
+    checkpoints.clear(order.checkpoints)
+
+
+@torch.no_grad()
+def pictures(model: Autoencoder, moments: LatentMoments, images: ImageSet, heading: str) -> bytes:
+    """PNG: some images, their reconstructions, and samples; the same for the same weights."""
+    device = next(model.parameters()).device
+    keys = torch.from_numpy(image_keys(images.image_ids)).to(device)
+    x = to_unit_range(torch.from_numpy(images.pixels_NHWC).to(device))
+    reconstructed = model.reconstruct(x, ImageNoise(seed=0, keys_N2=keys))
+    sampled = model.sample(SHEET_IMAGES, torch.Generator().manual_seed(0), moments)
+    prior = "from the prior" if model.posterior.has_prior else "from a Gaussian fitted to the codes"
+    rows = [
+        Row("images of the validation split", list(images.pixels_NHWC), []),
+        Row("their reconstructions", shown(reconstructed), []),
+        Row(f"samples {prior}", shown(sampled), []),
+    ]
+    return contact_sheet(heading, rows)
+
+
+def shown(x_NCHW: torch.Tensor) -> list[np.ndarray]:
+    """uint8 (H, W, C) each, of values in [0, 1]."""
+    pixels = x_NCHW.mul(255.0).round().to(torch.uint8).permute(0, 2, 3, 1)
+    return list(pixels.cpu().contiguous().numpy())

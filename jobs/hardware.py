@@ -1,0 +1,70 @@
+"""What a training worker computes on and with: chosen for what it has, unless settings say."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+
+import torch
+
+from jobs.config import TrainSettings
+from jobs.errors import InputError
+from vae_core.autoencoder import Autoencoder
+from vae_core.training import Precision
+
+CONVOLUTIONS = ("conv", "residual")
+
+
+@dataclasses.dataclass(frozen=True)
+class Hardware:
+    device: torch.device
+    precision: Precision
+    compiled: bool
+    channels_last: bool
+    threads: int
+
+    def __str__(self) -> str:
+        name = "cpu" if self.device.type == "cpu" else torch.cuda.get_device_name(self.device)
+        told = [name, self.precision, "compiled" if self.compiled else "eager"]
+        if self.channels_last:
+            told.append("channels last")
+        if self.device.type == "cpu":
+            told.append(f"{self.threads} thread{'s' if self.threads > 1 else ''}")
+        return ", ".join(told)
+
+    def place(self, model: Autoencoder) -> Autoencoder:
+        """The model on the device, its networks compiled where that is wanted."""
+        model.to(self.device)
+        if self.channels_last:
+            # Only weights of four dimensions have such a format.
+            model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        if self.compiled:
+            # In place, so that weights keep their names. The rest of a step is cheap beside them.
+            model.encoder.compile()
+            model.decoder.compile()
+        return model
+
+
+def choose(settings: TrainSettings) -> Hardware:
+    """Raises InputError where a GPU is asked for and the worker has none."""
+    run = settings.run
+    has_gpu = torch.cuda.is_available()
+    if run.device == "cuda" and not has_gpu:
+        raise InputError(
+            "run.device is cuda, but the worker has no GPU that torch can use; set it to auto, or "
+            "install torch's CUDA build"
+        )
+    on_gpu = has_gpu and run.device != "cpu"
+    precision: Precision = "float32"
+    if settings.precision != "auto":
+        precision = settings.precision
+    elif on_gpu and torch.cuda.is_bf16_supported():
+        precision = "bfloat16"
+    compiled = run.compile
+    if compiled is None:
+        compiled = on_gpu and importlib.util.find_spec("triton") is not None
+    channels_last = run.channels_last
+    if channels_last is None:
+        channels_last = on_gpu and settings.network.kind in CONVOLUTIONS
+    device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+    return Hardware(device, precision, compiled, channels_last, run.threads)

@@ -1,0 +1,111 @@
+"""What a training tells while it runs: one stream of metrics, and who listens to it.
+
+A metric has a name, a value, a unit and a step. Listeners must not hold up or end a training:
+what one of them raises is logged, and it is left out from then on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+log = logging.getLogger("latentlake")
+
+# Of every metric that a training gives: its unit.
+UNITS = {
+    "train_loss_nats": "nats",
+    "train_nats": "nats",
+    "train_recon_nats": "nats",
+    "train_kl_nats": "nats",
+    "validation_nats": "nats",
+    "validation_kl_nats": "nats",
+    "kl_nats_D": "nats",
+    "active_units": "latents",
+    "grad_norm": "nats",
+    "learning_rate": "1",
+    "images_per_s": "images/s",
+    "data_wait_share": "1",
+    "progress": "1",
+    "memory_gib": "GiB",
+    "seconds": "s",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """value: a number, or a list with one for each latent dimension."""
+
+    name: str
+    value: Any
+    unit: str
+    step: int
+    epoch: int
+
+
+@dataclasses.dataclass(frozen=True)
+class BadStep:
+    """A step that was skipped, and the ids of its whole batch."""
+
+    step: int
+    reason: str
+    image_ids: list[str]
+
+
+class Listener(Protocol):
+    """Hears a training. Calls come from its loop: be quick, or do the work elsewhere."""
+
+    def metrics(self, metrics: Sequence[Metric]) -> None: ...
+
+    def bad_step(self, bad: BadStep) -> None: ...
+
+    def pictures(self, name: str, png: bytes, step: int) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Telemetry:
+    """Passes a training's metrics on to all that listen."""
+
+    def __init__(self, listeners: Sequence[Listener]) -> None:
+        self._listeners = list(listeners)
+
+    def step(self, entry: Mapping[str, Any]) -> None:
+        """Of the epoch so far."""
+        self._tell("metrics", metrics_of(entry))
+
+    def epoch(self, entry: Mapping[str, Any]) -> None:
+        """Of a whole epoch, its validation and what each latent dimension does among it."""
+        self._tell("metrics", metrics_of(entry))
+        self._tell("flush")
+
+    def bad_step(self, step: int, reason: str, image_ids: list[str]) -> None:
+        self._tell("bad_step", BadStep(step, reason, image_ids))
+        self._tell("flush")
+
+    def pictures(self, name: str, png: bytes, step: int) -> None:
+        self._tell("pictures", name, png, step)
+
+    def close(self) -> None:
+        self._tell("close")
+
+    def _tell(self, what: str, *arguments: Any) -> None:
+        for listener in list(self._listeners):
+            try:
+                getattr(listener, what)(*arguments)
+            except Exception as error:  # noqa: BLE001
+                # Any of many foreign libraries; a chart is not worth a training.
+                log.warning("telemetry: %s is left out: %s", type(listener).__name__, error)
+                self._listeners.remove(listener)
+
+
+def metrics_of(entry: Mapping[str, Any]) -> list[Metric]:
+    """The metrics of an entry; what has no unit is no metric, and null is none either."""
+    return [
+        Metric(name, entry[name], unit, entry["step"], entry["epoch"])
+        for name, unit in UNITS.items()
+        if entry.get(name) is not None
+    ]

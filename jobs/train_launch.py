@@ -1,0 +1,137 @@
+"""Runs a training on Ray Train, and shows how far it is."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+from jobs import cluster
+from jobs.config import RaySettings
+from jobs.errors import InputError, JobError, LatentlakeError
+from jobs.listeners import MLFLOW
+from jobs.progress import TrainingProgress
+from jobs.train import TrainOrder
+
+log = logging.getLogger("latentlake")
+
+MAX_FAILURES = 20  # worker groups that are started again; each goes on from the newest checkpoint
+POLL_S = 1.0
+# What workers on other machines need of the driver's environment.
+PASSED_ON = (
+    MLFLOW,
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+)
+
+
+@ray.remote(num_cpus=0)
+class _Board:
+    """Where the first rank writes what the driver shows, and any rank why all should end."""
+
+    def __init__(self) -> None:
+        self.last: dict[str, Any] = {}
+        self.error: LatentlakeError | None = None
+
+    def tell(self, metrics: dict[str, Any]) -> None:
+        self.last = self.last | metrics
+
+    def read(self) -> dict[str, Any]:
+        return self.last
+
+    def fail(self, error: LatentlakeError) -> None:
+        self.error = self.error or error
+
+    def failure(self) -> LatentlakeError | None:
+        return self.error
+
+
+def fit(order: TrainOrder, ray_settings: RaySettings) -> None:
+    """Trains until the bundle is written. Raises the workers' own error."""
+    from jobs.train_worker import train_loop
+
+    run, workers = order.train_settings.run, order.train_settings.workers
+    least = run.min_workers or workers
+    cluster.ensure(ray_settings, least * run.threads)
+    board = _Board.remote()  # type: ignore[attr-defined]
+    passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    config = {"order": order, "started": time.time(), "board": board, "environment": passed}
+    trainer = TorchTrainer(
+        train_loop,
+        train_loop_config=config,
+        scaling_config=ScalingConfig(
+            num_workers=workers if least == workers else (least, workers),
+            use_gpu=_on_gpus(run.device, workers),
+            resources_per_worker={"CPU": run.threads},
+        ),
+        run_config=RunConfig(
+            # Unique: Ray resumes a run of a known name.
+            name=f"{order.model}-{order.version}-{order.attempt}",
+            storage_path=str(cluster.temporary_folder("ll-fit-")),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+        ),
+    )
+    try:
+        with _shown(order, board):
+            trainer.fit()
+        failure = ray.get(board.failure.remote(), timeout=60)
+        if failure is not None:
+            raise failure
+    except TrainingFailedError as error:
+        raise _own_error(error) from error
+    finally:
+        ray.kill(board)
+
+
+def _own_error(error: TrainingFailedError) -> LatentlakeError:
+    """The workers' own error, where they had one."""
+    failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
+    for failure in failures.values():
+        cause = getattr(failure, "cause", None) or failure.__cause__ or failure
+        if isinstance(cause, LatentlakeError):
+            return cause
+    return JobError(f"training failed: {error}")
+
+
+def _on_gpus(device: str, workers: int) -> bool:
+    """Raises InputError where GPUs are asked for and there are too few."""
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    if device == "cuda" and gpus < workers:
+        raise InputError(
+            f"{workers} workers asked for on a GPU each, but the cluster has {gpus}; ask for "
+            "fewer, or set run.device to auto"
+        )
+    return device != "cpu" and gpus >= workers
+
+
+@contextlib.contextmanager
+def _shown(order: TrainOrder, board: Any) -> Iterator[None]:
+    """A line of progress now and then, from what the first rank tells."""
+    progress = TrainingProgress(f"train {order.model}@{order.version}")
+    over = threading.Event()
+
+    def poll() -> None:
+        while not over.wait(POLL_S):
+            with contextlib.suppress(ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
+                told = ray.get(board.read.remote(), timeout=POLL_S)
+                if told:
+                    progress.tell(told)
+
+    thread = threading.Thread(target=poll, name="train-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(10 * POLL_S)
+        progress.finished()
