@@ -206,9 +206,11 @@ def _share(option: str, text: str) -> float:
 @click.option("--images-version", type=int, metavar="V", help="Snapshot; the newest if none.")
 @click.option("--alias", metavar="NAME", help="Alias for the bundle; champion if none.")
 @click.option("--promote", is_flag=True, default=None, help="Move the alias here.")
+@click.option("--fresh", is_flag=True, help="Do not go on from an earlier attempt's checkpoint.")
 @_job_options
 def train(
     config: str | None,
+    fresh: bool,
     network: str | None,
     likelihood: str | None,
     beta: float | None,
@@ -237,7 +239,8 @@ def train(
     settings = build(TrainSettings, values)
     from jobs.train import TrainJob
 
-    job = TrainJob(lake_of(options["lake"]), settings, _night(options), _ray_settings(options))
+    lake, night = lake_of(options["lake"]), _night(options)
+    job = TrainJob(lake, settings, night, _ray_settings(options), fresh=fresh)
     _run(job, options)
 
 

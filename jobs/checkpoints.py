@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import logging
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -19,8 +19,6 @@ from torch import Tensor
 
 from jobs.errors import JobError, LatentlakeError
 from jobs.storage import create_or_keep, delete, delete_tree, join, list_folder, read
-
-log = logging.getLogger("latentlake")
 
 FORMAT = 2
 
@@ -91,11 +89,12 @@ def clear(folder: str) -> None:
 class Saver:
     """Saves checkpoints of one attempt, one at a time, and keeps the newest ones."""
 
-    def __init__(self, folder: str, attempt: str, keep: int) -> None:
+    def __init__(self, folder: str, attempt: str, keep: int, say: Callable[[str], None]) -> None:
+        """say: tells people what could not be saved."""
         self.folder = folder
         self.attempt = attempt
         self.keep = keep
-        self.failures = 0
+        self._say = say
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._saving: Future[None] | None = None
         self._there: set[str] = set()  # names of weights that are in the lake
@@ -135,8 +134,7 @@ class Saver:
             create_or_keep(join(self.folder, f"{name}.json"), json.dumps(body).encode())
             self._thin_out(name_of_best)
         except LatentlakeError as error:
-            self.failures += 1
-            log.warning("checkpoint %s was not saved: %s; training goes on", name, error)
+            self._say(f"checkpoint {name} was not saved: {error}; training goes on")
 
     def _put(self, name: str, tensors: dict[str, Tensor]) -> None:
         create_or_keep(join(self.folder, name), safetensors.torch.save(tensors))

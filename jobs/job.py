@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 import itertools
 import logging
 import time
@@ -81,6 +82,10 @@ class Job(abc.ABC):
         plan anew.
         """
 
+    def idle(self, plan: Plan) -> tuple[str, dict[str, Any]]:
+        """What is said, and counted, where the plan is empty."""
+        return "nothing to do", {}
+
     def after(self, plan: Plan) -> None:  # noqa: B027 - most jobs have nothing to add
         """What derives from the tables, once they are published. May be done again."""
 
@@ -140,8 +145,9 @@ def run(job: Job) -> JobReport:
     for _ in range(REPLANS):
         plan = job.plan()
         if plan.is_empty:
-            log.info("%s %s: nothing to do", job.name, job.target)
-            return report
+            text, counts = job.idle(plan)
+            log.info("%s %s: %s", job.name, job.target, text)
+            return dataclasses.replace(report, counts=report.counts or counts)
         done = _finish_or_drop(job, records.save_plan(job.lake, plan))
         if done is not None:
             return merged(report, done)

@@ -80,6 +80,9 @@ class LakeEvents:
     def bad_step(self, bad: BadStep) -> None:
         self._add({"event": "bad_step", **dataclasses.asdict(bad)})
 
+    def note(self, text: str) -> None:
+        self._add({"event": "note", "text": text})
+
     def pictures(self, name: str, png: bytes, step: int) -> None:
         """None here: TensorBoard and the bundle have them."""
 
@@ -129,6 +132,8 @@ class TensorBoard:
     def bad_step(self, bad: BadStep) -> None:
         self._open().add_text("bad_step", f"{bad.reason}: {', '.join(bad.image_ids)}", bad.step)
 
+    def note(self, text: str) -> None: ...
+
     def pictures(self, name: str, png: bytes, step: int) -> None:
         pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
         self._open().add_image(name, pixels, step, dataformats="HWC")
@@ -171,6 +176,8 @@ class RayMetrics:
 
     def bad_step(self, bad: BadStep) -> None: ...
 
+    def note(self, text: str) -> None: ...
+
     def pictures(self, name: str, png: bytes, step: int) -> None: ...
 
     def flush(self) -> None: ...
@@ -183,7 +190,7 @@ class Mlflow:
 
     def __init__(self, model: str, version: str, settings: dict[str, Any]) -> None:
         try:
-            from mlflow import MlflowClient
+            from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise InputError(
                 f"{MLFLOW} is set, but mlflow is not installed: pip install mlflow-skinny, or "
@@ -213,6 +220,8 @@ class Mlflow:
                     self._run_id, metric.name, float(metric.value), step=metric.step
                 )
 
+    def note(self, text: str) -> None: ...
+
     def bad_step(self, bad: BadStep) -> None:
         self._client.set_tag(self._run_id, f"bad_step_{bad.step}", bad.reason[:500])
 
@@ -235,10 +244,11 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 class Screen:
-    """Gives a line's worth of the newest metrics to whoever shows it, now and then."""
+    """Gives what is told to whoever shows it to people."""
 
-    def __init__(self, show: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, show: Callable[[dict[str, Any]], None], say: Callable[[str], None]) -> None:
         self._show = show
+        self._say = say
 
     def metrics(self, metrics: Sequence[Metric]) -> None:
         if metrics:
@@ -246,6 +256,9 @@ class Screen:
             self._show({**told, "step": metrics[0].step, "epoch": metrics[0].epoch})
 
     def bad_step(self, bad: BadStep) -> None: ...
+
+    def note(self, text: str) -> None:
+        self._say(text)
 
     def pictures(self, name: str, png: bytes, step: int) -> None: ...
 

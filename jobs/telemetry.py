@@ -60,6 +60,8 @@ class Listener(Protocol):
 
     def bad_step(self, bad: BadStep) -> None: ...
 
+    def note(self, text: str) -> None: ...
+
     def pictures(self, name: str, png: bytes, step: int) -> None: ...
 
     def flush(self) -> None: ...
@@ -85,6 +87,11 @@ class Telemetry:
     def bad_step(self, step: int, reason: str, image_ids: list[str]) -> None:
         self._tell("bad_step", BadStep(step, reason, image_ids))
         self._tell("flush")
+
+    def note(self, text: str) -> None:
+        """A sentence for people: what was chosen, what went wrong and how it goes on."""
+        log.info("%s", text)
+        self._tell("note", text)
 
     def pictures(self, name: str, png: bytes, step: int) -> None:
         self._tell("pictures", name, png, step)

@@ -18,7 +18,7 @@ from jobs.lake import Lake, valid_name
 from jobs.records import load_completions, save_completion
 from jobs.schema import ALIASES, PREPROCESSING, image_shape_of
 from jobs.shards import write_shard
-from jobs.storage import exists, join
+from jobs.storage import delete_tree, exists, join
 from jobs.tables import Snapshot, Table
 from jobs.units import Completion, Plan, Settled, Unit, digest
 
@@ -65,9 +65,17 @@ class TrainJob(Job):
     one_a_call = True
 
     def __init__(
-        self, lake: Lake, settings: TrainSettings, night: str, ray_settings: RaySettings
+        self,
+        lake: Lake,
+        settings: TrainSettings,
+        night: str,
+        ray_settings: RaySettings,
+        *,
+        fresh: bool = False,
     ) -> None:
+        """fresh: what an earlier attempt got to is thrown away, not gone on from."""
         super().__init__(lake, valid_name("model", settings.model))
+        self.fresh = fresh
         self.settings = settings
         self.night = night
         self.ray_settings = ray_settings
@@ -116,6 +124,11 @@ class TrainJob(Job):
         }
         return [Unit.of(version, inputs)]
 
+    def idle(self, plan: Plan) -> tuple[str, dict[str, Any]]:
+        """A finished fingerprint is not trained twice."""
+        name = f"{self.target}@{plan.fingerprint}"
+        return f"these settings and images are {name} already", {"version": plan.fingerprint}
+
     def claims(self, plan: Plan) -> bool:
         theirs = TrainSettings.model_validate(plan.settings)
         named = ("dataset", "alias", "promote")
@@ -146,6 +159,8 @@ class TrainJob(Job):
             shard_uris=images.file_uris(),
             settings=plan.settings,
         )
+        if self.fresh:
+            delete_tree(order.checkpoints)
         self.fit(order)
         if not load_completions(self.lake, plan.job_id, [unit.unit_id]):
             raise JobError(f"training of {self.target}@{version} ended without a bundle")

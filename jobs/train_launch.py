@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs import cluster
 from jobs.config import RaySettings
@@ -35,19 +37,24 @@ PASSED_ON = (
 )
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class _Board:
     """Where the first rank writes what the driver shows, and any rank why all should end."""
 
     def __init__(self) -> None:
         self.last: dict[str, Any] = {}
+        self.notes: list[str] = []
         self.error: LatentlakeError | None = None
 
     def tell(self, metrics: dict[str, Any]) -> None:
         self.last = self.last | metrics
 
-    def read(self) -> dict[str, Any]:
-        return self.last
+    def say(self, text: str) -> None:
+        self.notes.append(text)
+
+    def read(self, notes: int) -> tuple[dict[str, Any], list[str]]:
+        """The newest metrics, and the notes after the first `notes`."""
+        return self.last, self.notes[notes:]
 
     def fail(self, error: LatentlakeError) -> None:
         self.error = self.error or error
@@ -63,7 +70,9 @@ def fit(order: TrainOrder, ray_settings: RaySettings) -> None:
     run, workers = order.train_settings.run, order.train_settings.workers
     least = run.min_workers or workers
     cluster.ensure(ray_settings, least * run.threads)
-    board = _Board.remote()  # type: ignore[attr-defined]
+    # Beside the driver: a node that is lost takes no more than its workers.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    board: Any = _Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     config = {"order": order, "started": time.time(), "board": board, "environment": passed}
     trainer = TorchTrainer(
@@ -85,7 +94,7 @@ def fit(order: TrainOrder, ray_settings: RaySettings) -> None:
         with _shown(order, board):
             trainer.fit()
         failure = ray.get(board.failure.remote(), timeout=60)
-        if failure is not None:
+        if isinstance(failure, LatentlakeError):
             raise failure
     except TrainingFailedError as error:
         raise _own_error(error) from error
@@ -119,13 +128,22 @@ def _shown(order: TrainOrder, board: Any) -> Iterator[None]:
     """A line of progress now and then, from what the first rank tells."""
     progress = TrainingProgress(f"train {order.model}@{order.version}")
     over = threading.Event()
+    heard = 0
+
+    def listen() -> None:
+        nonlocal heard
+        with contextlib.suppress(RayError):  # a slow answer is one of them
+            told, notes = ray.get(board.read.remote(heard), timeout=POLL_S)
+            heard += len(notes)
+            for note in notes:
+                log.info("%s", note)
+            if told:
+                progress.tell(told)
 
     def poll() -> None:
         while not over.wait(POLL_S):
-            with contextlib.suppress(ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
-                told = ray.get(board.read.remote(), timeout=POLL_S)
-                if told:
-                    progress.tell(told)
+            listen()
+        listen()
 
     thread = threading.Thread(target=poll, name="train-progress", daemon=True)
     thread.start()

@@ -53,5 +53,5 @@ def _telemetry(order: TrainOrder, rank: Rank, board: Any) -> Telemetry:
     if not rank.is_first:
         return Telemetry([])
     told = listeners(order.run_folder, order.attempt, order.model, order.version, order.settings)
-    screen = Screen(lambda metrics: board.tell.remote(metrics))
+    screen = Screen(lambda told: board.tell.remote(told), lambda text: board.say.remote(text))
     return Telemetry([*told, RayMetrics(order.model, order.version), screen])

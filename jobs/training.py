@@ -7,7 +7,6 @@ killed anywhere goes on from its last checkpoint as if nothing had been, with an
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import resource
 import time
@@ -36,8 +35,6 @@ from vae_core.objectives import Objective
 from vae_core.peers import Peers
 from vae_core.training import NonFiniteLoss, Stepper, learning_rate
 from vae_core.weight_average import WeightAverage
-
-log = logging.getLogger("latentlake")
 
 BEAT_STEPS = 20  # after which ranks compare notes, and an accelerator is waited for
 SPLITS = ("train", "validation", "calibration")
@@ -77,7 +74,8 @@ class Training:
         self.stepper = self._stepper()
         self.position = Position()
         self.best: dict[str, Tensor] | None = None
-        self._saver = Saver(order.checkpoints, order.attempt, self.settings.run.keep_checkpoints)
+        keep = self.settings.run.keep_checkpoints
+        self._saver = Saver(order.checkpoints, order.attempt, keep, self._say)
         self._saved_at = self._logged_at = time.monotonic()
         self._unseen: list[tuple[int, int, Tensor]] = []  # step, images, sums on the device
 
@@ -117,17 +115,17 @@ class Training:
         run, part = self.settings.run, self.part
         fits = part.bytes <= run.memory_gib * GIB
         resident = run.data == "resident" or (run.data == "auto" and fits)
-        log.info(
-            "train %s@%s: %s; %s images of %s, %.2f GiB a worker, %s",
-            self.order.model,
-            self.order.version,
-            self.hardware,
-            f"{part.order.rows:,}",
-            "x".join(map(str, self.order.image_shape)),
-            part.bytes / GIB,
-            "resident" if resident else "streamed",
+        shape = "x".join(map(str, self.order.image_shape))
+        kept = "resident" if resident else "streamed"
+        self._say(
+            f"{self.hardware}; {part.order.rows:,} images of {shape}, "
+            f"{part.bytes / GIB:.2f} GiB a worker, {kept}"
         )
         return Resident(part, self.hardware.device) if resident else Streamed(part)
+
+    def _say(self, text: str) -> None:
+        if self.rank.is_first:
+            self.telemetry.note(f"train {self.order.model}@{self.order.version}: {text}")
 
     def restore(self) -> None:
         """Goes on from the newest checkpoint, the same one on every rank."""
@@ -141,7 +139,7 @@ class Training:
             self.average.load(average)
         self.position, self.best = held.position, held.best
         self._saver.resumed_from(held)
-        log.info("train %s: going on from %s", self.order.model, name.removesuffix(".json"))
+        self._say(f"going on from epoch {self.position.epochs + 1}, step {self.position.step}")
 
     @property
     def steps_wanted(self) -> int:
@@ -252,9 +250,9 @@ class Training:
         if self.rank.is_first:
             ids = image_ids(self.part, at.epochs, batch)
             self.telemetry.bad_step(step, reason, ids)
-            log.warning(
-                "train %s: %s; skipped (%d of at most %d); its %d images begin with %s",
-                *(self.order.model, reason, at.bad_steps, bound, len(ids), ", ".join(ids[:3])),
+            self._say(
+                f"{reason}; skipped ({at.bad_steps} of at most {bound}); its {len(ids)} images "
+                f"begin with {', '.join(ids[:3])}"
             )
         if at.bad_steps > bound:
             raise JobError(

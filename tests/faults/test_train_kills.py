@@ -1,0 +1,192 @@
+"""kill -9 of a training's worker, driver or node at seeded random steps: the bundle is the same.
+
+On two raylets in one machine. A small count in the suite, a large one by `make faults`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jobs import bundle, catalog
+from jobs.bundle import Bundle
+from jobs.lake import Lake
+from tests.faults.test_kills import ROUNDS, kill, start
+from tests.helpers import TINY_STAGE, ok, run_cli, write_source
+
+pytestmark = pytest.mark.faults
+
+EPOCHS = 40
+NIGHT = ("--night", "2026-01-01")
+SETTINGS = {
+    "dataset": "d",
+    "model": "m",
+    "epochs": EPOCHS,
+    "latent_dim": 4,
+    "network": {"kind": "mlp", "widths": [256, 256]},
+    "batch_size": 64,
+    "ema_decay": 0.99,
+    "workers": 2,
+    "run": {"checkpoint_s": 0.3, "log_s": 0.0},
+}
+
+
+@pytest.fixture(scope="module")
+def staged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("train-kills")
+    write_source(folder / "source" / "a.parquet", range(3000))
+    stage = ("stage", "--dataset", "d", *TINY_STAGE, *NIGHT, "--source", folder / "source")
+    ok(run_cli(*stage, "--lake", folder / "lake"))
+    return folder / "lake"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(staged: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    lake = tmp_path_factory.mktemp("undisturbed") / "lake"
+    shutil.copytree(staged, lake)
+    ok(run_cli("train", "--config", written(lake.parent, SETTINGS), "--lake", lake, *NIGHT))
+    return bundle_of(lake)
+
+
+@pytest.fixture
+def lake(staged: Path, tmp_path: Path) -> Path:
+    shutil.copytree(staged, tmp_path / "lake")
+    return tmp_path / "lake"
+
+
+def written(folder: Path, settings: dict) -> Path:
+    path = folder / "train.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def bundle_of(lake: Path) -> Bundle:
+    held = Lake(lake.as_uri())
+    return bundle.load(held, *catalog.resolve_model(held, "m"))
+
+
+def same(found: Bundle, expected: Bundle) -> None:
+    assert found.version == expected.version
+    for name, value in expected.weights.items():
+        assert value.equal(found.weights[name]), name
+    assert (found.calibration_scores == expected.calibration_scores).all()
+
+
+class Raylets:
+    """A head with one CPU and nodes of one CPU each."""
+
+    def __init__(self, nodes: int) -> None:
+        from ray.cluster_utils import Cluster
+
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        self.nodes = [self.add() for _ in range(nodes)]
+        self.cluster.wait_for_nodes()
+
+    def add(self):
+        return self.cluster.add_node(num_cpus=1)
+
+    def kill(self) -> None:
+        node = self.nodes.pop()
+        os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
+
+    @property
+    def address(self) -> tuple[str, str]:
+        return "--ray-address", self.cluster.address
+
+
+@pytest.fixture
+def raylets() -> Iterator[Raylets]:
+    made = Raylets(1)
+    try:
+        yield made
+    finally:
+        made.cluster.shutdown()
+
+
+def steps(lake: Path) -> int:
+    """Of the newest checkpoint."""
+    found = [int(path.stem.split("-")[1]) for path in lake.rglob("checkpoints/step-*.json")]
+    return max(found, default=0)
+
+
+def until(process: subprocess.Popen[bytes], lake: Path, step: int) -> None:
+    deadline = time.monotonic() + 200
+    while steps(lake) < step:
+        assert process.poll() is None, "it ended before it was killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def train_workers(session: int) -> list[int]:
+    """Process ids of the Ray Train workers below a driver's session."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            ours = b"RayTrainWorker" in (entry / "cmdline").read_bytes()
+            if ours and os.getsid(int(entry.name)) == session:
+                found.append(int(entry.name))
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+STEPS = EPOCHS * 38  # 2,400 train images in batches of 64
+
+
+@pytest.mark.parametrize("seed", range(max(1, ROUNDS // 2)))
+@pytest.mark.parametrize("what", ["worker", "driver", "node"])
+def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(
+    undisturbed: Bundle, lake: Path, raylets: Raylets, what: str, seed: int
+) -> None:
+    generator = random.Random(f"train-{what}-{seed}")
+    embedded = what == "worker"
+    command = ("train", "--config", written(lake.parent, SETTINGS), "--lake", lake, *NIGHT)
+    command = command if embedded else (*command, *raylets.address)
+    process = start(*command)
+    until(process, lake, generator.randint(1, int(0.6 * STEPS)))
+    if what == "worker":
+        os.kill(generator.choice(train_workers(process.pid)), signal.SIGKILL)
+    elif what == "node":
+        raylets.kill()
+        raylets.nodes.append(raylets.add())
+    else:
+        kill(process)
+        process = start(*command)
+    assert process.wait(300) == 0
+    same(bundle_of(lake), undisturbed)
+
+
+def test_a_training_goes_on_with_fewer_workers_and_with_more_again(
+    undisturbed: Bundle, lake: Path, raylets: Raylets
+) -> None:
+    """2 → 1 → 2 nodes: the same order and batches, so the same numbers to rounding."""
+    run = {**SETTINGS["run"], "min_workers": 1}
+    config = written(lake.parent, {**SETTINGS, "run": run})
+    process = start("train", "--config", config, "--lake", lake, *NIGHT, *raylets.address)
+    until(process, lake, 100)
+    raylets.kill()
+    until(process, lake, steps(lake) + 100)
+    raylets.nodes.append(raylets.add())
+    assert process.wait(400) == 0
+    found = bundle_of(lake)
+    assert found.version == undisturbed.version
+    for entry, expected in zip(found.about["history"], undisturbed.about["history"], strict=True):
+        assert entry["step"] == expected["step"]
+        for name in ("train_nats", "validation_nats"):
+            assert entry[name] == pytest.approx(expected[name], rel=5e-3), (name, entry["epoch"])
+    events = [
+        json.loads(line)
+        for path in lake.rglob("events/*.jsonl")
+        for line in path.read_text().splitlines()
+    ]
+    assert sum("going on from" in event.get("text", "") for event in events) >= 1
