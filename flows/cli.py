@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from flows.cli_query import query
-from flows.options import common, lake_of
+from flows.cli_train import sweep, train
+from flows.options import common, given, job_options, lake_of, night_of, ray_settings, run_job
 from jobs.config import (
     EmbedSettings,
     Fit,
     FormatName,
     MaintainSettings,
-    RaySettings,
     StageSettings,
-    TrainSettings,
     build,
     load_nightly,
-    load_yaml,
     tonight,
     valid_night,
 )
@@ -31,71 +27,12 @@ from jobs.errors import InputError, LatentlakeError
 from vae_core.config import LikelihoodKind, NetworkKind
 
 if TYPE_CHECKING:
-    from jobs.job import Job
+    pass
 
 NETWORKS = get_args(NetworkKind)
 LIKELIHOODS = get_args(LikelihoodKind)
 FORMATS = get_args(FormatName)
 FITS = get_args(Fit)
-
-
-def _job_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    options = [
-        click.option("--workers", type=int, metavar="N", help="Workers of one CPU each."),
-        click.option("--night", metavar="DATE", help="Logical night, YYYY-MM-DD; today if none."),
-        click.option("--ray-address", metavar="ADDRESS", help="Ray cluster; embedded if none."),
-        click.option("--autoscaling", is_flag=True, help="The cluster adds nodes when asked."),
-        click.option(
-            "--resource-timeout",
-            type=float,
-            metavar="S",
-            help="Seconds to wait for an autoscaling cluster.",
-        ),
-        click.option("--dry-run", is_flag=True, help="Print the plan; do nothing."),
-    ]
-    for option in reversed(options):
-        function = option(function)
-    return common(function)
-
-
-def _given(**values: Any) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _ray_settings(options: dict[str, Any]) -> RaySettings:
-    return build(
-        RaySettings,
-        _given(
-            address=options["ray_address"],
-            autoscaling=options["autoscaling"],
-            resource_timeout_s=options["resource_timeout"],
-        ),
-    )
-
-
-def _night(options: dict[str, Any]) -> str:
-    return valid_night(options["night"] or tonight())
-
-
-def _run(job: Job, options: dict[str, Any]) -> None:
-    from flows.output import emit, report_text
-    from jobs.job import run
-
-    if options["dry_run"]:
-        plan = job.plan()
-        units = [{"unit_id": u.unit_id, **u.inputs} for u in job.planned_units(plan)]
-        lines = [f"{plan.job} {plan.target}: {len(units)} units to do"]
-        lines += [json.dumps(unit) for unit in units]
-        gone = job.planned_removals()
-        lines += [f"leaves: {uri}" for uri in gone]
-        emit(
-            {"job": plan.job, "target": plan.target, "units": units, "leaves": gone},
-            options["as_json"],
-            "\n".join(lines),
-        )
-        return
-    report = run(job)
-    emit(report.to_dict(), options["as_json"], report_text(report))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -127,7 +64,7 @@ def cli(verbose: bool) -> None:
 @click.option("--rows-per-unit", type=int, metavar="N", help="Source rows a unit, and a shard.")
 @click.option("--max-refused", metavar="SHARE", help="Fail above it: 5% (default) or 0.05.")
 @click.option("--max-removed", metavar="SHARE", help="Fail above it: 10% (default) or 0.1.")
-@_job_options
+@job_options
 def stage(
     size: str,
     array_shape: str | None,
@@ -147,7 +84,7 @@ def stage(
     plain = "source dataset format image_column channels fit max_pixels exact rows_per_unit workers"
     settings = build(
         StageSettings,
-        _given(
+        given(
             **{name: options[name] for name in plain.split()},
             height=height,
             width=width,
@@ -159,8 +96,8 @@ def stage(
     )
     from jobs.stage import StageJob
 
-    job = StageJob(lake_of(options["lake"]), settings, _night(options), _ray_settings(options))
-    _run(job, options)
+    job = StageJob(lake_of(options["lake"]), settings, night_of(options), ray_settings(options))
+    run_job(job, options)
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -192,64 +129,11 @@ def _share(option: str, text: str) -> float:
 
 
 @cli.command()
-@click.option("--dataset", metavar="NAME", help="Dataset to train on.")
-@click.option("--model", metavar="NAME", help="Name of the model.")
-@click.option("--config", metavar="FILE", help="YAML of training settings; options override it.")
-@click.option("--epochs", type=int, metavar="N", help="Passes over the train split.")
-@click.option("--batch-size", type=int, metavar="N", help="Global batch, for any worker count.")
-@click.option("--learning-rate", type=float, metavar="X", help="Peak learning rate.")
-@click.option("--latent-dim", type=int, metavar="D", help="Latent dimensions.")
-@click.option("--network", type=click.Choice(NETWORKS), help="Encoder and decoder.")
-@click.option("--likelihood", type=click.Choice(LIKELIHOODS), help="Of pixels.")
-@click.option("--beta", type=float, metavar="X", help="Weight of the KL term.")
-@click.option("--seed", type=int, metavar="N", help="Of weights, order and noise.")
-@click.option("--images-version", type=int, metavar="V", help="Snapshot; the newest if none.")
-@click.option("--alias", metavar="NAME", help="Alias for the bundle; champion if none.")
-@click.option("--promote", is_flag=True, default=None, help="Move the alias here.")
-@click.option("--fresh", is_flag=True, help="Do not go on from an earlier attempt's checkpoint.")
-@_job_options
-def train(
-    config: str | None,
-    fresh: bool,
-    network: str | None,
-    likelihood: str | None,
-    beta: float | None,
-    **options: Any,
-) -> None:
-    """Train a VAE on a dataset and publish it as a bundle.
-
-    Example: latentlake train --dataset photos --model photos --epochs 20 --workers 2
-    """
-    values = load_yaml(config) if config is not None else {}
-    for key, name, value in (
-        ("network", "kind", network),
-        ("likelihood", "kind", likelihood),
-        ("objective", "beta", beta),
-    ):
-        if value is not None:
-            held = values.get(key, {})
-            if not isinstance(held, dict):
-                raise InputError(f"{key}: write a mapping in {config}, such as {name}: {value}")
-            values[key] = {**held, name: value}
-    plain = "dataset model epochs batch_size learning_rate latent_dim seed images_version alias "
-    values |= _given(**{name: options[name] for name in (plain + "promote workers").split()})
-    for name in ("dataset", "model"):
-        if name not in values:
-            raise click.UsageError(f"Missing option '--{name}' (or '{name}' in --config).")
-    settings = build(TrainSettings, values)
-    from jobs.train import TrainJob
-
-    lake, night = lake_of(options["lake"]), _night(options)
-    job = TrainJob(lake, settings, night, _ray_settings(options), fresh=fresh)
-    _run(job, options)
-
-
-@cli.command()
 @click.option("--dataset", required=True, metavar="NAME", help="Dataset to embed.")
 @click.option("--model", required=True, metavar="NAME[@VERSION|@ALIAS]", help="The bundle.")
 @click.option("--reconstructions", is_flag=True, help="Write reconstructions as PNG, too.")
 @click.option("--batch-size", type=int, metavar="N", help="Images a forward pass.")
-@_job_options
+@job_options
 def embed(
     dataset: str, model: str, reconstructions: bool, batch_size: int | None, **options: Any
 ) -> None:
@@ -259,7 +143,7 @@ def embed(
     """
     settings = build(
         EmbedSettings,
-        _given(
+        given(
             dataset=dataset,
             model=model,
             reconstructions=reconstructions,
@@ -269,11 +153,13 @@ def embed(
     )
     from jobs.embed import EmbedJob
 
-    job = EmbedJob(lake_of(options["lake"]), settings, _night(options), _ray_settings(options))
-    _run(job, options)
+    job = EmbedJob(lake_of(options["lake"]), settings, night_of(options), ray_settings(options))
+    run_job(job, options)
 
 
 cli.add_command(query)
+cli.add_command(train)
+cli.add_command(sweep)
 
 
 @cli.command()
@@ -282,7 +168,7 @@ cli.add_command(query)
 @click.option("--compact/--no-compact", default=True, help="Merge small shards; on by default.")
 @click.option("--vacuum/--no-vacuum", default=True, help="Remove unneeded files; on by default.")
 @click.option("--keep-days", type=float, metavar="N", help="Keep snapshots this young; 7 if none.")
-@_job_options
+@job_options
 def maintain(
     dataset: str | None, model: str | None, compact: bool, vacuum: bool, **options: Any
 ) -> None:
@@ -293,8 +179,8 @@ def maintain(
 
     Example: latentlake maintain --keep-days 7
     """
-    values = _given(dataset=dataset, model=model, compact=compact, vacuum=vacuum)
-    values |= _given(keep_days=options["keep_days"], workers=options["workers"])
+    values = given(dataset=dataset, model=model, compact=compact, vacuum=vacuum)
+    values |= given(keep_days=options["keep_days"], workers=options["workers"])
     settings = build(MaintainSettings, values)
     from flows.output import emit
     from jobs.maintain import maintain as run_maintain
@@ -303,8 +189,8 @@ def maintain(
     done = run_maintain(
         lake_of(options["lake"]),
         settings,
-        _night(options),
-        _ray_settings(options),
+        night_of(options),
+        ray_settings(options),
         dry_run=options["dry_run"],
     )
     emit(done, options["as_json"], maintained_text(done))

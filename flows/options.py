@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from jobs.config import RaySettings, build, tonight, valid_night
+
 if TYPE_CHECKING:
+    from jobs.job import Job
     from jobs.lake import Lake
 
 DEFAULT_LAKE = "./lake"
@@ -34,3 +38,67 @@ def lake_of(uri: str) -> Lake:
     from jobs.storage import resolve_uri
 
     return Lake(resolve_uri(uri))
+
+
+def job_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds what every job takes."""
+    options = [
+        click.option("--workers", type=int, metavar="N", help="Workers of one CPU each."),
+        click.option("--night", metavar="DATE", help="Logical night, YYYY-MM-DD; today if none."),
+        click.option("--ray-address", metavar="ADDRESS", help="Ray cluster; embedded if none."),
+        click.option("--autoscaling", is_flag=True, help="The cluster adds nodes when asked."),
+        click.option(
+            "--resource-timeout",
+            type=float,
+            metavar="S",
+            help="Seconds to wait for an autoscaling cluster.",
+        ),
+        click.option("--dry-run", is_flag=True, help="Print the plan; do nothing."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return common(function)
+
+
+def given(**values: Any) -> dict[str, Any]:
+    """The options that a user gave."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def ray_settings(options: dict[str, Any]) -> RaySettings:
+    """Of the options that job_options added."""
+    return build(
+        RaySettings,
+        given(
+            address=options["ray_address"],
+            autoscaling=options["autoscaling"],
+            resource_timeout_s=options["resource_timeout"],
+        ),
+    )
+
+
+def night_of(options: dict[str, Any]) -> str:
+    """The logical night, tonight if none is given."""
+    return valid_night(options["night"] or tonight())
+
+
+def run_job(job: Job, options: dict[str, Any]) -> None:
+    """Runs a job, or prints its plan, and tells what it did."""
+    from flows.output import emit, report_text
+    from jobs.job import run
+
+    if options["dry_run"]:
+        plan = job.plan()
+        units = [{"unit_id": u.unit_id, **u.inputs} for u in job.planned_units(plan)]
+        lines = [f"{plan.job} {plan.target}: {len(units)} units to do"]
+        lines += [json.dumps(unit) for unit in units]
+        gone = job.planned_removals()
+        lines += [f"leaves: {uri}" for uri in gone]
+        emit(
+            {"job": plan.job, "target": plan.target, "units": units, "leaves": gone},
+            options["as_json"],
+            "\n".join(lines),
+        )
+        return
+    report = run(job)
+    emit(report.to_dict(), options["as_json"], report_text(report))

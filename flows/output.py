@@ -24,7 +24,9 @@ def emit(value: Any, as_json: bool, text: str) -> None:
 def report_text(report: JobReport) -> str:
     """A job's report for people."""
     if not report.job_ids:
-        return f"{report.job} {report.target}: nothing to do"
+        version = report.counts.get("version")
+        known = f": {report.target}@{version} is there already" if version else ""
+        return f"{report.job} {report.target}: nothing to do{known}"
     lines = [f"{report.job} {report.target}: done in {report.seconds:.1f} s"]
     counts = dict(report.counts)
     if all(name in counts for name in ADDED_UP):

@@ -145,25 +145,29 @@ class TrainJob(Job):
             )
             save_completion(self.lake, plan.job_id, done)
             return
+        order = self.order_of(plan, unit)
+        if self.fresh:
+            delete_tree(order.checkpoints)
+        self.fit(order)
+        if not load_completions(self.lake, plan.job_id, [unit.unit_id]):
+            raise JobError(f"training of {self.target}@{version} ended without a bundle")
+
+    def order_of(self, plan: Plan, unit: Unit) -> TrainOrder:
+        """What a new attempt at the plan's training is told."""
         images = catalog.images_snapshot(self.lake, plan.settings["dataset"], plan.base["images"])
-        order = TrainOrder(
+        return TrainOrder(
             lake=self.lake,
             job_id=plan.job_id,
             unit_id=unit.unit_id,
             attempt=uuid.uuid4().hex[:8],
             model=self.target,
-            version=version,
+            version=plan.fingerprint,
             dataset=plan.settings["dataset"],
             images_version=images.version,
             image_shape=image_shape_of(images.schema),
             shard_uris=images.file_uris(),
             settings=plan.settings,
         )
-        if self.fresh:
-            delete_tree(order.checkpoints)
-        self.fit(order)
-        if not load_completions(self.lake, plan.job_id, [unit.unit_id]):
-            raise JobError(f"training of {self.target}@{version} ended without a bundle")
 
     def fit(self, order: TrainOrder) -> None:
         """Trains until the bundle is written and the unit completed."""

@@ -10,6 +10,7 @@ import contextlib
 import math
 import resource
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -44,7 +45,15 @@ GIB = 1 << 30
 class Training:
     """One rank's model, optimiser, data and position."""
 
-    def __init__(self, order: TrainOrder, rank: Rank, telemetry: Telemetry | None = None) -> None:
+    def __init__(
+        self,
+        order: TrainOrder,
+        rank: Rank,
+        telemetry: Telemetry | None = None,
+        after_epoch: Callable[[dict[str, Any]], None] = lambda entry: None,
+    ) -> None:
+        """after_epoch: hears each new entry of the history."""
+        self.after_epoch = after_epoch
         self.order = order
         self.rank = rank
         self.settings = order.train_settings
@@ -208,6 +217,7 @@ class Training:
         if self.rank.is_first:
             self.telemetry.epoch({**at.history[-1], **told.latents, **self._state()})
             self._save_if_due(last=self.is_done)
+        self.after_epoch(at.history[-1])
 
     def _beat(self, waiting: float) -> None:
         """Ranks add up what they did; the first one tells and saves it, when that is due."""

@@ -181,32 +181,3 @@ def test_a_killed_raylet_costs_no_row(undisturbed: Path, tmp_path: Path, seed: i
 
 def written(lake: Path) -> int:
     return sum(len(names) for _, _, names in os.walk(lake))
-
-
-def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(
-    undisturbed: Path, tmp_path: Path
-) -> None:
-    from jobs import bundle, catalog
-
-    shutil.copytree(undisturbed / "staged", tmp_path / "lake")
-    lake = ("--lake", tmp_path / "lake")
-    long = ("--epochs", "60")
-    shutil.copytree(undisturbed / "staged", tmp_path / "whole")
-    ok(run_cli(*TRAIN, *long, "--lake", tmp_path / "whole"))
-    checkpoints = tmp_path / "lake" / "runs"
-    process = start(*TRAIN, *long, *lake)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not list(checkpoints.rglob("epoch-00000[3-9].json")):
-        time.sleep(0.02)
-    assert process.poll() is None, "killed in mid-training, not after it"
-    kill(process)
-    assert list(checkpoints.rglob("epoch-*.json"))
-    ok(run_cli(*TRAIN, *long, *lake))
-    found, expected = (
-        bundle.load(held, *catalog.resolve_model(held, "m"))
-        for held in (Lake((tmp_path / name).as_uri()) for name in ("lake", "whole"))
-    )
-    assert found.version == expected.version
-    for name, value in expected.weights.items():
-        assert value.equal(found.weights[name]), name
-    assert (found.calibration_scores == expected.calibration_scores).all()

@@ -14,7 +14,7 @@ from vae_core.config import ObjectiveConfig
 from vae_core.likelihoods import LIKELIHOODS
 from vae_core.noise import StepNoise
 from vae_core.objectives import Objective
-from vae_core.training import NonFiniteLoss, learning_rate, train_step
+from vae_core.training import NonFiniteLoss, Stepper, learning_rate, train_step
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "losses.json"
 WARM = {"kl_warmup_steps": 5}
@@ -89,3 +89,70 @@ def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
     assert rates[9] == 1.0
     assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
     assert rates[100] == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 40])
+@pytest.mark.parametrize("settings", [{}, {"weight_decay": 0.1}, {"corruption": "mask"}])
+def test_gradients_of_parts_add_up_to_the_whole_batch_s(parts: int, settings: dict) -> None:
+    if settings.get("corruption"):
+        settings = settings | {"corruption_amount": 0.3}
+    x, found = images(32), []
+    for micro_batches in (1, parts):
+        torch.manual_seed(0)
+        model = model_of("mlp", "bernoulli", binarisation="stochastic")
+        objective = Objective(model, ObjectiveConfig(**settings))
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+        stepper = Stepper(
+            forward=objective, optimizer=optimizer, micro_batches=micro_batches, clip_norm=50.0
+        )
+        sums = [stepper.step(x, StepNoise(seed=0, step=s, batch=32), s) for s in range(3)]
+        found.append((sums, [p.detach().clone() for p in model.parameters()]))
+    for one, other in zip(found[0][0], found[1][0], strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_a_step_that_nobody_waits_for_is_the_same_step_and_skips_what_is_not_finite() -> None:
+    x = images(16)
+    states = []
+    for unseen in (False, True):
+        torch.manual_seed(0)
+        model = model_of("mlp", "gaussian")
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)
+        stepper = Stepper(forward=Objective(model, ObjectiveConfig()), optimizer=optimizer)
+        for step in range(4):
+            noise = StepNoise(seed=0, step=step, batch=16)
+            bad = step == 2
+            given = x * math.nan if bad else x
+            if unseen:
+                sums = stepper.step_unseen(given, noise, step)
+                assert bool(torch.isfinite(sums).all()) != bad
+            elif bad:
+                with pytest.raises(NonFiniteLoss):
+                    stepper.step(given, noise, step)
+            else:
+                stepper.step(given, noise, step)
+        states.append((model.state_dict(), optimizer.state_dict()["state"]))
+    (weights, state), (others, other_state) = states
+    for name, value in weights.items():
+        assert torch.equal(value, others[name]), name
+    for index, held in state.items():
+        for key, value in held.items():
+            assert torch.equal(value, other_state[index][key]), key
+
+
+def test_bfloat16_steps_learn_and_keep_weights_in_float32() -> None:
+    x, losses = images(32), {}
+    for precision in ("float32", "bfloat16"):
+        torch.manual_seed(0)
+        model = model_of("conv", "gaussian")
+        optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+        objective = Objective(model, ObjectiveConfig())
+        stepper = Stepper(forward=objective, optimizer=optimizer, precision=precision)
+        found = [stepper.step(x, StepNoise(seed=0, step=s, batch=32), s).loss for s in range(12)]
+        assert found[-1] < found[0]
+        assert all(p.dtype == torch.float32 for p in model.parameters())
+        losses[precision] = found[-1]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
+    assert losses["bfloat16"] != losses["float32"]
