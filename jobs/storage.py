@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 from urllib.parse import unquote_to_bytes, urlsplit
 
-import botocore.session
 import fsspec
 
 from jobs.errors import InputError, LatentlakeError, Refused, StorageError
@@ -127,7 +126,9 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 @functools.cache
-def _aws_session() -> botocore.session.Session:
+def _aws_session() -> Any:
+    import botocore.session  # the loader runs where there is no S3
+
     return botocore.session.get_session()
 
 

@@ -9,12 +9,13 @@ what is told is medians of the rounds. Writes `.bench/train.json`.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,47 +25,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from jobs import job
 from jobs.lake import Lake
 from jobs.loader import Part, Resident, Streamed
 from jobs.order import Order
 from jobs.split import find_splits
-from tests.benchmarks.bench_stage import BENCH, median_of
+from tests.benchmarks import pythae_rival, ray_template
+from tests.benchmarks.bare_loop import CASES, bare_rate
+from tests.benchmarks.bench_stage import BENCH, LATENTLAKE, median_of
 from tests.inline import InlineStage, InlineTrain
 from vae_core.autoencoder import to_unit_range
 
 FOLDER = BENCH / "train"
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """A model and images for it. network: of the settings; images: staged."""
-
-    shape: tuple[int, int, int]
-    network: dict[str, Any]
-    images: int
-    batch: int
-    latent: int = 32
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return {
-            "network": self.network,
-            "latent_dim": self.latent,
-            "batch_size": self.batch,
-            "likelihood": {"kind": "bernoulli", "binarisation": "stochastic"}
-            if self.shape[2] == 1
-            else {"kind": "gaussian"},
-        }
-
-
-CASES = {
-    "mlp 28x28x1": Case((28, 28, 1), {"kind": "mlp", "widths": [500, 500]}, 20_000, 128, 50),
-    "conv 32x32x3": Case((32, 32, 3), {"kind": "conv", "widths": [32, 64, 128]}, 6_000, 128),
-    "conv 64x64x3": Case((64, 64, 3), {"kind": "conv", "widths": [32, 64, 128]}, 2_500, 128),
-}
 
 
 def staged(shape: tuple[int, int, int], count: int) -> Lake:
@@ -116,52 +90,6 @@ def _history(work: InlineTrain) -> list[dict[str, Any]]:
     training = Training(work.order_of(plan, plan.units[0]), Rank())
     training.run()
     return training.position.history
-
-
-class Bare(nn.Module):
-    """The same VAE as anyone would write it: encoder, decoder, loss in one function."""
-
-    def __init__(self, case: Case, encoder: nn.Module, decoder: nn.Module) -> None:
-        super().__init__()
-        self.encoder, self.decoder = encoder, decoder
-        self.bernoulli = case.shape[2] == 1
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.bernoulli:
-            x = torch.bernoulli(x)
-        mean, log_var = self.encoder(x).chunk(2, dim=1)
-        z = mean + torch.exp(0.5 * log_var) * torch.randn_like(mean)
-        out = self.decoder(z)
-        if self.bernoulli:
-            recon = nn.functional.binary_cross_entropy_with_logits(out, x, reduction="sum")
-        else:
-            recon = 0.5 * (out - x).square().sum()
-        kl = -0.5 * (1.0 + log_var - mean.square() - log_var.exp()).sum()
-        return (recon + kl) / len(x)
-
-
-def bare_rate(case: Case, rows: int, epochs: int) -> float:
-    """Images a second over the last of some epochs, pixels in memory as float."""
-    from jobs.config import TrainSettings
-    from vae_core.autoencoder import Autoencoder
-
-    torch.manual_seed(0)
-    settings = TrainSettings.model_validate({"dataset": "d", "model": "m", **case.settings})
-    made = Autoencoder(settings.model_config_of(case.shape))
-    model = Bare(case, made.encoder, made.decoder)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
-    height, width, channels = case.shape
-    x = torch.rand(rows, channels, height, width)
-    rate = 0.0
-    for _ in range(epochs):
-        order = torch.randperm(rows)
-        started = time.perf_counter()
-        for start in range(0, rows, case.batch):
-            optimizer.zero_grad(set_to_none=True)
-            model(x[order[start : start + case.batch]]).backward()
-            optimizer.step()
-        rate = rows / (time.perf_counter() - started)
-    return rate
 
 
 def loop_round(epochs: int = 2) -> dict[str, float]:
@@ -217,9 +145,128 @@ def _uris(lake: Lake) -> list[str]:
     return catalog.images_snapshot(lake, "d", None).file_uris()
 
 
+def command(lake: Lake, settings: dict[str, Any]) -> dict[str, Any]:
+    """`latentlake train` as users run it: its bundle's history, and seconds to the first step."""
+    with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
+        root, held = Path(folder), Path(lake.uri.removeprefix("file://"))
+        (root / "datasets").symlink_to(held / "datasets")
+        shutil.copytree(held / "catalog", root / "catalog")
+        config = root / "train.yaml"
+        config.write_text(json.dumps({"dataset": "d", "model": "m", **settings}))
+        started = time.time()
+        done = subprocess.run(
+            [str(LATENTLAKE), "train", "--config", str(config), "--lake", str(root), "--json"],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        version = json.loads(done.stdout)["counts"]["version"]
+        about = root / "models" / "m" / "bundles" / version / "model.json"
+        events = [
+            json.loads(line)
+            for path in sorted(root.glob("runs/*/events/*.jsonl"))
+            for line in path.read_text().splitlines()
+        ]
+        first = next(event["time_s"] for event in events if event["event"] == "note")
+        return {"first_step_s": first - started, **json.loads(about.read_text())}
+
+
+def start_up_round() -> dict[str, float]:
+    """From the start of the process, Ray included, to the first step; and the whole rest."""
+    case = CASES["mlp 28x28x1"]
+    told = command(staged(case.shape, case.images), {**case.settings, "epochs": 1})
+    return {"start of the process to the first step, s": told["first_step_s"]}
+
+
+def workers_round() -> dict[str, float]:
+    """Workers of one thread each, convolutional; images a second of the last of two epochs."""
+    case = CASES["conv 32x32x3"]
+    lake = staged(case.shape, case.images)
+    rates = [
+        command(lake, {**case.settings, "epochs": 2, "workers": workers})["history"][-1]
+        for workers in (1, 2)
+    ]
+    one, two = (entry["images_per_s"] for entry in rates)
+    return {"one worker, images/s": one, "two workers, images/s": two, "times": two / one}
+
+
+def size_round() -> dict[str, float]:
+    """An epoch, streamed, over 10⁴ and 10⁶ images: time an image, and the process's memory."""
+    found: dict[str, float] = {}
+    for count in (10_000, 1_000_000):
+        lake = staged((16, 16, 1), count)
+        code = f"""
+            import json, resource, torch
+            torch.set_num_threads(1)
+            from jobs.lake import Lake
+            from tests.benchmarks.bench_train import train
+            entry = train(
+                Lake({lake.uri!r}), epochs={2 if count < 100_000 else 1}, batch_size=128,
+                network={{"kind": "mlp", "widths": [64]}}, latent_dim=8,
+                run={{"data": "streamed"}},
+            )
+            entry["mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            print(json.dumps(entry))
+        """
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code)],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        entry = json.loads(done.stdout.splitlines()[-1])
+        found[f"µs an image, {count:,} images"] = 1e6 / entry["images_per_s"]
+        found[f"MiB, {count:,} images"] = entry["mib"]
+    few, many = (found[f"µs an image, {count:,} images"] for count in (10_000, 1_000_000))
+    small, large = (found[f"MiB, {count:,} images"] for count in (10_000, 1_000_000))
+    return {**found, "time, ratio": many / few, "memory, ratio": large / small}
+
+
+def template_round() -> dict[str, float]:
+    """Ray's own template, read_parquet → streaming_split → iter_torch_batches, same models."""
+    found: dict[str, float] = {}
+    for name, case in CASES.items():
+        lake = staged(case.shape, case.images)
+        theirs = ray_template.rate(name, FOLDER / f"template-{name.replace(' ', '-')}")
+        ours = command(lake, {**case.settings, "epochs": 3})["history"][-1]["images_per_s"]
+        found |= {
+            f"{name}: latentlake images/s": ours,
+            f"{name}: Ray's template images/s": theirs,
+            f"{name}: times the template": ours / theirs,
+        }
+    return found
+
+
+def pythae_round(epochs: int = 6) -> dict[str, float]:
+    """784-500-500-50, batch 128, binarised Fashion-MNIST; neg. ELBO of the same held-out images."""
+    lake = pythae_rival.fashion(FOLDER)
+    settings = {
+        "network": {"kind": "mlp", "widths": [500, 500], "activation": "relu"},
+        "likelihood": {"kind": "bernoulli", "binarisation": "threshold"},
+        "latent_dim": 50,
+        "batch_size": 128,
+        "epochs": epochs,
+        "warmup_steps": 0,
+    }
+    ours = train(lake, **settings)
+    theirs = pythae_rival.run(FOLDER, lake, epochs)
+    return {
+        "latentlake images/s": ours["images_per_s"],
+        "pythae images/s": theirs["images_per_s"],
+        "times pythae": ours["images_per_s"] / theirs["images_per_s"],
+        "latentlake validation, nats": ours["validation_nats"],
+        "pythae validation, nats": theirs["validation_nats"],
+    }
+
+
 SECTIONS: dict[str, Callable[[], dict[str, float]]] = {
     "loader": loader_round,
     "loop": loop_round,
+    "start-up": start_up_round,
+    "workers": workers_round,
+    "size": size_round,
+    "template": template_round,
+    "pythae": pythae_round,
 }
 
 

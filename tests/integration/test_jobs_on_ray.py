@@ -177,7 +177,7 @@ def test_more_workers_than_the_cluster_has_is_refused_at_once(trained: Lake) -> 
     with pytest.raises(InputError, match=r"64 workers asked for.*2 CPUs, \d of them free"):
         embed(trained, workers=64)
     with pytest.raises(InputError, match=r"64 workers asked for"):
-        train(trained, workers=64, seed=9)
+        train(trained, workers=64, streams=64, seed=9)
     assert time.monotonic() - started < 10
 
 

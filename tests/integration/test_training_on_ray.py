@@ -1,0 +1,102 @@
+"""train and sweep on a real Ray: what they say, how they fail, what they leave."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import ray
+
+from jobs import bundle, catalog
+from jobs.bundle_about import read_about
+from jobs.config import RaySettings, SweepSettings, build
+from jobs.errors import InputError, JobError
+from jobs.lake import Lake
+from jobs.sweep import draw, sweep
+from tests.integration.conftest import train
+
+pytestmark = pytest.mark.integration
+
+TINY = {"latent_dim": 4, "network": {"kind": "mlp", "widths": [32]}, "batch_size": 64}
+
+
+def folder_of(lake: Lake) -> Path:
+    return Path(lake.uri.removeprefix("file://"))
+
+
+def test_a_training_says_what_it_chose_and_how_far_it_is(trained: Lake, caplog) -> None:
+    caplog.set_level("INFO", "latentlake")
+    train(trained, model="telling", epochs=40, run={"log_s": 0.0})
+    assert "cpu, float32, eager, 1 thread" in caplog.text
+    assert "resident" in caplog.text
+    told = [r.getMessage() for r in caplog.records if r.getMessage().startswith("train telling@")]
+    assert any("images/s" in line and "validation" in line for line in told)
+    (run,) = (folder_of(trained) / "runs").glob("telling-*")
+    names = {
+        json.loads(line).get("name")
+        for path in (run / "events").iterdir()
+        for line in path.read_text().splitlines()
+    }
+    assert {"validation_nats", "kl_nats_D", "grad_norm", "images_per_s"} <= names
+    assert list((run / "tensorboard").iterdir())
+    assert not (run / "checkpoints").exists()
+
+
+def test_a_mistake_is_told_at_once_and_not_tried_again(trained: Lake) -> None:
+    started = time.monotonic()
+    with pytest.raises(InputError, match="batch_size 100000 is more than the"):
+        train(trained, model="wrong", batch_size=100_000)
+    assert time.monotonic() - started < 90
+
+
+def test_a_loss_that_is_not_finite_ends_it_with_the_images_named(trained: Lake) -> None:
+    with pytest.raises(JobError, match=r"steps had no finite loss, run.max_bad_steps is 0"):
+        train(trained, model="nan", learning_rate=1e30, epochs=5, run={"max_bad_steps": 0})
+    (run,) = (folder_of(trained) / "runs").glob("nan-*")
+    bad = [
+        event
+        for path in (run / "events").iterdir()
+        for line in path.read_text().splitlines()
+        if (event := json.loads(line))["event"] == "bad_step"
+    ]
+    assert bad
+    assert all(len(image_id) == 64 for image_id in bad[0]["image_ids"])
+
+
+def test_ray_serves_the_metrics(trained: Lake) -> None:
+    train(trained, model="measured", epochs=30, run={"log_s": 0.0})
+    port = ray.nodes()[0]["MetricsExportPort"]
+    deadline, text = time.monotonic() + 60, ""
+    from urllib.request import urlopen
+
+    while "latentlake_train_images_per_s" not in text and time.monotonic() < deadline:
+        text = urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
+        time.sleep(1.0)
+    assert "latentlake_train_images_per_s" in text
+
+
+def test_a_sweep_publishes_the_best_of_its_trials(trained: Lake) -> None:
+    settings = build(
+        SweepSettings,
+        {
+            "train": {"dataset": "d", "model": "swept", "epochs": 4, **TINY},
+            "search": {"learning_rate": {"choice": [1e-6, 3e-3, 1e-5, 1e-3]}},
+            "trials": 12,
+            "reduction": 2,
+        },
+    )
+    assert len(draw(settings)) == 4
+    report, tried = sweep(trained, settings, "2026-01-01", RaySettings())
+    assert [one.validation_nats for one in tried] == sorted(one.validation_nats for one in tried)
+    assert tried[0].trial.drawn["learning_rate"] >= 1e-3
+    assert tried[0].epochs == 4
+    version = report.counts["version"]
+    assert catalog.bundle_versions(trained, "swept") == [version]
+    about = read_about(trained, "swept", version)
+    assert about["metrics"]["validation_nats"] == pytest.approx(tried[0].validation_nats)
+    assert bundle.load(trained, "swept", version).about["settings"]["learning_rate"] >= 1e-3
+    assert not list(folder_of(trained).glob("runs/swept-*/checkpoints"))
+    again, _ = sweep(trained, settings, "2026-01-02", RaySettings())
+    assert (again.units, again.counts["version"]) == (0, version)
