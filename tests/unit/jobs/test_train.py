@@ -126,8 +126,8 @@ def kill_at(monkeypatch, step: int, beat: int = 2) -> None:
     real = Training._step
 
     def dies(self: Training, share) -> None:
+        self._saver.wait()  # else a slow disk would leave checkpoints out
         if self.position.step == step:
-            self._saver.wait()
             raise KeyboardInterrupt
         real(self, share)
 
@@ -216,6 +216,7 @@ def test_the_newest_checkpoints_are_kept_and_the_best_weights_with_them(
 def test_training_goes_on_while_checkpoints_cannot_be_saved(
     staged: Lake, trained_once: Path, monkeypatch, caplog
 ) -> None:
+    caplog.set_level("INFO", "latentlake")
     real, tries = checkpoints.create_or_keep, []
 
     def away(uri: str, data: bytes) -> bool:
@@ -274,6 +275,7 @@ def bad_batches(monkeypatch, steps: set[int]) -> None:
 def test_a_few_bad_steps_are_skipped_and_their_images_named(
     staged: Lake, monkeypatch, caplog
 ) -> None:
+    caplog.set_level("INFO", "latentlake")
     heard: list[BadStep] = []
 
     class Ear:
