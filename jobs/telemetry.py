@@ -11,6 +11,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+
 log = logging.getLogger("latentlake")
 
 # Of every metric that a training gives: its unit.
@@ -110,9 +112,9 @@ class Telemetry:
 
 
 def metrics_of(entry: Mapping[str, Any]) -> list[Metric]:
-    """The metrics of an entry; what has no unit is no metric, and null is none either."""
+    """The metrics of an entry; what has no unit is none, nor is null, nor what is not finite."""
     return [
         Metric(name, entry[name], unit, entry["step"], entry["epoch"])
         for name, unit in UNITS.items()
-        if entry.get(name) is not None
+        if entry.get(name) is not None and np.all(np.isfinite(entry[name]))
     ]

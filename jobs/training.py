@@ -86,6 +86,7 @@ class Training:
         keep = self.settings.run.keep_checkpoints
         self._saver = Saver(order.checkpoints, order.attempt, keep, self._say)
         self._saved_at = self._logged_at = time.monotonic()
+        self._loop_told: dict[str, float] = {}  # gradient norm, and share of time waiting for data
         self._unseen: list[tuple[int, int, Tensor]] = []  # step, images, sums on the device
 
     def _part(self) -> Part:
@@ -195,14 +196,17 @@ class Training:
     def _epoch(self, loader: Loader) -> None:
         at = self.position
         started, waited, before = time.monotonic(), loader.waited_s, at.seconds
+        waiting = 0.0
         for share in loader.shares(at.epochs, at.batch):
             self._step(share)
             at.batch += 1
             at.step += 1
             at.seconds = before + time.monotonic() - started
+            waiting = (loader.waited_s - waited) / max(at.seconds - before, 1e-9)
             if at.batch % BEAT_STEPS == 0:
-                self._beat((loader.waited_s - waited) / max(at.seconds - before, 1e-9))
-        self._take_in()
+                self._beat(waiting)
+        if at.batch % BEAT_STEPS:
+            self._loop_told = {"grad_norm": self._take_in(), "data_wait_share": waiting}
         self._end_epoch()
 
     def _end_epoch(self) -> None:
@@ -221,14 +225,13 @@ class Training:
 
     def _beat(self, waiting: float) -> None:
         """Ranks add up what they did; the first one tells and saves it, when that is due."""
-        norm = self._take_in()
+        self._loop_told = {"grad_norm": self._take_in(), "data_wait_share": waiting}
         if not self.rank.is_first:
             return
         now = time.monotonic()
         if now - self._logged_at >= self.settings.run.log_s:
             self._logged_at = now
-            told = {"grad_norm": norm, "data_wait_share": waiting}
-            self.telemetry.step({**self._entry(), **told, **self._state()})
+            self.telemetry.step({**self._entry(), **self._state()})
         self._save_if_due()
 
     def _take_in(self) -> float:
@@ -294,6 +297,7 @@ class Training:
         else:
             held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kibibytes on Linux
         return {
+            **self._loop_told,
             "progress": self.position.step / self.steps_wanted,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "memory_gib": held / GIB,
