@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import uuid
 from typing import Any
 
 import ray
@@ -39,6 +41,8 @@ def _train(order: TrainOrder, started: float, environment: dict[str, str], board
     torch.set_num_threads(order.train_settings.run.threads)
     os.environ.update(environment)
     rank = Rank.here()
+    # Ray starts a worker group again with what the first one was given; names are each one's own.
+    order = dataclasses.replace(order, attempt=rank.agree(uuid.uuid4().hex[:8]))
     telemetry = _telemetry(order, rank, board)
     try:
         training = Training(order, rank, telemetry)
