@@ -36,3 +36,7 @@ def unknown_name(kind: str, name: str, known: list[str], hint: str = "") -> Inpu
     """The error for a name that is not there, listing those that are."""
     listed = ", ".join(sorted(known)) if known else f"none yet{hint}"
     return InputError(f"unknown {kind} {name!r}; known: {listed}")
+
+
+class AlreadyThere(Exception):
+    """A create-only put found an object of that name."""

@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from jobs.draft import Draft
 from jobs.schema import TableSpec
-from jobs.storage import Draft, attempt, create, explain, join, local_name, local_path, open_input
+from jobs.storage import attempt, create, explain, join, local_name, local_path, open_input
 from jobs.units import Output
 
 T = TypeVar("T")

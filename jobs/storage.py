@@ -13,8 +13,6 @@ import os
 import random
 import re
 import time
-import uuid
-import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
@@ -22,7 +20,8 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 import fsspec
 
-from jobs.errors import InputError, LatentlakeError, Refused, StorageError
+from jobs.draft import Draft
+from jobs.errors import AlreadyThere, InputError, LatentlakeError, Refused, StorageError
 
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 15
@@ -34,10 +33,6 @@ READ_ONLY_SCHEMES = ("gs", "gcs", "az", "abfs", "abfss", "http", "https", "hf", 
 _ODD = frozenset("%?#")  # what makes a URI more than its path
 
 T = TypeVar("T")
-
-
-class AlreadyThere(Exception):
-    """A create-only put found an object of that name."""
 
 
 def resolve_source(uri: str) -> str:
@@ -281,33 +276,6 @@ def create(uri: str, data: bytes | memoryview) -> None:
                 raise
 
     attempt(action, uri, "write")
-
-
-class Draft:
-    """A local file that is written beside its place, and appears there whole or not at all.
-
-    What is given up goes with the object; of a killed process, vacuum takes it away.
-    """
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.path = path
-        self.temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
-        self._discard = weakref.finalize(self, self.temporary.unlink, missing_ok=True)
-
-    def publish(self) -> None:
-        """Call it once the temporary file is closed. Raises AlreadyThere; the old file stays."""
-        handle = os.open(self.temporary, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-        try:
-            os.link(self.temporary, self.path)  # unlike rename, fails where the name is taken
-        except FileExistsError as error:
-            raise AlreadyThere(str(self.path)) from error
-        finally:
-            self._discard()
 
 
 def _create_local(path: Path, data: bytes | memoryview) -> None:

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from jobs import job
-from jobs.config import RaySettings, Space, SweepSettings, TrainSettings, build
+from jobs.config import RaySettings, TrainSettings, build
 from jobs.errors import InputError
 from jobs.job_report import JobReport
 from jobs.lake import Lake
 from jobs.storage import delete_tree
+from jobs.sweep_config import Space, SweepSettings
 from jobs.train import TrainJob
 
 METRIC = "validation_nats"

@@ -11,13 +11,14 @@ from ray.tune.schedulers import ASHAScheduler
 
 from jobs import cluster
 from jobs.bundle_about import read_about
-from jobs.config import RaySettings, SweepSettings
+from jobs.config import RaySettings
 from jobs.errors import JobError
 from jobs.lake import Lake
 from jobs.listeners import listeners
 from jobs.rank import Rank
 from jobs.storage import exists, join
 from jobs.sweep import METRIC, Trial, Tried
+from jobs.sweep_config import SweepSettings
 from jobs.telemetry import Telemetry
 from jobs.train import TrainJob
 from jobs.training import Training

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from jobs import storage
-from jobs.errors import InputError
-from jobs.storage import AlreadyThere
+from jobs.errors import AlreadyThere, InputError
 from tests.fault_proxy import Fault, Rule, fault_proxy
 from tests.helpers import S3Server
 

@@ -11,10 +11,11 @@ import ray
 
 from jobs import bundle, catalog
 from jobs.bundle_about import read_about
-from jobs.config import RaySettings, SweepSettings, build
+from jobs.config import RaySettings, build
 from jobs.errors import InputError, JobError
 from jobs.lake import Lake
 from jobs.sweep import draw, sweep
+from jobs.sweep_config import SweepSettings
 from tests.integration.conftest import train
 
 pytestmark = pytest.mark.integration

@@ -9,6 +9,7 @@ import pytest
 
 from jobs import job
 from jobs.lake import Lake
+from jobs.storage import local_path
 from tests.helpers import write_source
 from tests.inline import InlineStage, InlineTrain
 
@@ -32,3 +33,15 @@ def trained(trained_once: Path, tmp_path: Path) -> Lake:
 @pytest.fixture
 def trained_source(trained_once: Path) -> Path:
     return trained_once / "source"
+
+
+@pytest.fixture
+def staged(trained: Lake) -> Lake:
+    """The trained lake without its model: staged images only."""
+    root = local_path(trained.uri)
+    assert root is not None
+    shutil.rmtree(root / "models")
+    shutil.rmtree(root / "catalog" / "aliases")
+    runs = root / "catalog" / "runs"
+    assert runs.exists()
+    return trained

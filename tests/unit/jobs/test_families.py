@@ -16,12 +16,9 @@ from jobs.lake import Lake
 from jobs.split import find_splits
 from jobs.storage import local_path
 from tests.inline import InlineEmbed, InlineTrain
-from tests.unit.jobs.test_train import staged
 from vae_core.autoencoder import to_unit_range
 from vae_core.linear import PixelSums, ProbabilisticPCA
 from vae_core.score_names import SCORES
-
-__all__ = ["staged"]
 
 PLAIN = {"posterior": "deterministic", "objective": {"kind": "reconstruction"}}
 LINEAR = {"network": {"kind": "linear"}}

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from jobs import storage
-from jobs.errors import InputError, StorageError
-from jobs.storage import AlreadyThere, create, create_or_keep, join, read, resolve_uri
+from jobs.errors import AlreadyThere, InputError, StorageError
+from jobs.storage import create, create_or_keep, join, read, resolve_uri
 
 
 def test_paths_become_absolute_uris_and_come_back(tmp_path, monkeypatch) -> None:

@@ -7,9 +7,10 @@ from collections import Counter
 
 import pytest
 
-from jobs.config import SweepSettings, build
+from jobs.config import build
 from jobs.errors import InputError
 from jobs.sweep import draw
+from jobs.sweep_config import SweepSettings
 
 TRAIN = {"dataset": "d", "model": "m", "epochs": 4}
 
