@@ -18,7 +18,7 @@ test: $(VENV)/.dev       ## every test
 	$(BIN)/python -m pytest
 
 fast: $(VENV)/.dev       ## the tests that need no server, no Ray and no training
-	$(BIN)/python -m pytest tests/unit -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -m "not slow" -n 2
 
 faults: $(VENV)/.dev     ## kill processes and fail storage at random moments, many rounds
 	LATENTLAKE_FAULT_ROUNDS=25 $(BIN)/python -m pytest tests/faults --timeout 7200

@@ -7,26 +7,20 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-import torch
 
 from jobs import bundle as bundles
 from jobs import checkpoints
 from jobs.bundle import Bundle, make_scorer
 from jobs.bundle_about import compute_fingerprint
-from jobs.contact_sheet import Row, contact_sheet
 from jobs.passes import final_moments
+from jobs.pictures import SHEET_IMAGES, sheet_of
 from jobs.records import save_completion
 from jobs.schema import PREPROCESSING
-from jobs.split import ImageSet
 from jobs.training import Training
 from jobs.units import Completion
 from jobs.validation import validate
-from vae_core.autoencoder import Autoencoder, to_unit_range
 from vae_core.moments import LatentMoments
-from vae_core.noise import ImageNoise, image_keys
 from vae_core.size import forward_flops, parameter_count
-
-SHEET_IMAGES = 12  # a row
 
 
 def publish(training: Training, started: float) -> None:
@@ -98,10 +92,9 @@ def _write(
         weights=checkpoints.copied(training.model.state_dict()),
         moments=moments,
         calibration_scores=scores,
-        sheet=pictures(training.model, moments, first, f"{order.model}@{order.version}"),
+        sheet=sheet_of(training.model, first, f"{order.model}@{order.version}", moments),
         about=about,
     )
-    training.telemetry.pictures("images", bundle.sheet, training.position.step)
     bundles.save(order.lake, bundle)
     completion = Completion(
         unit_id=order.unit_id,
@@ -116,26 +109,3 @@ def _write(
     )
     save_completion(order.lake, order.job_id, completion)
     checkpoints.clear(order.checkpoints)
-
-
-@torch.no_grad()
-def pictures(model: Autoencoder, moments: LatentMoments, images: ImageSet, heading: str) -> bytes:
-    """PNG: some images, their reconstructions, and samples; the same for the same weights."""
-    device = next(model.parameters()).device
-    keys = torch.from_numpy(image_keys(images.image_ids)).to(device)
-    x = to_unit_range(torch.from_numpy(images.pixels_NHWC).to(device))
-    reconstructed = model.reconstruct(x, ImageNoise(seed=0, keys_N2=keys))
-    sampled = model.sample(SHEET_IMAGES, torch.Generator().manual_seed(0), moments)
-    prior = "from the prior" if model.posterior.has_prior else "from a Gaussian fitted to the codes"
-    rows = [
-        Row("images of the validation split", list(images.pixels_NHWC), []),
-        Row("their reconstructions", shown(reconstructed), []),
-        Row(f"samples {prior}", shown(sampled), []),
-    ]
-    return contact_sheet(heading, rows)
-
-
-def shown(x_NCHW: torch.Tensor) -> list[np.ndarray]:
-    """uint8 (H, W, C) each, of values in [0, 1]."""
-    pixels = x_NCHW.mul(255.0).round().to(torch.uint8).permute(0, 2, 3, 1)
-    return list(pixels.cpu().contiguous().numpy())

@@ -77,6 +77,10 @@ class Telemetry:
     def __init__(self, listeners: Sequence[Listener]) -> None:
         self._listeners = list(listeners)
 
+    @property
+    def is_heard(self) -> bool:
+        return bool(self._listeners)
+
     def step(self, entry: Mapping[str, Any]) -> None:
         """Of the epoch so far."""
         self._tell("metrics", metrics_of(entry))

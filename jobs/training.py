@@ -19,15 +19,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from jobs import checkpoints
 from jobs.checkpoints import Position, Saver, copied
-from jobs.errors import InputError, JobError
+from jobs.errors import JobError
 from jobs.hardware import Hardware, choose
-from jobs.loader import Loader, Part, Resident, Share, Streamed, image_ids
-from jobs.order import Order
+from jobs.loader import Loader, Share, image_ids
 from jobs.passes import closed_form
+from jobs.pictures import SHEET_IMAGES, sheet_of
 from jobs.rank import Rank
 from jobs.split import Split, find_splits
 from jobs.telemetry import Telemetry
 from jobs.train import TrainOrder
+from jobs.train_data import loader_of, part_of
 from jobs.validation import validate
 from vae_core.augment import augment
 from vae_core.autoencoder import Autoencoder, to_unit_range
@@ -39,7 +40,7 @@ from vae_core.weight_average import WeightAverage
 
 BEAT_STEPS = 20  # after which ranks compare notes, and an accelerator is waited for
 SPLITS = ("train", "validation", "calibration")
-GIB = 1 << 30
+PICTURES_S = 60.0  # between sheets for TensorBoard
 
 
 class Training:
@@ -62,7 +63,7 @@ class Training:
         self.splits: dict[str, Split] = rank.agree(
             find_splits(order.shard_uris, order.image_shape) if rank.is_first else None
         )
-        self.part = self._part()
+        self.part = part_of(self.splits["train"], self.settings, rank)
         torch.manual_seed(self.settings.seed)  # the same first weights on every rank
         self.model = self.hardware.place(
             Autoencoder(self.settings.model_config_of(order.image_shape))
@@ -85,27 +86,9 @@ class Training:
         self.best: dict[str, Tensor] | None = None
         keep = self.settings.run.keep_checkpoints
         self._saver = Saver(order.checkpoints, order.attempt, keep, self._say)
-        self._saved_at = self._logged_at = time.monotonic()
+        self._saved_at = self._logged_at = self._drawn_at = time.monotonic()
         self._loop_told: dict[str, float] = {}  # gradient norm, and share of time waiting for data
         self._unseen: list[tuple[int, int, Tensor]] = []  # step, images, sums on the device
-
-    def _part(self) -> Part:
-        settings, train = self.settings, self.splits["train"]
-        if settings.batch_size > len(train):
-            raise InputError(
-                f"batch_size {settings.batch_size} is more than the {len(train)} images of the "
-                "train split; lower it, or stage more images"
-            )
-        height, width, _ = self.order.image_shape
-        if settings.crop >= min(height, width):
-            raise InputError(f"crop {settings.crop} is too much for images of {height}x{width}")
-        order = Order(
-            group_rows=tuple(group.rows for group in train.groups),
-            seed=settings.seed,
-            streams=settings.streams,
-            window_rows=settings.shuffle_rows,
-        )
-        return Part(train, order, settings.batch_size, self.rank.index, self.rank.world_size)
 
     def _stepper(self) -> Stepper:
         settings = self.settings
@@ -121,17 +104,10 @@ class Training:
         )
 
     def loader(self) -> Loader:
-        """Resident where that fits the budget, and nothing else is asked for."""
-        run, part = self.settings.run, self.part
-        fits = part.bytes <= run.memory_gib * GIB
-        resident = run.data == "resident" or (run.data == "auto" and fits)
-        shape = "x".join(map(str, self.order.image_shape))
-        kept = "resident" if resident else "streamed"
-        self._say(
-            f"{self.hardware}; {part.order.rows:,} images of {shape}, "
-            f"{part.bytes / GIB:.2f} GiB a worker, {kept}"
-        )
-        return Resident(part, self.hardware.device) if resident else Streamed(part)
+        """Chosen by its size, and said."""
+        loader, told = loader_of(self.part, self.settings.run, self.hardware.device)
+        self._say(f"{self.hardware}; {told}")
+        return loader
 
     def _say(self, text: str) -> None:
         if self.rank.is_first:
@@ -220,8 +196,21 @@ class Training:
         self._judge(told.entry["validation_nats"])
         if self.rank.is_first:
             self.telemetry.epoch({**at.history[-1], **told.latents, **self._state()})
+            self._draw_if_due()
             self._save_if_due(last=self.is_done)
         self.after_epoch(at.history[-1])
+
+    def _draw_if_due(self) -> None:
+        """A sheet for TensorBoard, now and then and at the end."""
+        now = time.monotonic()
+        if self.telemetry.is_heard and (self.is_done or now - self._drawn_at > PICTURES_S):
+            self._drawn_at = now
+            images = next(self.splits["validation"].batches(SHEET_IMAGES))
+            heading = f"{self.order.model}@{self.order.version}, epoch {self.position.epochs}"
+            with self.average.in_place() if self.average else contextlib.nullcontext():
+                self.telemetry.pictures(
+                    "images", sheet_of(self.model, images, heading), self.position.step
+                )
 
     def _beat(self, waiting: float) -> None:
         """Ranks add up what they did; the first one tells and saves it, when that is due."""
@@ -300,7 +289,7 @@ class Training:
             **self._loop_told,
             "progress": self.position.step / self.steps_wanted,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "memory_gib": held / GIB,
+            "memory_gib": held / (1 << 30),
         }
 
     def _judge(self, validation_nats: float) -> None:

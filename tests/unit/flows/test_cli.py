@@ -76,6 +76,7 @@ def bad(*arguments: str, lake: Path, told: str) -> None:
     assert not ran.out
 
 
+@pytest.mark.slow
 def test_mistakes_end_with_2_and_a_sentence(tmp_path: Path) -> None:
     lake = tmp_path / "lake"
     stage = ("stage", "--dataset", "d", "--source")
@@ -94,6 +95,7 @@ def test_mistakes_end_with_2_and_a_sentence(tmp_path: Path) -> None:
     assert not lake.exists()
 
 
+@pytest.mark.slow
 def test_more_workers_than_cpus_are_refused_before_ray_starts(tmp_path: Path) -> None:
     write_source(tmp_path / "a.parquet", range(10))
     stage = ("stage", "--source", str(tmp_path / "a.parquet"), "--dataset", "d", "--workers")

@@ -30,6 +30,7 @@ def test_an_autoscaling_cluster_is_asked_for_cpus_and_waited_for(monkeypatch) ->
     assert asked == [4, 0]  # the request is taken back once it is met
 
 
+@pytest.mark.slow
 def test_an_autoscaling_cluster_that_does_not_grow_is_given_up(monkeypatch) -> None:
     monkeypatch.setattr(cluster, "request_resources", lambda num_cpus: None)
     monkeypatch.setattr(cluster.ray, "available_resources", lambda: {"CPU": 1.0})

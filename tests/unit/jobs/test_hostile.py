@@ -206,6 +206,7 @@ def grown_by(module: str, path: Path, *more: object) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.slow
 def test_a_dictionary_of_one_large_value_is_read_in_small_batches(tmp_path) -> None:
     path = tmp_path / "a.parquet"
     value = pa.array([os.urandom(2 << 20)], pa.binary()).take(pa.array([0] * 400))
@@ -216,6 +217,7 @@ def test_a_dictionary_of_one_large_value_is_read_in_small_batches(tmp_path) -> N
     assert grown_by("parquet_source", path, 400) < 300  # all rows at once: 2,200
 
 
+@pytest.mark.slow
 def test_a_header_of_an_archive_that_unpacks_to_gigabytes(tmp_path) -> None:
     head = tarfile.TarInfo("x")
     head.type, head.size = tarfile.XHDTYPE, 600 << 20
@@ -238,6 +240,7 @@ def test_holes_in_an_archive_are_not_filled(tmp_path) -> None:
     assert grown_by("tar_source", tmp_path / "a.tar") < 100
 
 
+@pytest.mark.slow
 def test_large_targets_are_staged_a_few_at_a_time(lake, tmp_path) -> None:
     from jobs import stage_rows
 

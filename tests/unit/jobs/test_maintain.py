@@ -46,6 +46,7 @@ def rows(lake: Lake, table: str) -> pa.Table:
     return query.sql(lake, f"SELECT * FROM {table} ORDER BY {by}")
 
 
+@pytest.mark.slow
 def test_compaction_merges_files_and_changes_no_row(lake, tmp_path) -> None:
     nights(lake, tmp_path / "s")
     before = {name: rows(lake, name) for name in ("images", "sources", "quarantine")}
@@ -100,6 +101,7 @@ class OvertakenCompact(Overtaken, InlineCompact):
     pass
 
 
+@pytest.mark.slow
 def test_a_removal_in_mid_compaction_wins(lake, tmp_path) -> None:
     nights(lake, tmp_path / "s")
     (tmp_path / "s" / "0.parquet").unlink()
@@ -112,6 +114,7 @@ def test_a_removal_in_mid_compaction_wins(lake, tmp_path) -> None:
     assert rows(lake, "images")["image_id"].equals(ids)
 
 
+@pytest.mark.slow
 def test_a_stage_job_overtaken_by_a_compaction_stages_the_same(lake, tmp_path) -> None:
     nights(lake, tmp_path / "s", 2)
     (tmp_path / "s" / "0.parquet").unlink()

@@ -201,6 +201,7 @@ def test_two_removals_at_once_end_as_one(lake, tmp_path) -> None:
     assert staged_ids(lake) == set(image_ids(range(40, 90)))
 
 
+@pytest.mark.slow
 def test_embed_removes_what_has_left_and_nothing_else(trained: Lake, trained_source) -> None:
     job.run(InlineEmbed(trained, reconstructions=True))
     known = query.sql(trained, "SELECT source_uri FROM images LIMIT 1").to_pylist()[0]["source_uri"]
@@ -226,6 +227,7 @@ def test_embed_removes_what_has_left_and_nothing_else(trained: Lake, trained_sou
     assert job.run(again).units == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_after_any_nights_the_tables_are_those_of_the_source(lake, tmp_path, seed: int) -> None:
     """Random additions, replacements, renames, removals and broken rows, and a crash a night."""

@@ -255,6 +255,7 @@ def test_many_small_files_share_shards_of_balanced_row_groups(lake, tmp_path) ->
     assert shard_rows((4, 4, 1)) == 100_000
 
 
+@pytest.mark.slow
 def test_row_groups_hold_sixteen_mebibytes_of_pixels(lake, tmp_path) -> None:
     write_source(tmp_path / "a.parquet", range(200))
     job.run(InlineStage(lake, tmp_path / "a.parquet", height=256, width=256, channels=3))

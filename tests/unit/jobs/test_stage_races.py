@@ -348,6 +348,7 @@ def test_vacuum_keeps_the_snapshot_of_an_unfinished_training(lake, folder, monke
     job.run(InlineTrain(lake))
 
 
+@pytest.mark.slow
 def test_an_embed_of_an_older_snapshot_removes_nothing_newer(trained: Lake, trained_source) -> None:
     crash_before_commit(lambda: job.run(InlineEmbed(trained)))
     write_source(trained_source / "new.parquet", range(2000, 2030))

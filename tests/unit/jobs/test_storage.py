@@ -87,6 +87,7 @@ def test_a_lake_that_cannot_be_written_is_said_so(tmp_path: Path) -> None:
         create(join(tmp_path.as_uri(), "file", "lake", "x"), b"")
 
 
+@pytest.mark.slow
 def test_faults_that_pass_are_tried_again_and_others_are_not() -> None:
     calls: list[int] = []
 

@@ -86,6 +86,7 @@ def test_what_is_wrong_in_an_archive_costs_its_row(lake, tmp_path) -> None:
     assert set(tmp_path.parent.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_bombs_cost_their_own_file_and_bounded_memory(lake, tmp_path) -> None:
     import resource
 

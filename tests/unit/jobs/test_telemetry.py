@@ -126,6 +126,7 @@ def test_only_what_has_a_unit_is_a_metric() -> None:
 def test_a_training_tells_all_that_it_should(trained: Lake, monkeypatch) -> None:
     held: list[Metric] = []
     notes: list[str] = []
+    sheets: list[tuple[int, tuple[int, int]]] = []
 
     class Ear:
         def metrics(self, metrics) -> None:
@@ -134,11 +135,15 @@ def test_a_training_tells_all_that_it_should(trained: Lake, monkeypatch) -> None
         def note(self, text: str) -> None:
             notes.append(text)
 
+        def pictures(self, name: str, png: bytes, step: int) -> None:
+            sheets.append((step, Image.open(io.BytesIO(png)).size))
+
         def __getattr__(self, name: str):
             return lambda *_: None
 
     monkeypatch.setattr("tests.inline.TELEMETRY", Telemetry([Ear()]))
     monkeypatch.setattr("jobs.training.BEAT_STEPS", 2)
+    monkeypatch.setattr("jobs.training.PICTURES_S", 0.0)
     job.run(InlineTrain(trained, seed=5, run={"log_s": 0.0}))
     assert {metric.name for metric in held} == set(UNITS)
     by_name = {metric.name: metric for metric in held}
@@ -151,6 +156,8 @@ def test_a_training_tells_all_that_it_should(trained: Lake, monkeypatch) -> None
     assert all(m.unit == UNITS[m.name] for m in held)
     assert "cpu, float32, eager, 1 thread" in notes[0]
     assert "resident" in notes[0]
+    assert [step for step, _ in sheets] == [8, 16]
+    assert all(width > 1000 for _, (width, _) in sheets)
 
 
 def test_mlflow_that_is_asked_for_and_missing_is_told(trained: Lake, monkeypatch) -> None:
