@@ -14,9 +14,9 @@ from jobs.units import digest
 FORMAT = 1
 
 
-def compute_fingerprint(batch_size: int) -> str:
+def compute_fingerprint(batch_size: int, device: str = "cpu") -> str:
     """What fixes the last digits of a score: device kind, dtype, batch shape, torch version."""
-    return digest("cpu", "float32", batch_size, version("torch"))
+    return digest(device, "float32", batch_size, version("torch"))
 
 
 def read_about(lake: Lake, model: str, model_version: str) -> dict[str, Any]:

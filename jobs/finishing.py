@@ -51,7 +51,9 @@ def _about(training: Training) -> dict[str, Any]:
             "batch_size": settings.score_batch,
             "samples": settings.score_samples,
             "seed": settings.seed,
-            "compute_fingerprint": compute_fingerprint(settings.score_batch),
+            "compute_fingerprint": compute_fingerprint(
+                settings.score_batch, training.hardware.device.type
+            ),
         },
         "decision_score": settings.judge,
         "data": {

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -75,12 +75,15 @@ def fit(order: TrainOrder, ray_settings: RaySettings) -> None:
     board: Any = _Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     config = {"order": order, "started": time.time(), "board": board, "environment": passed}
+    on_gpus = _on_gpus(run.device, workers)
     trainer = TorchTrainer(
         train_loop,
+        # Sums of losses and positions are on the CPU, gradients where the model is.
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if on_gpus else None),
         train_loop_config=config,
         scaling_config=ScalingConfig(
             num_workers=workers if least == workers else (least, workers),
-            use_gpu=_on_gpus(run.device, workers),
+            use_gpu=on_gpus,
             resources_per_worker={"CPU": run.threads},
         ),
         run_config=RunConfig(

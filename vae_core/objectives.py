@@ -165,7 +165,7 @@ def beta_tc(batch: Batch) -> LossTerms:
         batch.peers.gather(mine.mean_ND, everyone, noise.batch),
         batch.peers.gather(mine.log_variance_ND, everyone, noise.batch),
     )
-    rows = torch.arange(noise.batch)[everyone]
+    rows = torch.arange(noise.batch)[everyone.cpu() if isinstance(everyone, Tensor) else everyone]
     parts = kl_parts(z_KND[0], mine, others, rows, batch.dataset_size)
     weighted_N = (
         config.alpha * parts.index_code_mi_N
