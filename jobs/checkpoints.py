@@ -53,8 +53,10 @@ class Checkpoint:
 
 
 def newest(folder: str) -> str | None:
-    """Name of the newest complete checkpoint in a folder."""
-    return max(_complete(folder), default=None)
+    """Name of the newest checkpoint in a folder that has all it names."""
+    names = set(_names(folder))
+    complete = sorted((name for name in names if name.endswith(".json")), reverse=True)
+    return next((name for name in complete if _named_by(folder, name) <= names), None)
 
 
 def _names(folder: str) -> list[str]:
@@ -84,6 +86,11 @@ def load(folder: str, name: str) -> Checkpoint:
 
 def clear(folder: str) -> None:
     delete_tree(folder)
+
+
+def _named_by(folder: str, name: str) -> set[str]:
+    body = json.loads(read(join(folder, name)))
+    return {body["state"]} | ({body["best"]["weights"]} if body["best"] else set())
 
 
 class Saver:
@@ -144,16 +151,14 @@ class Saver:
 
         best: weights that the next one will need, although none of these may.
         """
-        names = _names(self.folder)
-        complete = sorted(name for name in names if name.endswith(".json"))
-        needed = {*complete[-self.keep :], best}
-        for name in complete[-self.keep :]:
-            body = json.loads(read(join(self.folder, name)))
-            needed.add(body["state"])
-            if body["best"] is not None:
-                needed.add(body["best"]["weights"])
-        for name in sorted(set(names) - needed, key=lambda name: not name.endswith(".json")):
+        complete = sorted(_complete(self.folder))
+        needed = {best}.union(*(_named_by(self.folder, name) for name in complete[-self.keep :]))
+        # Only what a checkpoint names: another attempt may have put what it has yet to name.
+        for name in complete[: -self.keep]:
+            old = _named_by(self.folder, name) - needed
             delete(join(self.folder, name))
+            for part in sorted(old):
+                delete(join(self.folder, part))
 
     def wait(self) -> None:
         """Until nothing is being saved."""
@@ -206,11 +211,17 @@ def unpack(
     for name, parameter in model.named_parameters():
         state = _below(f"optimizer.{name}.", tensors)
         if state:
-            # A counter of steps stays where the optimiser wants it.
             optimizer.state[parameter] = {
-                key: value.to(parameter.device) for key, value in state.items()
+                key: _beside(parameter, value) for key, value in state.items()
             }
     return _below("average.", tensors)
+
+
+def _beside(parameter: Tensor, value: Tensor) -> Tensor:
+    """On the parameter's device, and laid out as it: a fused optimiser goes by memory."""
+    if value.shape != parameter.shape:
+        return value.to(parameter.device)
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

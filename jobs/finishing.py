@@ -11,11 +11,13 @@ import numpy as np
 from jobs import bundle as bundles
 from jobs import checkpoints
 from jobs.bundle import Bundle, make_scorer
-from jobs.bundle_about import compute_fingerprint
+from jobs.bundle_about import compute_fingerprint, read_about
 from jobs.passes import final_moments
 from jobs.pictures import SHEET_IMAGES, sheet_of
 from jobs.records import save_completion
 from jobs.schema import PREPROCESSING
+from jobs.storage import exists, join
+from jobs.train import TrainOrder
 from jobs.training import Training
 from jobs.units import Completion
 from jobs.validation import validate
@@ -98,16 +100,28 @@ def _write(
         about=about,
     )
     bundles.save(order.lake, bundle)
+    _complete(order, entry, training.images_seen, time.time() - started)
+    checkpoints.clear(order.checkpoints)
+
+
+def _complete(order: TrainOrder, entry: dict[str, Any], seen: int, seconds: float) -> None:
     completion = Completion(
         unit_id=order.unit_id,
         attempt=order.attempt,
         outputs=[],
-        counts={"images_seen": training.images_seen, "steps": training.position.step},
-        seconds=time.time() - started,
+        counts={"images_seen": seen, "steps": entry["step"]},
+        seconds=seconds,
         details={
             key: entry[key]
             for key in ("train_nats", "validation_nats", "validation_kl_nats", "images_per_s")
         },
     )
     save_completion(order.lake, order.job_id, completion)
-    checkpoints.clear(order.checkpoints)
+
+
+def is_published(order: TrainOrder) -> bool:
+    """Whether an earlier attempt wrote the bundle; its completion is made up for."""
+    if not exists(join(order.lake.bundle(order.model, order.version), "model.json")):
+        return False
+    _complete(order, read_about(order.lake, order.model, order.version)["metrics"], 0, 0.0)
+    return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import json
 import logging
@@ -197,7 +198,12 @@ class Mlflow:
                 "unset it"
             ) from error
         self._client = MlflowClient()
-        self._run_id = self._found(model, version, settings)
+        self._about = (model, version, settings)
+
+    @functools.cached_property
+    def _run_id(self) -> str:
+        # Asked for with the first metric: a server that is away costs its charts, no training.
+        return self._found(*self._about)
 
     def _found(self, model: str, version: str, settings: dict[str, Any]) -> str:
         held = self._client.get_experiment_by_name(model)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs import job
+from jobs import catalog, job
 from jobs.config import RaySettings, TrainSettings, build
 from jobs.errors import InputError
 from jobs.job_report import JobReport
@@ -96,7 +96,14 @@ def sweep(
 
     Raises InputError for settings that cannot be trained, JobError where every trial failed.
     """
-    trials = draw(settings)
+    drawn = draw(settings)
+    # One snapshot for all of them, whatever is staged meanwhile.
+    images = catalog.images_snapshot(lake, settings.train.dataset, settings.train.images_version)
+    pinned = {"images_version": images.version}
+    trials = [
+        dataclasses.replace(trial, settings=trial.settings.model_copy(update=pinned))
+        for trial in drawn
+    ]
     jobs = [TrainJob(lake, trial.settings, night, ray_settings) for trial in trials]
     plans = [one.plan() for one in jobs]  # refuses what cannot be trained before any work
     from jobs.sweep_launch import run_trials  # brings Ray: only where there is work

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import torch
@@ -76,6 +77,8 @@ def _tried(result: Any, numbered: dict[int, Trial]) -> Tried:
         return Tried(trial, None, epochs, str(result.error))
     frame = result.metrics_dataframe
     best = float(frame[METRIC].min()) if frame is not None else float(result.metrics[METRIC])
+    if not math.isfinite(best):
+        return Tried(trial, None, epochs, "its validation is not finite")
     return Tried(trial, best, epochs)
 
 

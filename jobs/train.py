@@ -22,6 +22,8 @@ from jobs.storage import delete_tree, exists, join
 from jobs.tables import Snapshot, Table
 from jobs.units import Completion, Plan, Settled, Unit, digest
 
+OWN = {"workers", "run"}  # settings that an unfinished training takes from whoever finishes it
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainOrder:
@@ -132,6 +134,9 @@ class TrainJob(Job):
     def claims(self, plan: Plan) -> bool:
         theirs = TrainSettings.model_validate(plan.settings)
         named = ("dataset", "alias", "promote")
+        asked = self.settings.images_version
+        if asked is not None and asked != plan.base["images"]:
+            return False
         return all(getattr(theirs, n) == getattr(self.settings, n) for n in named) and (
             theirs.fingerprint_of() == self.settings.fingerprint_of()
         )
@@ -166,7 +171,8 @@ class TrainJob(Job):
             images_version=images.version,
             image_shape=image_shape_of(images.schema),
             shard_uris=images.file_uris(),
-            settings=plan.settings,
+            # How it runs is this call's affair; what is trained is the plan's.
+            settings=plan.settings | self.settings.model_dump(mode="json", include=OWN),
         )
 
     def fit(self, order: TrainOrder) -> None:

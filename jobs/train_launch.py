@@ -75,7 +75,7 @@ def fit(order: TrainOrder, ray_settings: RaySettings) -> None:
     board: Any = _Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     config = {"order": order, "started": time.time(), "board": board, "environment": passed}
-    on_gpus = _on_gpus(run.device, workers)
+    on_gpus = _on_gpus(run.device, least)
     trainer = TorchTrainer(
         train_loop,
         # Sums of losses and positions are on the CPU, gradients where the model is.

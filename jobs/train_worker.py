@@ -11,7 +11,7 @@ import ray
 import torch
 
 from jobs.errors import LatentlakeError, StorageError
-from jobs.finishing import publish
+from jobs.finishing import is_published, publish
 from jobs.listeners import RayMetrics, Screen, listeners
 from jobs.rank import Rank
 from jobs.telemetry import Telemetry
@@ -43,6 +43,8 @@ def _train(order: TrainOrder, started: float, environment: dict[str, str], board
     rank = Rank.here()
     # Ray starts a worker group again with what the first one was given; names are each one's own.
     order = dataclasses.replace(order, attempt=rank.agree(uuid.uuid4().hex[:8]))
+    if rank.agree(is_published(order) if rank.is_first else None):
+        return  # a worker was lost after the bundle was there
     telemetry = _telemetry(order, rank, board)
     try:
         training = Training(order, rank, telemetry)

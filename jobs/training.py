@@ -7,6 +7,7 @@ killed anywhere goes on from its last checkpoint as if nothing had been, with an
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import resource
 import time
@@ -19,13 +20,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from jobs import checkpoints
 from jobs.checkpoints import Position, Saver, copied
-from jobs.errors import JobError
+from jobs.errors import JobError, StorageError
 from jobs.hardware import Hardware, choose
 from jobs.loader import Loader, Share, image_ids
 from jobs.passes import closed_form
 from jobs.pictures import SHEET_IMAGES, sheet_of
 from jobs.rank import Rank
-from jobs.split import Split, find_splits
+from jobs.split import ImageSet, Split, find_splits
 from jobs.telemetry import Telemetry
 from jobs.train import TrainOrder
 from jobs.train_data import loader_of, part_of
@@ -168,6 +169,11 @@ class Training:
             self._saver.finish()
         if self.best is not None:
             self.model.load_state_dict(self.best)
+        if not math.isfinite(self.published_entry["validation_nats"]):
+            raise JobError(
+                "training stopped: no epoch has a finite validation; lower --learning-rate, or set "
+                "clip_norm"
+            )
 
     def _epoch(self, loader: Loader) -> None:
         at = self.position
@@ -198,14 +204,20 @@ class Training:
             self.telemetry.epoch({**at.history[-1], **told.latents, **self._state()})
             self._draw_if_due()
             self._save_if_due(last=self.is_done)
+        if self.is_done:
+            self._saver.wait()  # whoever hears of the last epoch may end this process
         self.after_epoch(at.history[-1])
+
+    @functools.cached_property
+    def _sheet_images(self) -> ImageSet:
+        return next(self.splits["validation"].batches(SHEET_IMAGES))
 
     def _draw_if_due(self) -> None:
         """A sheet for TensorBoard, now and then and at the end."""
         now = time.monotonic()
         if self.telemetry.is_heard and (self.is_done or now - self._drawn_at > PICTURES_S):
             self._drawn_at = now
-            images = next(self.splits["validation"].batches(SHEET_IMAGES))
+            images = self._sheet_images
             heading = f"{self.order.model}@{self.order.version}, epoch {self.position.epochs}"
             with self.average.in_place() if self.average else contextlib.nullcontext():
                 self.telemetry.pictures(
@@ -250,7 +262,9 @@ class Training:
         batch = step % self.part.batches
         bound = self.settings.run.max_bad_steps
         if self.rank.is_first:
-            ids = image_ids(self.part, at.epochs, batch)
+            ids: list[str] = []
+            with contextlib.suppress(StorageError):  # the step is told without them then
+                ids = image_ids(self.part, at.epochs, batch)
             self.telemetry.bad_step(step, reason, ids)
             self._say(
                 f"{reason}; skipped ({at.bad_steps} of at most {bound}); its {len(ids)} images "

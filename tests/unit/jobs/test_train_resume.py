@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs import catalog, checkpoints, job, training
+from jobs import bundle, catalog, checkpoints, job, training
 from jobs.bundle_about import read_about
 from jobs.config import TrainSettings
 from jobs.errors import JobError, StorageError
+from jobs.finishing import is_published
 from jobs.lake import Lake
+from jobs.records import load_completions
 from jobs.storage import local_path
 from jobs.training import Training
+from jobs.units import Unit
 from tests.inline import InlineTrain
 from tests.unit.jobs.test_train import weights
 
@@ -147,3 +150,76 @@ def test_a_checkpoint_of_another_model_is_refused(staged: Lake, monkeypatch) -> 
     )
     with pytest.raises(JobError, match=r"(?s)of another model .*--fresh"):
         job.run(InlineTrain(staged, **SAVING))
+
+
+def test_moments_are_laid_out_as_their_weights_again(staged: Lake, monkeypatch) -> None:
+    """A fused optimiser goes by memory: rows of another layout would be other numbers."""
+    settings = {
+        "network": {"kind": "conv", "widths": [8, 8], "hidden": 16},
+        "run": {"checkpoint_s": 0.0, "channels_last": True},
+    }
+    job.run(InlineTrain(staged, model="whole", **settings))
+    kill_at(monkeypatch, 5)
+    with pytest.raises(KeyboardInterrupt):
+        job.run(InlineTrain(staged, **settings))
+    monkeypatch.undo()
+    job.run(InlineTrain(staged, **settings))
+    expected = bundle.load(staged, *catalog.resolve_model(staged, "whole")).weights
+    for name, value in weights(staged).items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_a_rerun_brings_its_own_way_of_running(staged: Lake, monkeypatch) -> None:
+    kill_at(monkeypatch, 9)
+    with pytest.raises(KeyboardInterrupt):
+        job.run(InlineTrain(staged, workers=2, **SAVING))
+    monkeypatch.undo()
+    orders = []
+    real = InlineTrain.fit
+    monkeypatch.setattr(InlineTrain, "fit", lambda self, o: (orders.append(o), real(self, o)))
+    job.run(InlineTrain(staged, workers=1, run={"max_bad_steps": 50}))
+    (order,) = orders
+    assert (order.train_settings.workers, order.train_settings.run.max_bad_steps) == (1, 50)
+
+
+def test_a_restart_after_the_bundle_is_there_trains_nothing(trained: Lake) -> None:
+    work = InlineTrain(trained)
+    plan = work.plan()
+    unit = Unit.of(plan.fingerprint, {"version": plan.fingerprint})
+    order = work.order_of(plan, unit)
+    assert is_published(order)
+    (completion,) = load_completions(trained, order.job_id, [unit.unit_id]).values()
+    assert completion.counts["steps"] == 16
+    assert set(completion.details) >= {"train_nats", "validation_nats"}
+    assert not is_published(dataclasses.replace(order, version="0" * 12))
+
+
+def test_what_another_attempt_has_yet_to_name_is_left_alone(tmp_path: Path) -> None:
+    """A late attempt puts state, another one thins out, then the first one names its state."""
+    folder = tmp_path.as_uri()
+    late = checkpoints.Saver(folder, "late", 1, print)
+    other = checkpoints.Saver(folder, "other", 1, print)
+    tensors = {"model.w": torch.zeros(3)}
+    late._put("step-0000000200-late.safetensors", tensors)
+    for step in (100, 150):
+        other.save(checkpoints.Position(step=step), tensors, None)
+        other.wait()
+    names = {path.name for path in tmp_path.iterdir()}
+    assert "step-0000000200-late.safetensors" in names
+    assert "step-0000000100-other.safetensors" not in names
+    assert checkpoints.newest(folder) == "step-0000000150.json"
+    late.save(checkpoints.Position(step=200), tensors, None)
+    late.wait()
+    assert checkpoints.load(folder, checkpoints.newest(folder)).position.step == 200
+
+
+def test_a_checkpoint_that_lacks_a_part_is_passed_over(tmp_path: Path) -> None:
+    folder = tmp_path.as_uri()
+    saver = checkpoints.Saver(folder, "a", 2, print)
+    for step in (1, 2):
+        saver.save(checkpoints.Position(step=step), {"model.w": torch.zeros(3)}, None)
+        saver.wait()
+    (tmp_path / "step-0000000002-a.safetensors").unlink()
+    assert checkpoints.newest(folder) == "step-0000000001.json"
+    (tmp_path / "step-0000000001-a.safetensors").unlink()
+    assert checkpoints.newest(folder) is None
