@@ -86,8 +86,9 @@ def _drain(actors: Sequence[Any], coming: Iterator[Unit], progress: Progress) ->
     running: dict[ray.ObjectRef, tuple[Unit, Any]] = {}
     attempts: dict[str, int] = {}
     load = dict.fromkeys(range(len(actors)), 0)
-    # Actors that were lost get no work until they answer: their node may be gone for good.
-    resting: dict[int, ray.ObjectRef] = {}
+    # An actor gets no work until it answers, at first and when it was lost: what waits for an
+    # actor that never came up, because its node is gone, would wait for ever.
+    resting = {index: actor.ping.remote() for index, actor in enumerate(actors)}
     last_done = time.monotonic()
     while True:
         resting = _still_resting(resting, actors)
