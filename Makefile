@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 TORCH  := $(shell sed -n 's/.*"\(torch==[0-9.]*\)".*/\1/p' pyproject.toml)
 
-.PHONY: demo test fast faults lint format bench bench-stage bench-core lock clean help
+.PHONY: demo test fast faults lint format bench bench-stage bench-train bench-core lock clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -37,6 +37,9 @@ bench: $(VENV)/.dev      ## the demo's numbers in docs/benchmarks.md
 
 bench-stage: $(VENV)/.dev ## staging against a bare loop and Ray Data; memory; the idle rerun
 	$(BIN)/python -m tests.benchmarks.bench_stage
+
+bench-train: $(VENV)/.dev ## training against a bare loop, Ray's template and pythae; the loader
+	$(BIN)/python -m tests.benchmarks.bench_train
 
 bench-core: $(VENV)/.dev ## the core's numbers, hours (SHORT=1: minutes); fetches real data
 	$(BIN)/python -m tests.benchmarks.core $(if $(SHORT),--short)

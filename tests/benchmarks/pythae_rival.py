@@ -23,7 +23,7 @@ CODE = """
     import json, sys, time
     import numpy as np, torch
     from torch import nn
-    torch.set_num_threads(1)
+    torch.set_num_threads(2)
     from pythae.models import VAE, VAEConfig
     from pythae.models.base.base_utils import ModelOutput
     from pythae.models.nn import BaseDecoder, BaseEncoder
@@ -70,6 +70,7 @@ CODE = """
         output_dir=sys.argv[2], num_epochs=int(sys.argv[3]), learning_rate=1e-3,
         per_device_train_batch_size=128, per_device_eval_batch_size=128, no_cuda=True,
         optimizer_cls="AdamW", optimizer_params={"weight_decay": 0.0},
+        scheduler_cls="CosineAnnealingLR", scheduler_params={"T_max": int(sys.argv[3])},
     )
     labels = [torch.zeros(len(x)) for x in (train, held)]
     trainer = BaseTrainer(
