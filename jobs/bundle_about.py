@@ -8,7 +8,7 @@ from typing import Any
 
 from jobs.errors import InputError
 from jobs.lake import Lake
-from jobs.storage import join, read_if_there
+from jobs.storage import exists, join, read_if_there
 from jobs.units import digest
 
 FORMAT = 1
@@ -17,6 +17,11 @@ FORMAT = 1
 def compute_fingerprint(batch_size: int, device: str = "cpu") -> str:
     """What fixes the last digits of a score: device kind, dtype, batch shape, torch version."""
     return digest(device, "float32", batch_size, version("torch"))
+
+
+def is_there(lake: Lake, model: str, model_version: str) -> bool:
+    """Whether a bundle is complete."""
+    return exists(join(lake.bundle(model, model_version), "model.json"))
 
 
 def read_about(lake: Lake, model: str, model_version: str) -> dict[str, Any]:

@@ -11,12 +11,11 @@ import numpy as np
 from jobs import bundle as bundles
 from jobs import checkpoints
 from jobs.bundle import Bundle, make_scorer
-from jobs.bundle_about import compute_fingerprint, read_about
+from jobs.bundle_about import compute_fingerprint, is_there, read_about
 from jobs.passes import final_moments
 from jobs.pictures import SHEET_IMAGES, sheet_of
 from jobs.records import save_completion
 from jobs.schema import PREPROCESSING
-from jobs.storage import exists, join
 from jobs.train import TrainOrder
 from jobs.training import Training
 from jobs.units import Completion
@@ -121,7 +120,7 @@ def _complete(order: TrainOrder, entry: dict[str, Any], seen: int, seconds: floa
 
 def is_published(order: TrainOrder) -> bool:
     """Whether an earlier attempt wrote the bundle; its completion is made up for."""
-    if not exists(join(order.lake.bundle(order.model, order.version), "model.json")):
+    if not is_there(order.lake, order.model, order.version):
         return False
     _complete(order, read_about(order.lake, order.model, order.version)["metrics"], 0, 0.0)
     return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from typing import Any
 
@@ -11,20 +10,17 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
 from jobs import cluster
-from jobs.bundle_about import read_about
+from jobs.bundle_about import is_there, read_about
 from jobs.config import RaySettings
 from jobs.errors import JobError
 from jobs.lake import Lake
 from jobs.listeners import listeners
 from jobs.rank import Rank
-from jobs.storage import exists, join
 from jobs.sweep import METRIC, Trial, Tried
 from jobs.sweep_config import SweepSettings
 from jobs.telemetry import Telemetry
 from jobs.train import TrainJob
 from jobs.training import Training
-
-log = logging.getLogger("latentlake")
 
 MAX_FAILURES = 3  # of a trial's process; it goes on from its newest checkpoint
 
@@ -87,7 +83,7 @@ def _train(lake: Lake, trial: Trial, night: str) -> None:
     torch.set_num_threads(trial.settings.run.threads)
     work = TrainJob(lake, trial.settings, night, RaySettings())
     plan = work.plan()
-    if exists(join(lake.bundle(plan.target, plan.fingerprint), "model.json")):
+    if is_there(lake, plan.target, plan.fingerprint):
         for entry in read_about(lake, plan.target, plan.fingerprint)["history"]:
             _report(entry)
         return

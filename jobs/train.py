@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from jobs import catalog
+from jobs.bundle_about import is_there
 from jobs.config import RaySettings, TrainSettings
 from jobs.errors import InputError, JobError
 from jobs.job import Job
@@ -18,7 +19,7 @@ from jobs.lake import Lake, valid_name
 from jobs.records import load_completions, save_completion
 from jobs.schema import ALIASES, PREPROCESSING, image_shape_of
 from jobs.shards import write_shard
-from jobs.storage import delete_tree, exists, join
+from jobs.storage import delete_tree, join
 from jobs.tables import Snapshot, Table
 from jobs.units import Completion, Plan, Settled, Unit, digest
 
@@ -111,7 +112,7 @@ class TrainJob(Job):
 
     def _units(self, version: str, images: Snapshot) -> list[Unit]:
         settings = self.settings
-        done = exists(join(self.lake.bundle(self.target, version), "model.json"))
+        done = is_there(self.lake, self.target, version)
         held = catalog.aliases(self.lake, self.target).get(settings.alias)
         if done and (held == version or (held is not None and not settings.promote)):
             return []
@@ -144,7 +145,7 @@ class TrainJob(Job):
     def execute(self, plan: Plan, units: Iterable[Unit]) -> None:
         (unit,) = units
         version = plan.fingerprint
-        if exists(join(self.lake.bundle(self.target, version), "model.json")):
+        if is_there(self.lake, self.target, version):
             done = Completion(
                 unit_id=unit.unit_id, attempt="kept", outputs=[], counts={}, seconds=0.0
             )
