@@ -178,3 +178,14 @@ def _start_embedded(cpus: int) -> None:
     )
     atexit.register(ray.shutdown)
     log.info("Ray: embedded, %d CPUs, started in %.1f s", cpus, time.monotonic() - started)
+
+
+def on_gpus(device: str, workers: int) -> bool:
+    """Whether workers get a GPU each. Raises InputError where asked for and there are too few."""
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    if device == "cuda" and gpus < workers:
+        raise InputError(
+            f"{workers} workers asked for on a GPU each, but the cluster has {gpus}; ask for "
+            "fewer, or set run.device to auto"
+        )
+    return device != "cpu" and gpus >= workers

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import io
 import json
 import logging
 import os
-import re
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -19,14 +17,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jobs.errors import InputError, LatentlakeError
+from jobs.errors import LatentlakeError
+from jobs.mlflow_listener import MLFLOW, Mlflow
 from jobs.storage import create_or_keep, join
 from jobs.telemetry import BadStep, Listener, Metric
 
 log = logging.getLogger("latentlake")
 
 FLUSH_S = 30.0
-MLFLOW = "MLFLOW_TRACKING_URI"
 
 
 class _Uploads:
@@ -62,7 +60,7 @@ class _Uploads:
         self._pool.shutdown(wait=True)
 
 
-class LakeEvents:
+class LakeEvents(Listener):
     """JSON lines in segments `<attempt>-<number>.jsonl`, one object a metric or bad step."""
 
     def __init__(self, folder: str, attempt: str) -> None:
@@ -84,9 +82,6 @@ class LakeEvents:
     def note(self, text: str) -> None:
         self._add({"event": "note", "text": text})
 
-    def pictures(self, name: str, png: bytes, step: int) -> None:
-        """None here: TensorBoard and the bundle have them."""
-
     def _add(self, event: dict[str, Any]) -> None:
         self._lines.append(json.dumps({**event, "time_s": round(time.time(), 3)}))
 
@@ -105,7 +100,7 @@ class LakeEvents:
         self._uploads.close()
 
 
-class TensorBoard:
+class TensorBoard(Listener):
     """Event files that TensorBoard reads, in segments of an epoch: objects do not grow."""
 
     def __init__(self, folder: str, attempt: str) -> None:
@@ -133,8 +128,6 @@ class TensorBoard:
     def bad_step(self, bad: BadStep) -> None:
         self._open().add_text("bad_step", f"{bad.reason}: {', '.join(bad.image_ids)}", bad.step)
 
-    def note(self, text: str) -> None: ...
-
     def pictures(self, name: str, png: bytes, step: int) -> None:
         pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
         self._open().add_image(name, pixels, step, dataformats="HWC")
@@ -155,7 +148,7 @@ class TensorBoard:
         self._local.cleanup()
 
 
-class RayMetrics:
+class RayMetrics(Listener):
     """Gauges `latentlake_train_…` that Ray serves to Prometheus."""
 
     def __init__(self, model: str, version: str) -> None:
@@ -175,81 +168,8 @@ class RayMetrics:
                 self._gauges[metric.name] = gauge
             gauge.set(metric.value, self.tags)
 
-    def bad_step(self, bad: BadStep) -> None: ...
 
-    def note(self, text: str) -> None: ...
-
-    def pictures(self, name: str, png: bytes, step: int) -> None: ...
-
-    def flush(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class Mlflow:
-    """A run in the tracking server that MLFLOW_TRACKING_URI names, found again by its tag."""
-
-    def __init__(self, model: str, version: str, settings: dict[str, Any]) -> None:
-        try:
-            from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise InputError(
-                f"{MLFLOW} is set, but mlflow is not installed: pip install mlflow-skinny, or "
-                "unset it"
-            ) from error
-        self._client = MlflowClient()
-        self._about = (model, version, settings)
-
-    @functools.cached_property
-    def _run_id(self) -> str:
-        # Asked for with the first metric: a server that is away costs its charts, no training.
-        return self._found(*self._about)
-
-    def _found(self, model: str, version: str, settings: dict[str, Any]) -> str:
-        held = self._client.get_experiment_by_name(model)
-        experiment = held.experiment_id if held else self._client.create_experiment(model)
-        same = f"tags.latentlake_version = '{version}'"
-        runs = self._client.search_runs([experiment], same, max_results=1)
-        if runs:
-            return runs[0].info.run_id
-        run = self._client.create_run(
-            experiment, run_name=f"{model}-{version}", tags={"latentlake_version": version}
-        )
-        for name, value in _flat(settings).items():
-            self._client.log_param(run.info.run_id, name, value)
-        return run.info.run_id
-
-    def metrics(self, metrics: Sequence[Metric]) -> None:
-        for metric in metrics:
-            if not isinstance(metric.value, list):
-                self._client.log_metric(
-                    self._run_id, metric.name, float(metric.value), step=metric.step
-                )
-
-    def note(self, text: str) -> None: ...
-
-    def bad_step(self, bad: BadStep) -> None:
-        self._client.set_tag(self._run_id, f"bad_step_{bad.step}", bad.reason[:500])
-
-    def pictures(self, name: str, png: bytes, step: int) -> None: ...
-
-    def flush(self) -> None: ...
-
-    def close(self) -> None:
-        self._client.set_terminated(self._run_id)
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{name}.")
-        else:
-            found[re.sub(r"[^\w./ -]", "_", prefix + name)] = str(value)[:500]
-    return found
-
-
-class Screen:
+class Screen(Listener):
     """Gives what is told to whoever shows it to people."""
 
     def __init__(self, show: Callable[[dict[str, Any]], None], say: Callable[[str], None]) -> None:
@@ -261,16 +181,8 @@ class Screen:
             told = {metric.name: metric.value for metric in metrics}
             self._show({**told, "step": metrics[0].step, "epoch": metrics[0].epoch})
 
-    def bad_step(self, bad: BadStep) -> None: ...
-
     def note(self, text: str) -> None:
         self._say(text)
-
-    def pictures(self, name: str, png: bytes, step: int) -> None: ...
-
-    def flush(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 def listeners(

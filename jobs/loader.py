@@ -37,6 +37,7 @@ class Share:
 class Loader(Protocol):
     """waited_s: how long shares were waited for, since the loader was made."""
 
+    part: Part
     waited_s: float
 
     def shares(self, epoch: int, first_batch: int = 0) -> Iterator[Share]:

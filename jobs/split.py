@@ -93,6 +93,24 @@ class Split:
             yield held
 
 
+class KeptSplit:
+    """A split whose batches stay in memory once they are read."""
+
+    def __init__(self, split: Split) -> None:
+        self._split = split
+        self._held: dict[tuple[int, int, int], list[ImageSet]] = {}
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def batches(self, size: int, rank: int = 0, world_size: int = 1) -> Iterator[ImageSet]:
+        """As the split's own."""
+        key = (size, rank, world_size)
+        if key not in self._held:
+            self._held[key] = list(self._split.batches(*key))
+        return iter(self._held[key])
+
+
 def find_splits(shard_uris: Sequence[str], image_shape: tuple[int, int, int]) -> dict[str, Split]:
     """All splits of a snapshot by name, from one narrow column of its shards."""
     groups: dict[str, list[Group]] = {}

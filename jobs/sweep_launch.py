@@ -33,15 +33,16 @@ def run_trials(
     ray_settings: RaySettings,
 ) -> list[Tried]:
     """Every trial, as far as ASHA let it go. Raises JobError where all of them failed."""
-    threads = settings.train.run.threads
-    cluster.ensure(ray_settings, (settings.concurrent or 1) * threads)
+    run, at_once = settings.train.run, settings.concurrent or 1
+    cluster.ensure(ray_settings, at_once * run.threads)
+    gpus = 1 if cluster.on_gpus(run.device, at_once) else 0
     numbered = {trial.number: trial for trial in trials}
 
     def one(config: dict[str, Any]) -> None:
         _train(lake, numbered[config["number"]], night)
 
     tuner = tune.Tuner(
-        tune.with_resources(one, {"cpu": threads}),
+        tune.with_resources(one, {"cpu": run.threads, "gpu": gpus}),
         param_space={"number": tune.grid_search(list(numbered))},
         tune_config=tune.TuneConfig(
             metric=METRIC,

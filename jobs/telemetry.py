@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -55,18 +55,22 @@ class BadStep:
     image_ids: list[str]
 
 
-class Listener(Protocol):
-    """Hears a training. Calls come from its loop: be quick, or do the work elsewhere."""
+class Listener:
+    """Hears a training, as far as it cares. Calls come from its loop: be quick, or do the work
+    elsewhere."""
 
-    def metrics(self, metrics: Sequence[Metric]) -> None: ...
+    def metrics(self, metrics: Sequence[Metric]) -> None:
+        """Of one step."""
 
     def bad_step(self, bad: BadStep) -> None: ...
 
-    def note(self, text: str) -> None: ...
+    def note(self, text: str) -> None:
+        """A sentence for people."""
 
     def pictures(self, name: str, png: bytes, step: int) -> None: ...
 
-    def flush(self) -> None: ...
+    def flush(self) -> None:
+        """An epoch is over, or something went wrong: others may want to look."""
 
     def close(self) -> None: ...
 

@@ -9,7 +9,7 @@ from jobs.errors import InputError
 from jobs.loader import Loader, Part, Resident, Streamed
 from jobs.order import Order
 from jobs.rank import Rank
-from jobs.split import Split
+from jobs.split import KeptSplit, Split
 
 GIB = 1 << 30
 
@@ -41,3 +41,10 @@ def loader_of(part: Part, run: TrainRun, device: torch.device) -> tuple[Loader, 
     kept = "resident" if resident else "streamed"
     told = f"{part.order.rows:,} images of {shape}, {part.bytes / GIB:.2f} GiB a worker, {kept}"
     return Resident(part, device) if resident else Streamed(part), told
+
+
+def validation_of(validation: Split, loader: Loader, run: TrainRun) -> Split | KeptSplit:
+    """Kept in memory where the train split is, so that epochs need no lake that is there."""
+    size = len(validation) * validation.image_bytes / loader.part.world_size
+    fits = size <= run.memory_gib * GIB - loader.part.bytes
+    return KeptSplit(validation) if isinstance(loader, Resident) and fits else validation

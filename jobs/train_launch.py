@@ -19,14 +19,15 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs import cluster
 from jobs.config import RaySettings
-from jobs.errors import InputError, JobError, LatentlakeError
-from jobs.listeners import MLFLOW
+from jobs.errors import JobError, LatentlakeError
+from jobs.mlflow_listener import MLFLOW
 from jobs.progress import TrainingProgress
 from jobs.train import TrainOrder
 
 log = logging.getLogger("latentlake")
 
 MAX_FAILURES = 20  # worker groups that are started again; each goes on from the newest checkpoint
+SAME_CRASHES = 3
 POLL_S = 1.0
 # What workers on other machines need of the driver's environment.
 PASSED_ON = (
@@ -45,6 +46,8 @@ class _Board:
         self.last: dict[str, Any] = {}
         self.notes: list[str] = []
         self.error: LatentlakeError | None = None
+        self.began = 0
+        self.crashes: list[tuple[int, int, str]] = []
 
     def tell(self, metrics: dict[str, Any]) -> None:
         self.last = self.last | metrics
@@ -58,6 +61,21 @@ class _Board:
 
     def fail(self, error: LatentlakeError) -> None:
         self.error = self.error or error
+
+    def begin(self, step: int) -> None:
+        """A group goes on from a step."""
+        self.began = step
+
+    def crash(self, rank: int, text: str) -> None:
+        """An error of a rank that nobody foresaw.
+
+        The same one again and again, with no checkpoint between, is a fault of the code or of the
+        machine, which no further attempt mends.
+        """
+        crash = (rank, self.began, text)
+        self.crashes.append(crash)
+        if self.crashes.count(crash) >= SAME_CRASHES:
+            self.fail(JobError(f"training failed {SAME_CRASHES} times alike: {text}"))
 
     def failure(self) -> LatentlakeError | None:
         return self.error
@@ -75,7 +93,7 @@ def fit(order: TrainOrder, ray_settings: RaySettings) -> None:
     board: Any = _Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     config = {"order": order, "started": time.time(), "board": board, "environment": passed}
-    on_gpus = _on_gpus(run.device, least)
+    on_gpus = cluster.on_gpus(run.device, least)
     trainer = TorchTrainer(
         train_loop,
         # Sums of losses and positions are on the CPU, gradients where the model is.
@@ -109,21 +127,10 @@ def _own_error(error: TrainingFailedError) -> LatentlakeError:
     """The workers' own error, where they had one."""
     failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
     for failure in failures.values():
-        cause = getattr(failure, "cause", None) or failure.__cause__ or failure
+        cause = getattr(failure, "_base_exc", failure)  # as Ray wraps what a worker raised
         if isinstance(cause, LatentlakeError):
             return cause
     return JobError(f"training failed: {error}")
-
-
-def _on_gpus(device: str, workers: int) -> bool:
-    """Raises InputError where GPUs are asked for and there are too few."""
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    if device == "cuda" and gpus < workers:
-        raise InputError(
-            f"{workers} workers asked for on a GPU each, but the cluster has {gpus}; ask for "
-            "fewer, or set run.device to auto"
-        )
-    return device != "cpu" and gpus >= workers
 
 
 @contextlib.contextmanager

@@ -35,6 +35,11 @@ def train_loop(config: dict[str, Any]) -> None:
     except LatentlakeError as error:
         ray.get(board.fail.remote(error), timeout=60)
         raise
+    except Exception as error:
+        # A lost peer comes as many errors, with addresses in them; a mistake is always the same.
+        text = f"{type(error).__name__}: {error}"
+        ray.get(board.crash.remote(Rank.here().index, text), timeout=60)
+        raise
 
 
 def _train(order: TrainOrder, started: float, environment: dict[str, str], board: Any) -> None:
@@ -49,6 +54,8 @@ def _train(order: TrainOrder, started: float, environment: dict[str, str], board
     try:
         training = Training(order, rank, telemetry)
         training.restore()
+        if rank.is_first:
+            board.begin.remote(training.position.step)
         training.run()
         publish(training, started)
     finally:

@@ -26,10 +26,10 @@ from jobs.loader import Loader, Share, image_ids
 from jobs.passes import closed_form
 from jobs.pictures import SHEET_IMAGES, sheet_of
 from jobs.rank import Rank
-from jobs.split import ImageSet, Split, find_splits
+from jobs.split import ImageSet, KeptSplit, Split, find_splits
 from jobs.telemetry import Telemetry
 from jobs.train import TrainOrder
-from jobs.train_data import loader_of, part_of
+from jobs.train_data import loader_of, part_of, validation_of
 from jobs.validation import validate
 from vae_core.augment import augment
 from vae_core.autoencoder import Autoencoder, to_unit_range
@@ -64,6 +64,7 @@ class Training:
         self.splits: dict[str, Split] = rank.agree(
             find_splits(order.shard_uris, order.image_shape) if rank.is_first else None
         )
+        self.validation: Split | KeptSplit = self.splits["validation"]
         self.part = part_of(self.splits["train"], self.settings, rank)
         torch.manual_seed(self.settings.seed)  # the same first weights on every rank
         self.model = self.hardware.place(
@@ -94,7 +95,9 @@ class Training:
     def _stepper(self) -> Stepper:
         settings = self.settings
         return Stepper(
-            forward=DistributedDataParallel(self.objective, broadcast_buffers=False)
+            forward=DistributedDataParallel(
+                self.objective, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
             if self.rank.world_size > 1
             else self.objective,
             optimizer=self.optimizer,
@@ -108,6 +111,7 @@ class Training:
         """Chosen by its size, and said."""
         loader, told = loader_of(self.part, self.settings.run, self.hardware.device)
         self._say(f"{self.hardware}; {told}")
+        self.validation = validation_of(self.splits["validation"], loader, self.settings.run)
         return loader
 
     def _say(self, text: str) -> None:
@@ -194,9 +198,7 @@ class Training:
     def _end_epoch(self) -> None:
         """Validates, judges and tells the epoch, and begins the next one."""
         at, entry = self.position, self._entry()
-        told = validate(
-            self.model, self.splits["validation"], self.settings, self.rank, self.average
-        )
+        told = validate(self.model, self.validation, self.settings, self.rank, self.average)
         at.history.append({**entry, **told.entry})
         at.epochs, at.batch, at.seconds, at.sums = at.epochs + 1, 0, 0.0, [0.0] * 4
         self._judge(told.entry["validation_nats"])
@@ -210,7 +212,10 @@ class Training:
 
     @functools.cached_property
     def _sheet_images(self) -> ImageSet:
-        return next(self.splits["validation"].batches(SHEET_IMAGES))
+        batches = self.validation.batches(
+            self.settings.score_batch, self.rank.index, self.rank.world_size
+        )
+        return next(batches).rows(0, SHEET_IMAGES)
 
     def _draw_if_due(self) -> None:
         """A sheet for TensorBoard, now and then and at the end."""

@@ -11,7 +11,7 @@ import torch
 
 from jobs.config import TrainSettings
 from jobs.rank import Rank
-from jobs.split import Split
+from jobs.split import KeptSplit, Split
 from vae_core.autoencoder import Autoencoder
 from vae_core.scores import ScoredBatch, Scorer
 from vae_core.weight_average import WeightAverage
@@ -29,7 +29,7 @@ class Validated:
 
 def validate(
     model: Autoencoder,
-    split: Split,
+    split: Split | KeptSplit,
     settings: TrainSettings,
     rank: Rank,
     average: WeightAverage | None = None,

@@ -70,7 +70,6 @@ class Stepper:
         loss, recon_nll, kl, norm = self._gradients(x_NCHW, noise, step).tolist()
         # The norm is of averaged gradients, so every rank sees the same one and a non-finite loss
         # on any rank stops them all.
-        # A sum beyond float32 with a finite gradient is a good step all the same.
         if not math.isfinite(norm):
             raise NonFiniteLoss(
                 f"step {step}: loss {loss / max(1, len(x_NCHW))} nats an image over "
@@ -101,8 +100,9 @@ class Stepper:
                 sums.append(self._backward(*self._part(x_NCHW, noise, number), step))
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         held = [p for p in parameters if p.grad is not None]
-        max_norm = self.clip_norm if self.clip_norm is not None else math.inf
-        norm = torch.nn.utils.clip_grad_norm_(held, max_norm)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in held if p.grad is not None])
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(held, self.clip_norm, norm)
         total = sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
         return torch.cat([total, norm.detach().reshape(1).to(total)])
 
@@ -118,8 +118,10 @@ class Stepper:
             terms = self.forward(x_NCHW, noise, step)
         # What all images share counts once a step.
         terms = terms._replace(shared=terms.shared / self.micro_batches)
-        total_loss(terms, global_count=noise.batch, world_size=self.world_size).backward()
+        loss = total_loss(terms, global_count=noise.batch, world_size=self.world_size)
         minimised = terms.loss_N.sum() + len(x_NCHW) * terms.shared * self.micro_batches
+        # A sum that is not finite may have a finite gradient, and no other rank knows of it.
+        loss.backward(torch.where(minimised.detach().isfinite(), 1.0, math.nan).to(loss))
         return torch.stack([minimised, terms.recon_nll_N.sum(), terms.kl_N.sum()]).detach()
 
     def _exchanging(self, last: bool) -> contextlib.AbstractContextManager[None]:

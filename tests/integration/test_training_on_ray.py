@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from jobs.errors import InputError, JobError
 from jobs.lake import Lake
 from jobs.sweep import draw, sweep
 from jobs.sweep_config import SweepSettings
+from jobs.train import TrainJob, TrainOrder
 from tests.integration.conftest import train
 
 pytestmark = pytest.mark.integration
@@ -50,6 +52,27 @@ def test_a_mistake_is_told_at_once_and_not_tried_again(trained: Lake) -> None:
     with pytest.raises(InputError, match="batch_size 100000 is more than the"):
         train(trained, model="wrong", batch_size=100_000)
     assert time.monotonic() - started < 90
+
+
+def test_an_error_of_ours_that_comes_again_and_again_is_not_tried_for_ever(
+    trained: Lake, monkeypatch
+) -> None:
+    class Broken(TrainOrder):
+        """By value to the workers, who find it broken."""
+
+        @property
+        def run_folder(self) -> str:
+            raise KeyError("nobody foresaw this")
+
+    real = TrainJob.order_of
+
+    def order_of(self: TrainJob, *arguments) -> TrainOrder:
+        order = real(self, *arguments)
+        return Broken(**{f.name: getattr(order, f.name) for f in dataclasses.fields(order)})
+
+    monkeypatch.setattr(TrainJob, "order_of", order_of)
+    with pytest.raises(JobError, match="3 times alike: KeyError: 'nobody foresaw this'"):
+        train(trained, model="broken")
 
 
 def test_a_loss_that_is_not_finite_ends_it_with_the_images_named(trained: Lake) -> None:

@@ -6,10 +6,11 @@ import dataclasses
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 
-from jobs import bundle, catalog, checkpoints, job, training
+from jobs import bundle, catalog, checkpoints, finishing, job, split, training
 from jobs.bundle_about import read_about
 from jobs.config import TrainSettings
 from jobs.errors import JobError, StorageError
@@ -17,6 +18,7 @@ from jobs.finishing import is_published
 from jobs.lake import Lake
 from jobs.records import load_completions
 from jobs.storage import local_path
+from jobs.telemetry import Listener, Telemetry
 from jobs.training import Training
 from jobs.units import Unit
 from tests.inline import InlineTrain
@@ -135,6 +137,37 @@ def test_training_goes_on_while_checkpoints_cannot_be_saved(
     assert all(torch.equal(v, undisturbed[n]) for n, v in weights(staged).items())
     # What was saved after that can be gone on from: the best weights, too.
     assert any("best-" in uri for uri in tries[5:])
+
+
+def test_a_resident_training_needs_no_lake_after_its_first_epoch(
+    staged: Lake, trained_once: Path, monkeypatch
+) -> None:
+    real, away = split.read_row_group, []
+
+    def read(uri: str, *arguments) -> pa.Table:
+        if away:
+            raise StorageError(f"cannot read {uri}: the lake is away")
+        return real(uri, *arguments)
+
+    monkeypatch.setattr(split, "read_row_group", read)
+    monkeypatch.setattr("jobs.training.PICTURES_S", 0.0)
+
+    class Ear(Listener):
+        def flush(self) -> None:
+            away.append(True)
+
+        def close(self) -> None:
+            away.clear()
+
+    telemetry = Telemetry([Ear()])
+    monkeypatch.setattr("tests.inline.TELEMETRY", telemetry)
+    real_publish = finishing.publish
+    monkeypatch.setattr(
+        finishing, "publish", lambda *a, **k: (telemetry.close(), real_publish(*a, **k))
+    )
+    job.run(InlineTrain(staged))
+    undisturbed = weights(Lake((trained_once / "lake").as_uri()))
+    assert all(torch.equal(v, undisturbed[n]) for n, v in weights(staged).items())
 
 
 def test_a_checkpoint_of_another_model_is_refused(staged: Lake, monkeypatch) -> None:

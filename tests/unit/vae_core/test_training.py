@@ -13,7 +13,7 @@ from tests.unit.vae_core.models import images, model_of
 from vae_core.config import ObjectiveConfig
 from vae_core.likelihoods import LIKELIHOODS
 from vae_core.noise import StepNoise
-from vae_core.objectives import Objective
+from vae_core.objectives import LossTerms, Objective
 from vae_core.training import NonFiniteLoss, Stepper, learning_rate, train_step
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "losses.json"
@@ -81,6 +81,21 @@ def test_a_non_finite_loss_stops_before_the_optimiser_moves_anything() -> None:
         train_step(objective, optimizer, x, noise, step=7)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+def test_a_sum_that_is_not_finite_stops_the_step_although_its_gradient_is() -> None:
+    """2·10³⁸ nats an image, two images: the sum is beyond float32, no rank but this one sees it."""
+    weight = torch.nn.Parameter(torch.ones(()))
+
+    def forward(x: torch.Tensor, noise: StepNoise, step: int) -> LossTerms:
+        nats_N = 2e38 + weight * torch.ones(2)
+        return LossTerms(nats_N, nats_N.detach(), torch.zeros(2), torch.zeros(()))
+
+    optimizer = torch.optim.AdamW([weight], lr=1.0)
+    noise = StepNoise(seed=0, step=0, batch=2)
+    with pytest.raises(NonFiniteLoss, match="loss inf"):
+        train_step(forward, optimizer, torch.zeros(2, 1, 1, 1), noise, step=0)
+    assert weight.item() == 1.0
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
