@@ -19,7 +19,7 @@ from deltalake import DeltaTable, Schema
 from deltalake.exceptions import CommitFailedError, TableNotFoundError
 from deltalake.transaction import AddAction, CommitProperties, RemoveAction, Transaction
 
-from jobs.errors import InputError
+from jobs.errors import InputError, StorageError
 from jobs.schema import CONTRACT_KEYS, TableSpec
 from jobs.shards import read_shard
 from jobs.storage import attempt, delta_options, explain, is_transient, join
@@ -293,7 +293,7 @@ def _commit_once(action: Callable[[], None], uri: str) -> None:
 
 
 def open_snapshot(uri: str, version: int | None = None) -> Snapshot | None:
-    """Raises InputError where the table exists but the version does not."""
+    """Raises InputError where the table exists but does not have the version yet."""
 
     def action() -> DeltaTable | None:
         try:
@@ -301,5 +301,12 @@ def open_snapshot(uri: str, version: int | None = None) -> Snapshot | None:
         except TableNotFoundError:
             return None
 
-    handle = attempt(action, uri, "read")
+    try:
+        handle = attempt(action, uri, "read")
+    except StorageError as error:
+        newest = open_snapshot(uri) if version is not None else None
+        if newest is None or version is None or version <= newest.version:
+            raise
+        told = f"{uri} has no version {version}; the newest is {newest.version}"
+        raise InputError(told) from error
     return None if handle is None else Snapshot(uri, handle)

@@ -13,12 +13,10 @@ import argparse
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,10 +26,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[2]
-BENCH = ROOT / ".bench"
+from tests.benchmarks.rounds import BENCH, last_cores, tell
+from tests.helpers import LATENTLAKE
+
 FOLDER = BENCH / "stage"
-LATENTLAKE = Path(sys.executable).parent / "latentlake"
 DISTINCT = 20_000
 SIDE = 256
 
@@ -233,19 +231,6 @@ def steady(small: float, large: float, images: int) -> float:
     return images / (large - small)
 
 
-def median_of(rounds: int, action: Callable[[], dict[str, float]]) -> dict[str, Any]:
-    """By name: median, least and greatest over the rounds."""
-    found = [action() for _ in range(rounds)]
-    return {
-        name: {
-            "median": statistics.median(values),
-            "range": [min(values), max(values)],
-        }
-        for name in found[0]
-        if (values := [one[name] for one in found])
-    }
-
-
 def speed_round(cores: int, large: int) -> dict[str, float]:
     few = write_photos(FOLDER / f"photos-{DISTINCT}", DISTINCT)
     many = write_photos(FOLDER / f"photos-{large}", large)
@@ -301,26 +286,16 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--images", type=int, default=200_000)
     parser.add_argument("--rows", type=int, nargs=2, default=[100_000, 1_000_000])
-    parser.add_argument("--only", choices=["speed", "scaling", "idle"])
+    parser.add_argument("--only", choices=["speed", "scaling", "idle"], action="append")
     args = parser.parse_args()
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-args.cores :])
+    last_cores(args.cores)
     os.environ["OMP_NUM_THREADS"] = "1"
-    rounds = {
+    sections = {
         "speed": lambda: speed_round(args.cores, args.images),
         "scaling": lambda: scaling_round(args.cores, *args.rows),
         "idle": lambda: idle_round(100_000),
     }
-    report = BENCH / "stage.json"
-    report.parent.mkdir(exist_ok=True)
-    held = json.loads(report.read_text()) if report.exists() else {}
-    for name, action in rounds.items():
-        if args.only in (None, name):
-            held[name] = median_of(args.rounds, action)
-            report.write_text(json.dumps(held, indent=1))
-            for what, found in held[name].items():
-                low, high = found["range"]
-                sys.stdout.write(f"{what}: {found['median']:,.2f} ({low:,.2f} – {high:,.2f})\n")
-                sys.stdout.flush()
+    tell("stage", sections, args.only, args.rounds)
 
 
 if __name__ == "__main__":

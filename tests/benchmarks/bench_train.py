@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,8 @@ from jobs.order import Order
 from jobs.split import find_splits
 from tests.benchmarks import pythae_rival, ray_template
 from tests.benchmarks.bare_loop import CASES, bare_rate
-from tests.benchmarks.bench_stage import BENCH, LATENTLAKE, median_of
+from tests.benchmarks.rounds import BENCH, Round, last_cores, tell
+from tests.helpers import LATENTLAKE
 from tests.inline import InlineStage, InlineTrain
 from vae_core.autoencoder import to_unit_range
 
@@ -264,7 +264,7 @@ def pythae_round(epochs: int = 20) -> dict[str, float]:
     }
 
 
-SECTIONS: dict[str, Callable[[], dict[str, float]]] = {
+SECTIONS: dict[str, Round] = {
     "loader": loader_round,
     "loop": loop_round,
     "start-up": start_up_round,
@@ -280,19 +280,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", choices=list(SECTIONS), action="append")
     args = parser.parse_args()
-    cores = sorted(os.sched_getaffinity(0))[-2:]
-    os.sched_setaffinity(0, cores)
+    last_cores(2)
     torch.set_num_threads(1)
-    report = BENCH / "train.json"
     FOLDER.mkdir(parents=True, exist_ok=True)
-    held = json.loads(report.read_text()) if report.exists() else {}
-    for name in args.only or SECTIONS:
-        held[name] = median_of(args.rounds, SECTIONS[name])
-        report.write_text(json.dumps(held, indent=1))
-        for what, found in held[name].items():
-            low, high = found["range"]
-            sys.stdout.write(f"{what}: {found['median']:,.2f} ({low:,.2f} – {high:,.2f})\n")
-            sys.stdout.flush()
+    tell("train", SECTIONS, args.only, args.rounds)
 
 
 if __name__ == "__main__":

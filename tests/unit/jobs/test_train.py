@@ -255,6 +255,17 @@ def test_unknown_names_list_the_known_ones(trained: Lake) -> None:
         catalog.resolve_model(trained, "m@prod")
 
 
+def test_a_snapshot_that_is_gone_is_told(staged: Lake) -> None:
+    with pytest.raises(InputError, match=r"99.*(known|newest)"):
+        job.run(InlineTrain(staged, images_version=99))
+    shards = [*(local_path(staged.uri) / "datasets").rglob("images/**/*.parquet")]
+    assert shards
+    for path in shards:
+        path.unlink()
+    with pytest.raises(InputError, match=r"cannot read .*parquet: it does not exist"):
+        job.run(InlineTrain(staged))
+
+
 def test_too_few_images_for_the_splits_are_told(tmp_path: Path) -> None:
     lake = Lake((tmp_path / "lake").as_uri())
     write_source(tmp_path / "s" / "a.parquet", range(2))
