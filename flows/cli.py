@@ -17,6 +17,7 @@ from jobs.config import (
     Fit,
     FormatName,
     MaintainSettings,
+    Reconstructions,
     StageSettings,
     build,
     load_nightly,
@@ -131,24 +132,28 @@ def _share(option: str, text: str) -> float:
 @cli.command()
 @click.option("--dataset", required=True, metavar="NAME", help="Dataset to embed.")
 @click.option("--model", required=True, metavar="NAME[@VERSION|@ALIAS]", help="The bundle.")
-@click.option("--reconstructions", is_flag=True, help="Write reconstructions as PNG, too.")
+@click.option(
+    "--reconstructions",
+    type=click.Choice(get_args(Reconstructions)),
+    help="Whose to write as PNG; none if not given. A sample is one image in a hundred.",
+)
+@click.option("--alpha", metavar="SHARE", help="False-discovery rate: 5% (default) or 0.05.")
+@click.option("--commit-every", type=int, metavar="N", help="Units a commit; all of them if none.")
 @click.option("--batch-size", type=int, metavar="N", help="Images a forward pass.")
 @job_options
-def embed(
-    dataset: str, model: str, reconstructions: bool, batch_size: int | None, **options: Any
-) -> None:
-    """Embed and score the images that the model has not seen yet.
+def embed(dataset: str, model: str, alpha: str | None, **options: Any) -> None:
+    """Embed and score the images that the model has not seen yet; flag the anomalies among them.
 
     Example: latentlake embed --dataset photos --model photos@champion
     """
+    plain = ("reconstructions", "commit_every", "batch_size", "workers")
     settings = build(
         EmbedSettings,
         given(
             dataset=dataset,
             model=model,
-            reconstructions=reconstructions,
-            batch_size=batch_size,
-            workers=options["workers"],
+            alpha=_share("--alpha", alpha) if alpha else None,
+            **{name: options[name] for name in plain},
         ),
     )
     from jobs.embed import EmbedJob

@@ -106,7 +106,7 @@ def settings_of(lake: Lake) -> NightlySettings:
             learning_rate=2e-3,
             workers=2,
         ),
-        embed=EmbedSettings(dataset=NAME, model=NAME, reconstructions=True),
+        embed=EmbedSettings(dataset=NAME, model=NAME, reconstructions="all"),
         ray=RaySettings(cpus=2),
     )
 

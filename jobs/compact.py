@@ -14,6 +14,7 @@ from jobs.config import RaySettings
 from jobs.job import OutOfDate, PoolJob, WorkerFactory
 from jobs.lake import Lake
 from jobs.schema import (
+    MODEL_TABLES,
     QUARANTINE,
     RECONSTRUCTIONS,
     SOURCES,
@@ -90,7 +91,7 @@ class CompactJob(PoolJob):
         order = (
             [QUARANTINE.name, SOURCES.name, "images"]
             if self.kind == "dataset"
-            else [RECONSTRUCTIONS.name, "embeddings"]
+            else [*MODEL_TABLES, "embeddings"]
         )
         held = {name: open_snapshot(self._uri(name)) for name in order}
         fingerprint = digest(LAYOUT, TARGET_BYTES)
@@ -167,8 +168,9 @@ def _now(table: Table) -> Snapshot:
 
 def spec_of(snapshot: Snapshot | None, name: str) -> TableSpec:
     """The spec of a published table, with the shape, columns and contract that it has."""
-    if name in (QUARANTINE.name, SOURCES.name, RECONSTRUCTIONS.name):
-        return {s.name: s for s in (QUARANTINE, SOURCES, RECONSTRUCTIONS)}[name]
+    fixed = {QUARANTINE.name: QUARANTINE, SOURCES.name: SOURCES, **MODEL_TABLES}
+    if name in fixed:
+        return fixed[name]
     assert snapshot is not None
     if name == "images":
         from jobs.card import look_of

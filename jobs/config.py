@@ -283,12 +283,25 @@ class TrainSettings(Settings):
         return self.model_dump(mode="json", exclude=outside)
 
 
+Reconstructions = Literal["none", "anomalies", "sample", "all"]
+
+
 class EmbedSettings(Settings):
     """From images and a bundle to the embeddings table."""
 
     dataset: str = Field(description="dataset to embed")
     model: str = Field(description="NAME, NAME@VERSION or NAME@ALIAS; the champion if only NAME")
-    reconstructions: bool = Field(default=False, description="write reconstructions as PNG, too")
+    reconstructions: Reconstructions = Field(
+        default="none",
+        description="whose reconstructions to write as PNG: of none, of anomalies (p-value at most "
+        "alpha), of a sample (one in a hundred), of all",
+    )
+    alpha: float = Field(
+        default=0.05, gt=0, lt=1, description="false-discovery rate among the flagged anomalies"
+    )
+    commit_every: int | None = Field(
+        default=None, ge=1, description="units a commit, for very long jobs; all of them if none"
+    )
     batch_size: int | None = Field(
         default=None, ge=1, description="images a forward pass; the bundle's scoring batch if none"
     )

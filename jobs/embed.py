@@ -5,7 +5,10 @@ Plan: image ids that this model version has not embedded, shard by shard of a pi
 
 from __future__ import annotations
 
+import itertools
 import logging
+import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,34 +20,65 @@ from jobs.bundle_about import compute_fingerprint, read_about
 from jobs.config import EmbedSettings, RaySettings
 from jobs.corrections import correction_unit, latest_completions
 from jobs.errors import InputError
+from jobs.flag import Batch, anomalies_table, flag
 from jobs.idset import IdSet, digests
 from jobs.job import PoolJob, WorkerFactory
 from jobs.lake import Lake
-from jobs.schema import PREPROCESSING, RECONSTRUCTIONS, embeddings_spec, image_shape_of
-from jobs.shards import read_shard
+from jobs.schema import (
+    ANOMALIES,
+    BATCHES,
+    MODEL_TABLES,
+    PREPROCESSING,
+    RECONSTRUCTIONS,
+    embeddings_spec,
+    image_shape_of,
+)
+from jobs.shards import read_shard, write_shard
 from jobs.storage import join
 from jobs.tables import Snapshot, Table, open_snapshot
-from jobs.units import Completion, Plan, Settled, Unit, digest, total_counts
+from jobs.units import Completion, Output, Plan, Settled, Unit, digest, total_counts
 
 log = logging.getLogger("latentlake")
 
+PER_IMAGE = ("reconstructions", "embeddings")  # tables that units write
+UNIT_ROWS = 16_384  # images a unit at most: what a killed worker has to do again
+SAMPLE = 100  # one in as many is in the sample of reconstructions
 
-def _by_rows(missing: dict[str, list[int]], count: int) -> list[tuple[list[int] | None, list[str]]]:
-    """The rows of a shard and the tables that lack them; None for rows: all of them."""
-    found: list[tuple[list[int] | None, list[str]]] = []
-    for name, rows in missing.items():
-        wanted = None if len(rows) == count else rows
-        same = next((tables for held, tables in found if held == wanted), None)
-        if same is not None:
-            same.append(name)
-        elif rows:
-            found.append((wanted, [name]))
+
+def in_sample(ids: np.ndarray) -> np.ndarray:
+    """Of image ids by digest, the same ones always, (N,) of bool."""
+    return ids["low"].astype(np.uint64) % SAMPLE == 0
+
+
+def _extreme(p_value: pa.ChunkedArray, alpha: float) -> pa.ChunkedArray:
+    return pc.fill_null(pc.less_equal(p_value, alpha), False)  # type: ignore[attr-defined]
+
+
+def _by_tables(lacking: dict[str, np.ndarray]) -> dict[tuple[str, ...], np.ndarray]:
+    """Rows of a shard by the tables that lack them, of (N,) of bool by table."""
+    found: dict[tuple[str, ...], np.ndarray] = {}
+    for chosen in itertools.product((True, False), repeat=len(lacking)):
+        alike = np.logical_and.reduce(
+            [lacks == wanted for lacks, wanted in zip(lacking.values(), chosen, strict=True)]
+        )
+        tables = tuple(itertools.compress(lacking, chosen))
+        if tables and alike.any():
+            found[tables] = np.flatnonzero(alike)
     return found
+
+
+def _pieces(rows: np.ndarray, count: int) -> Iterator[dict[str, Any]]:
+    """Rows of a shard of `count`, as much as a unit has at once; `rows` null: all from the span."""
+    for start in range(0, len(rows), UNIT_ROWS):
+        part = rows[start : start + UNIT_ROWS]
+        whole = len(rows) == count
+        span = [int(part[0]), int(part[-1]) + 1]
+        yield {"span": span, "rows": None if whole else part.tolist()}
 
 
 def embed_tables(lake: Lake, model: str, latent_dim: int) -> list[Table]:
     """In commit order."""
-    specs = (RECONSTRUCTIONS, embeddings_spec(latent_dim))
+    specs = (*MODEL_TABLES.values(), embeddings_spec(latent_dim))
     return [Table(lake.model(model, spec.name), spec) for spec in specs]
 
 
@@ -85,9 +119,11 @@ class EmbedJob(PoolJob):
         self._warn_of_other_digits()
         fingerprint = self._fingerprint()
         base = {"images": images.version}
-        for name in ("reconstructions", "embeddings"):
+        for name in PER_IMAGE:
             snapshot = open_snapshot(self.lake.model(self.target, name))
             base[name] = snapshot.version if snapshot is not None else -1
+        work = self._work(images, fingerprint)
+        part = work["units"][: self.settings.commit_every]
         return Plan(
             job=self.name,
             target=self.target,
@@ -100,9 +136,13 @@ class EmbedJob(PoolJob):
                 "model": self.target,
                 "latent_dim": self.about["config"]["latent_dim"],
                 "images_version": images.version,
+                "whole": len(part) == len(work["units"]),
             },
-            **self._work(images, fingerprint),
+            **(work | {"units": part}),
         )
+
+    def is_whole(self, plan: Plan) -> bool:
+        return plan.settings["whole"]
 
     def _require_same_images(self, images: Snapshot) -> None:
         held, wanted = image_shape_of(images.schema), tuple(self.about["config"]["image_shape"])
@@ -129,23 +169,42 @@ class EmbedJob(PoolJob):
 
     def _work(self, images: Snapshot, fingerprint: str) -> dict[str, Any]:
         """Units of the images that are missing; a key where only rows have to leave."""
-        wanted = self._wanted_tables()
-        held = {name: self._held_ids(name) for name in wanted}
+        held = {name: self._held_ids(name) for name in PER_IMAGE}
+        extreme = self._extreme_ids()
         units, found = [], []
         for path, rows in images.read_each(["image_id"]):
             ids = digests(rows["image_id"])
             found.append(ids)
-            missing = {name: np.flatnonzero(~held[name].has(ids)).tolist() for name in wanted}
-            units += [
-                Unit.of(fingerprint, {"path": path, "rows": rows, "tables": tables})
-                for rows, tables in _by_rows(missing, len(ids))
-            ]
+            new = ~held["embeddings"].has(ids)
+            drawn = self._drawn(ids, new, extreme) & ~held["reconstructions"].has(ids)
+            for tables, wanted in _by_tables({"embeddings": new, "reconstructions": drawn}).items():
+                work = {"path": path, "tables": list(tables)}
+                units += [Unit.of(fingerprint, work | piece) for piece in _pieces(wanted, len(ids))]
         known = IdSet(found)
-        leaves = any(not held[name].within(known) for name in wanted)
+        leaves = any(not held[name].within(known) for name in PER_IMAGE)
         return {"units": units, "key": ["leaving", images.version] if leaves else []}
 
-    def _wanted_tables(self) -> list[str]:
-        return ["embeddings", *(["reconstructions"] if self.settings.reconstructions else [])]
+    def _drawn(self, ids: np.ndarray, new: np.ndarray, extreme: IdSet) -> np.ndarray:
+        """Whose reconstructions to make, of images by digest, (N,) of bool.
+
+        Of new images all that may be wanted: the worker, who has the p-values, leaves out the rest.
+        """
+        wanted = self.settings.reconstructions
+        if wanted == "none":
+            return np.zeros(len(ids), bool)
+        rule = {"all": np.ones_like(new), "sample": in_sample(ids), "anomalies": extreme.has(ids)}
+        return new | rule[wanted]
+
+    def _extreme_ids(self) -> IdSet:
+        """Embedded images whose reconstructions `anomalies` asks for."""
+        snapshot = open_snapshot(self.lake.model(self.target, "embeddings"))
+        if snapshot is None or self.settings.reconstructions != "anomalies":
+            return IdSet()
+        each = snapshot.read_each(["image_id", "p_value"], self.partition)
+        return IdSet(
+            digests(rows["image_id"].filter(_extreme(rows["p_value"], self.settings.alpha)))
+            for _, rows in each
+        )
 
     def _held_ids(self, table: str) -> IdSet:
         """Image ids in this job's partition of a table."""
@@ -162,7 +221,11 @@ class EmbedJob(PoolJob):
         return digest(PREPROCESSING, self.partition, self._outputs())
 
     def _outputs(self) -> dict[str, Any]:
-        return {"batch_size": self.batch_size, "reconstructions": self.settings.reconstructions}
+        return {
+            "batch_size": self.batch_size,
+            "reconstructions": self.settings.reconstructions,
+            "alpha": self.settings.alpha,
+        }
 
     def worker(self) -> WorkerFactory:
         from jobs.embed_worker import EmbedWorker
@@ -175,12 +238,13 @@ class EmbedJob(PoolJob):
         made = {u: c for u, c in completions.items() if "rewrites" not in c.details}
         latest = latest_completions(made)
         tables = self.tables(plan)
-        published = {table.spec.name: self._published_since(plan, table) for table in tables}
+        of_units = [table for table in tables if table.spec.name in PER_IMAGE]
+        published = {table.spec.name: self._published_since(plan, table) for table in of_units}
         corrections = []
         for completion in latest.values():
             lost = {
                 table.spec.name: _held(completion, table, published[table.spec.name])
-                for table in tables
+                for table in of_units
             }
             if any(lost.values()):
                 corrections.append(correction_unit(plan.fingerprint, completion, {"lost": lost}))
@@ -192,14 +256,17 @@ class EmbedJob(PoolJob):
             return missing
         removals = [completions[unit.unit_id] for unit in rewrites]
         done = [*(latest[unit.unit_id] for unit in plan.units), *removals]
+        files = {t.uri: [o for c in done for o in c.outputs_of(t.spec.name)] for t in tables}
+        told = self._finalise(plan, files) if plan.units and plan.settings["whole"] else {}
         return Settled(
-            files={t.uri: [o for c in done for o in c.outputs_of(t.spec.name)] for t in tables},
+            files=files,
             removed={
                 t.uri: [p for c in done for p in c.replaces.get(t.spec.name, [])] for t in tables
             },
             counts={
                 "embedded": 0,
                 **total_counts([*latest.values(), *removals]),
+                **told,
                 "model_version": plan.settings["model_version"],
             },
         )
@@ -212,6 +279,8 @@ class EmbedJob(PoolJob):
         known = IdSet(digests(rows["image_id"]) for _, rows in images.read_each(["image_id"]))
         units = []
         for table in tables:
+            if "image_id" not in table.spec.schema.names:
+                continue
             snapshot = table.snapshot()
             assert snapshot is not None
             for path, rows in snapshot.read_each(["image_id"], partition):
@@ -219,6 +288,53 @@ class EmbedJob(PoolJob):
                     inputs = {"rewrite": table.spec.name, "path": path}
                     units.append(Unit.of(plan.fingerprint, {**inputs, "images": images.version}))
         return units
+
+    def _finalise(self, plan: Plan, files: dict[str, list[Output]]) -> dict[str, Any]:
+        """Decides the batch's anomalies, and adds their file to those of the commit."""
+        settings = plan.settings
+        partition = {key: settings[key] for key in self.partition}
+        embeddings = self.lake.model(self.target, "embeddings")
+        batch = self._batch(plan, partition)
+        published = open_snapshot(embeddings)
+        within = ("images_version", batch.first, batch.last)
+        # Of an earlier part of this batch; none where somebody else has ended the batch.
+        new = published is not None and batch.first <= batch.last
+        others = published.paths(partition, within) if published and new else []
+        own = [output.path for output in files[embeddings]]
+        flagged = flag(
+            batch, [join(embeddings, p) for p in own], [join(embeddings, p) for p in others]
+        )
+        told = flagged.batch
+        if not told["tested"]:
+            return {"tested": 0}
+        stamp = {"night": plan.night, "job_id": plan.job_id, "unit_id": batch.name}
+        rows = {ANOMALIES: anomalies_table(flagged, stamp)}
+        rows[BATCHES] = pa.Table.from_pylist([told | stamp], schema=BATCHES.file_schema)
+        for spec, table in rows.items():
+            if table.num_rows:
+                uri = self.lake.model(self.target, spec.name)
+                name = f"{plan.job_id}-{uuid.uuid4().hex[:8]}"
+                files[uri] = [*files[uri], write_shard(uri, spec, table, name, partition)]
+        counts = {name: told[name] for name in ("batch", "tested", "fewest_flaggable")}
+        return {**counts, "anomalies": told["flagged"]}
+
+    def _batch(self, plan: Plan, partition: dict[str, str]) -> Batch:
+        """Of all versions of the images table since the last batch."""
+        last = plan.settings["images_version"]
+        held = open_snapshot(self.lake.model(self.target, BATCHES.name))
+        rows = held.read(["last_version"], partition) if held is not None else None
+        before = max(rows["last_version"].to_pylist(), default=-1) if rows is not None else -1
+        about = self.about
+        calibrated = about["scoring"]["compute_fingerprint"]
+        return Batch(
+            first=before + 1,
+            last=last,
+            alpha=plan.settings["alpha"],
+            decision_score=about["decision_score"],
+            calibration=about["data"]["calibration_images"],
+            valid=compute_fingerprint(plan.settings["batch_size"]) == calibrated,
+            image_shape=tuple(about["config"]["image_shape"]),
+        )
 
     def _published_since(self, plan: Plan, table: Table) -> pa.Array | None:
         """Image ids in this job's partition, where another job has committed to the table."""

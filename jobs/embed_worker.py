@@ -14,11 +14,12 @@ import torch
 from jobs import bundle as bundles
 from jobs import catalog
 from jobs.corrections import correction_details, is_correction
-from jobs.embed import embed_tables
+from jobs.embed import embed_tables, in_sample
 from jobs.idset import IdSet, digests
 from jobs.images import encode_png
 from jobs.lake import Lake
-from jobs.shards import ShardWriter, read_shard, row_groups, write_shard
+from jobs.schema import RECONSTRUCTIONS
+from jobs.shards import ShardWriter, read_shard, read_span, row_groups, write_shard
 from jobs.split import pixels_of
 from jobs.storage import join
 from jobs.tables import Table, open_snapshot
@@ -102,9 +103,10 @@ class EmbedWorker:
 
     def _embedded(self, unit: Unit) -> dict[str, pa.Table]:
         uri = join(self.images_uri, unit.inputs["path"])
-        images = read_shard(uri, ["image_id", "image", "split"])
-        if unit.inputs["rows"] is not None:
-            images = images.take(unit.inputs["rows"])
+        (start, stop), rows = unit.inputs["span"], unit.inputs["rows"]
+        images = read_span(uri, start, stop, ["image_id", "image", "split"])
+        if rows is not None:
+            images = images.take(np.array(rows) - start)
         # Sorted, so that a look-up by id reads few row groups.
         images = images.sort_by("image_id")
         ids = images["image_id"].to_pylist()
@@ -115,33 +117,50 @@ class EmbedWorker:
             "job_id": self.context.job_id,
             "unit_id": unit.unit_id,
         }
-        p_value = self._p_values(scored, ids, images["split"])
-        rows = {"embeddings": self._embedding_rows(ids, scored, p_value, stamp)}
-        if "embeddings" not in unit.inputs["tables"]:
-            rows = {}
+        model_split = np.array(images["split"].to_pylist(), object)
+        model_split[~self.trained_on.has(digests(ids))] = None
+        p_value = self._p_values(scored, model_split)
+        made: dict[str, pa.Table] = {}
+        if "embeddings" in unit.inputs["tables"]:
+            made["embeddings"] = self._embedding_rows(ids, scored, model_split, p_value, stamp)
         if "reconstructions" in unit.inputs["tables"]:
-            pngs = [encode_png(image) for image in scored.reconstruction_NHWC]
-            columns = {"image_id": ids, "png": pngs, **_repeated(stamp, len(ids))}
-            rows["reconstructions"] = pa.table(columns, schema=self.tables[0].spec.file_schema)
-        return rows
+            kept = self._drawn(ids, p_value)
+            pngs = [encode_png(scored.reconstruction_NHWC[row]) for row in kept]
+            columns = {"image_id": [ids[row] for row in kept], "png": pngs}
+            columns |= _repeated(stamp, len(kept))
+            made["reconstructions"] = pa.table(columns, schema=RECONSTRUCTIONS.file_schema)
+        return made
 
-    def _p_values(self, scored: ScoredBatch, ids: list[str], split: pa.ChunkedArray) -> pa.Array:
+    def _drawn(self, ids: list[str], p_value: np.ndarray) -> list[int]:
+        """Rows whose reconstructions are wanted."""
+        settings = self.context.settings
+        wanted = {
+            "all": np.ones(len(ids), bool),
+            "sample": in_sample(digests(ids)),
+            "anomalies": p_value <= settings["alpha"],  # null is NaN: none
+        }
+        return np.flatnonzero(wanted[settings["reconstructions"]]).tolist()
+
+    def _p_values(self, scored: ScoredBatch, model_split: np.ndarray) -> np.ndarray:
+        """(N,), NaN for none."""
         calibration = self.bundle.calibration_scores
         scores = scored.scores[self.bundle.about["decision_score"]]
         if scores is None or not len(calibration):
-            return pa.nulls(len(split), pa.float64())
+            return np.full(len(model_split), np.nan)
         # Images that shaped the model get none; its calibration images, leave-one-out. By id, not
         # by dataset: the same image may be staged in several.
-        held = self.trained_on.has(digests(ids))
-        splits = np.array(split.to_pylist())
         values = p_values(scores, calibration)
         alone = p_values(scores, calibration, leave_one_out=True)
-        values = np.where(held & (splits == "calibration"), alone, values)
-        shaped = held & np.isin(splits, TRAINED)
-        return pa.array(np.where(shaped, np.nan, values), from_pandas=True)
+        values = np.where(model_split == "calibration", alone, values)
+        return np.where(np.isin(model_split, TRAINED), np.nan, values)
 
     def _embedding_rows(
-        self, ids: list[str], scored: ScoredBatch, p_value: pa.Array, stamp: dict[str, str]
+        self,
+        ids: list[str],
+        scored: ScoredBatch,
+        model_split: np.ndarray,
+        p_value: np.ndarray,
+        stamp: dict[str, str],
     ) -> pa.Table:
         count, log_var_ND = len(ids), scored.log_var_ND
         columns: dict[str, Any] = {
@@ -149,7 +168,10 @@ class EmbedWorker:
             "images_version": [self.context.settings["images_version"]] * count,
             "embedding": _vectors(scored.mean_ND),
             "embedding_log_var": pa.nulls(count) if log_var_ND is None else _vectors(log_var_ND),
-            "p_value": p_value,
+            "max_patch_y": scored.max_patch_yx_N2[:, 0],
+            "max_patch_x": scored.max_patch_yx_N2[:, 1],
+            "model_split": pa.array(model_split, pa.string()),
+            "p_value": pa.array(p_value, from_pandas=True),
             **_repeated(stamp, count),
         }
         for name, values in scored.scores.items():

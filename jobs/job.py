@@ -86,6 +86,10 @@ class Job(abc.ABC):
         """What is said, and counted, where the plan is empty."""
         return "nothing to do", {}
 
+    def is_whole(self, plan: Plan) -> bool:
+        """Whether the plan has all that was missing; else another one follows in the same call."""
+        return True
+
     def after(self, plan: Plan) -> None:  # noqa: B027 - most jobs have nothing to add
         """What derives from the tables, once they are published. May be done again."""
 
@@ -142,15 +146,20 @@ def run(job: Job) -> JobReport:
             report = merged(report, done) if done is not None else report
     if report.job_ids and job.one_a_call:
         return report
-    for _ in range(REPLANS):
+    replans = 0
+    while replans < REPLANS:
         plan = job.plan()
         if plan.is_empty:
             text, counts = job.idle(plan)
             log.info("%s %s: %s", job.name, job.target, text)
             return dataclasses.replace(report, counts=report.counts or counts)
         done = _finish_or_drop(job, records.save_plan(job.lake, plan))
-        if done is not None:
-            return merged(report, done)
+        if done is None:
+            replans += 1
+            continue
+        report = merged(report, done)
+        if job.is_whole(plan):
+            return report
     raise JobError(f"{job.name} {job.target}: tables or source keep changing; run it again")
 
 

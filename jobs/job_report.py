@@ -23,13 +23,16 @@ class JobReport:
         return dataclasses.asdict(self)
 
 
+LATEST = ("fewest_flaggable",)  # counts that do not add up: the later one is told
+
+
 def merged(first: JobReport, second: JobReport) -> JobReport:
     """Two runs of one job as one report."""
     if not first.job_ids:
         return second
     counts = dict(first.counts)
     for name, value in second.counts.items():
-        both = isinstance(value, int) and isinstance(counts.get(name), int)
+        both = name not in LATEST and isinstance(value, int) and isinstance(counts.get(name), int)
         counts[name] = counts[name] + value if both else value
     return dataclasses.replace(
         second,

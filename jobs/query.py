@@ -15,8 +15,8 @@ from jobs.errors import InputError, unknown_name
 from jobs.lake import Lake
 from jobs.schema import (
     ALIASES,
+    MODEL_TABLES,
     QUARANTINE,
-    RECONSTRUCTIONS,
     RUNS,
     SOURCES,
     TableSpec,
@@ -37,7 +37,7 @@ def _empty_specs() -> dict[str, TableSpec]:
         SOURCES,
         QUARANTINE,
         embeddings_spec(1),
-        RECONSTRUCTIONS,
+        *MODEL_TABLES.values(),
         ALIASES,
         RUNS,
     ]
@@ -86,7 +86,7 @@ def _snapshots(
     places: list[tuple[str, dict[str, str]]] = [(lake.catalog(name), {})]
     if name in ("images", "sources", "quarantine"):
         places = [(lake.dataset(d, name), {"dataset": d}) for d in catalog.datasets(lake)]
-    elif name in ("embeddings", "reconstructions"):
+    elif name == "embeddings" or name in MODEL_TABLES:
         places = [(lake.model(m, name), {"model": m}) for m in catalog.models(lake)]
     found = []
     for uri, owner in places:

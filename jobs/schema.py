@@ -175,24 +175,46 @@ def embeddings_spec(latent_dim: int) -> TableSpec:
             "posterior log-variance; null for a deterministic posterior",
             dimension=dimension,
         ),
-        *(
-            _field(name, pa.float64(), info.meaning, unit=info.unit, anomalous=info.anomalous)
-            for name, info in SCORES.items()
-        ),
+        *_scores(),
+        *_region(),
         _field(
-            "p_value",
-            pa.float64(),
-            "conformal p-value of the bundle's decision score; null for images trained on",
-            unit="probability",
-            anomalous="lower",
+            "model_split",
+            pa.string(),
+            "the image's split in the snapshot that the model was trained on; null: a later image",
         ),
+        _p_value(),
         *_provenance(),
     ]
     return TableSpec(
         "embeddings",
         pa.schema([*columns, *_model_partition()]),
-        partition_by=("model_version", "dataset"),
-        stats=("image_id", "night", "recon_nll", "kl", "neg_elbo", "recon_mse", "p_value"),
+        partition_by=MODEL_PARTITION,
+        stats=("image_id", "images_version", "night", "model_split", "p_value", *SCORES),
+    )
+
+
+def _scores() -> list[pa.Field]:
+    return [
+        _field(name, pa.float64(), info.meaning, unit=info.unit, anomalous=info.anomalous)
+        for name, info in SCORES.items()
+    ]
+
+
+def _region() -> list[pa.Field]:
+    place = "of the patch of max_patch_error: its first"
+    return [
+        _field("max_patch_y", pa.int32(), f"{place} row", unit="pixels"),
+        _field("max_patch_x", pa.int32(), f"{place} column", unit="pixels"),
+    ]
+
+
+def _p_value() -> pa.Field:
+    return _field(
+        "p_value",
+        pa.float64(),
+        "conformal p-value of the bundle's decision score; null for images trained on",
+        unit="probability",
+        anomalous="lower",
     )
 
 
@@ -202,6 +224,8 @@ def _model_partition() -> list[pa.Field]:
         _field("dataset", pa.string(), "dataset of the image", required=True),
     ]
 
+
+MODEL_PARTITION = ("model_version", "dataset")
 
 RECONSTRUCTIONS = TableSpec(
     "reconstructions",
@@ -213,9 +237,82 @@ RECONSTRUCTIONS = TableSpec(
             *_model_partition(),
         ]
     ),
-    partition_by=("model_version", "dataset"),
+    partition_by=MODEL_PARTITION,
     stats=("image_id", "night"),
 )
+
+_BATCH = _field("batch", pa.string(), "vA-vB: arrivals of these versions of the images table")
+
+ANOMALIES = TableSpec(
+    "anomalies",
+    pa.schema(
+        [
+            _field("image_id", pa.string(), "the flagged image", required=True),
+            _BATCH,
+            _field("rank", pa.int64(), "1: the most anomalous of its batch, by decision score"),
+            _field("decision_score", pa.string(), "name of the score that decides"),
+            _p_value(),
+            _field(
+                "q_value",
+                pa.float64(),
+                "the smallest false-discovery rate at which the image is flagged, "
+                "by Benjamini-Hochberg over its batch",
+                unit="probability",
+                anomalous="lower",
+            ),
+            _field("alpha", pa.float64(), "the level at which it was flagged", unit="probability"),
+            _field(
+                "calibration_valid",
+                pa.bool_(),
+                "whether the p-values can be believed: false after drift, or where scores and "
+                "calibration were computed differently",
+            ),
+            *_scores(),
+            *_region(),
+            _field("max_patch_side", pa.int32(), "side of that patch", unit="pixels"),
+            _field(
+                "latents",
+                pa.list_(pa.field("element", pa.int32())),
+                "latent dimensions with the largest KL, largest first; null without a prior",
+            ),
+            _field(
+                "latent_kl",
+                pa.list_(pa.field("element", pa.float64())),
+                "their KL",
+                unit="nats",
+            ),
+            *_provenance(),
+            *_model_partition(),
+        ]
+    ),
+    partition_by=MODEL_PARTITION,
+    stats=("image_id", "batch", "night", "p_value", "q_value"),
+)
+
+BATCHES = TableSpec(
+    "batches",
+    pa.schema(
+        [
+            _BATCH,
+            _field("first_version", pa.int64(), "of the images table: its first"),
+            _field("last_version", pa.int64(), "of the images table: its last"),
+            _field("tested", pa.int64(), "images that were held against the calibration"),
+            _field("flagged", pa.int64(), "of them anomalies"),
+            _field("alpha", pa.float64(), "false-discovery rate asked for", unit="probability"),
+            _field("calibration_images", pa.int64(), "that the p-values stand on"),
+            _field("fewest_flaggable", pa.int64(), "fewer can never be flagged, however extreme"),
+            _field("decision_score", pa.string(), "name of the score that decides"),
+            _field("calibration_valid", pa.bool_(), "whether the p-values can be believed"),
+            *_provenance(),
+            *_model_partition(),
+        ]
+    ),
+    partition_by=MODEL_PARTITION,
+    stats=("batch", "last_version", "night"),
+)
+
+# All that a model's embed publishes but the embeddings, whose schema has the latent dimension.
+MODEL_TABLES = {spec.name: spec for spec in (RECONSTRUCTIONS, ANOMALIES, BATCHES)}
 
 ALIASES = TableSpec(
     "aliases",

@@ -255,6 +255,18 @@ def row_groups(uri: str, columns: Sequence[str] | None = None) -> Iterator[pa.Ta
         yield read_row_group(uri, index, columns)
 
 
+def read_span(uri: str, start: int, stop: int, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of a shard from one to another; other row groups are not read."""
+    footer, first, parts = _footer(uri), 0, []
+    for index in range(footer.num_row_groups):
+        count = footer.row_group(index).num_rows
+        low, high = max(start - first, 0), min(stop - first, count)
+        if low < high:
+            parts.append(read_row_group(uri, index, columns).slice(low, high - low))
+        first += count
+    return pa.concat_tables(parts)
+
+
 def shard_metadata(uri: str) -> dict[str, str]:
     """The key-value metadata of a shard's footer."""
     found = _with_file(uri, lambda file: file.metadata.metadata or {})

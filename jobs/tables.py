@@ -205,9 +205,17 @@ class Snapshot:
         wanted = (partition or {}).items()
         return [a for a in actions if all(a[f"partition.{k}"] == v for k, v in wanted)]
 
-    def paths(self, partition: dict[str, str] | None = None) -> list[str]:
-        """Paths of the files relative to the table, sorted; of one partition where given."""
-        return sorted(action["path"] for action in self._files(partition))
+    def paths(
+        self,
+        partition: dict[str, str] | None = None,
+        within: tuple[str, Any, Any] | None = None,
+    ) -> list[str]:
+        """Paths of the files relative to the table, sorted; of one partition where given.
+
+        within: column, least and greatest; files whose statistics say that they have no row in
+        between are left out.
+        """
+        return sorted(a["path"] for a in self._files(partition) if _may_have(a, within))
 
     def partition_rows(self, partition: dict[str, str]) -> int:
         """Rows of a partition, from the log alone."""
@@ -272,6 +280,14 @@ class Snapshot:
 
         _commit_once(action, self.uri)
         return self.version + 1
+
+
+def _may_have(action: dict[str, Any], within: tuple[str, Any, Any] | None) -> bool:
+    if within is None:
+        return True
+    column, least, greatest = within
+    low, high = (action.get(f"{end}.{column}") for end in ("min", "max"))
+    return low is None or high is None or (low <= greatest and high >= least)
 
 
 def _partition_of(action: dict[str, Any]) -> dict[str, str]:

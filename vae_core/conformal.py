@@ -1,10 +1,14 @@
-"""Conformal p-values: a score held against the scores of held-out normal images.
+"""Conformal p-values: a score held against the scores of held-out normal images; which to flag.
 
 Vovk, Gammerman & Shafer 2005, "Algorithmic learning in a random world", section 2.2; Bates et
-al. 2023, "Testing for outliers with conformal p-values".
+al. 2023, "Testing for outliers with conformal p-values", whose theorem 2 is why the
+Benjamini–Hochberg procedure holds the false-discovery rate although all p-values share their
+calibration images: on average over calibration draws, at (share of normal images) · α.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
@@ -25,3 +29,25 @@ def p_values(
     else:
         values = (1.0 + above_N) / (len(calibration_M) + 1.0)
     return np.where(np.isnan(scores_N), np.nan, values)
+
+
+def q_values(p_K: np.ndarray, counts_K: np.ndarray) -> np.ndarray:
+    """The smallest level at which Benjamini–Hochberg flags each p-value of a batch, (K,).
+
+    p_K: the distinct p-values of the whole batch, ascending, none of them NaN; counts_K: how many
+    images have each. There are no more of them than calibration images, however large the batch.
+    q of the i-th smallest p-value of N is min over j ≥ i of p_j N / j, at most 1: Benjamini &
+    Hochberg 1995, "Controlling the false discovery rate".
+    """
+    scaled_K = p_K * counts_K.sum() / np.cumsum(counts_K)
+    return np.minimum(np.minimum.accumulate(scaled_K[::-1])[::-1], 1.0)
+
+
+def fewest_flaggable(tested: int, calibrated: int, alpha: float) -> int:
+    """How many images of a batch must be extreme together before any can be flagged.
+
+    No p-value is below 1 / (calibrated + 1), so fewer than tested / ((calibrated + 1) alpha) of
+    that value are never enough.
+    """
+    # Rounded, because 10 / (0.1 * 100) is not to be 1.0000000000000002.
+    return max(1, math.ceil(round(tested / ((calibrated + 1) * alpha), 9)))

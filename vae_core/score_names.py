@@ -51,3 +51,8 @@ def scores_of(posterior: str, likelihood: str) -> list[str]:
 
 # A family's own decision score is the first of these that it has.
 DECISIVE = ("neg_elbo", "recon_nll")
+
+
+def patch_side(height: int, width: int) -> int:
+    """Of the square patches of max_patch_error, in pixels: a seventh of the image, at least 2."""
+    return min(height, width, max(2, min(height, width) // 7))

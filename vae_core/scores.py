@@ -15,7 +15,7 @@ from vae_core.autoencoder import Autoencoder, to_unit_range
 from vae_core.moments import LatentMoments
 from vae_core.noise import ImageNoise, image_keys
 from vae_core.posteriors import Posterior
-from vae_core.score_names import DECISIVE, SCORES
+from vae_core.score_names import DECISIVE, SCORES, patch_side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +25,7 @@ class ScoredBatch:
     mean_ND: np.ndarray
     log_var_ND: np.ndarray | None  # None: codes without spread
     reconstruction_NHWC: np.ndarray  # uint8
+    max_patch_yx_N2: np.ndarray  # int32: row and column of the worst patch's first pixel
     scores: dict[str, np.ndarray | None]
 
     @property
@@ -71,9 +72,9 @@ class Scorer:
             name: np.concatenate([part[name] for part in parts]) for name in parts[0]
         }  # every part holds the same names
         means, log_vars = merged.pop("mean"), merged.pop("log_var", None)
-        reconstruction = merged.pop("reconstruction")
+        reconstruction, places = merged.pop("reconstruction"), merged.pop("max_patch_yx")
         merged["complexity_bits"] = complexity_bits(pixels_NHWC)
-        return ScoredBatch(means, log_vars, reconstruction, self._all_scores(merged))
+        return ScoredBatch(means, log_vars, reconstruction, places, self._all_scores(merged))
 
     def _all_scores(self, known: dict[str, np.ndarray]) -> dict[str, np.ndarray | None]:
         if self.model.likelihood.discrete and "neg_elbo" in known:
@@ -101,13 +102,17 @@ class Scorer:
         mean = posterior.mean_ND
         recon = model.likelihood.mean(model.decode(mean))
         error = (recon - target).square().mean(1, keepdim=True)
+        patches = patch_errors(error)
+        wide = patches.shape[3]
+        worst_N, place_N = patches.flatten(1).max(1)
         shown = recon.clamp(0.0, 1.0).mul(255.0).round().to(torch.uint8)
         values = {
             "mean": mean,
             "reconstruction": shown.permute(0, 2, 3, 1).contiguous(),
             "recon_nll": self._recon_nll(target, posterior, noise),
             "recon_mse": error.flatten(1).double().mean(1),
-            "max_patch_error": patch_errors(error).flatten(1).amax(1).double(),
+            "max_patch_error": worst_N.double(),
+            "max_patch_yx": torch.stack([place_N // wide, place_N % wide], dim=1).int(),
         }
         if posterior.log_var_ND is not None:
             values["log_var"] = posterior.log_var_ND
@@ -132,10 +137,8 @@ class Scorer:
 
 
 def patch_errors(error_N1HW: Tensor) -> Tensor:
-    """Mean error of every square patch a seventh of the image wide (at least 2 pixels)."""
-    height, width = error_N1HW.shape[2:]
-    side = min(height, width, max(2, min(height, width) // 7))
-    return F.avg_pool2d(error_N1HW, side, stride=1)
+    """Mean error of every square patch of `patch_side`."""
+    return F.avg_pool2d(error_N1HW, patch_side(*error_N1HW.shape[2:]), stride=1)
 
 
 def complexity_bits(pixels_NHWC: np.ndarray) -> np.ndarray:

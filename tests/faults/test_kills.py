@@ -27,7 +27,7 @@ ROUNDS = int(os.environ.get("LATENTLAKE_FAULT_ROUNDS", "2"))
 NIGHT = ("--night", "2026-01-01")
 STAGE = ("stage", "--dataset", "d", *TINY_STAGE, *NIGHT)
 TRAIN = ("train", "--dataset", "d", "--model", "m", *TINY_TRAIN, *NIGHT)
-EMBED = ("embed", "--dataset", "d", "--model", "m", "--reconstructions", *NIGHT)
+EMBED = ("embed", "--dataset", "d", "--model", "m", "--reconstructions", "all", *NIGHT)
 # Everything but the names of runs; attempts never show in a table.
 TABLES = ("images", "sources", "quarantine", "embeddings", "reconstructions")
 

@@ -35,7 +35,7 @@ def everything(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) ->
 
     stage = ("stage", "--source", "s3://lake/incoming/*.parquet", "--dataset", "d", *TINY_STAGE)
     train = ("train", "--dataset", "d", "--model", "m", *TINY_TRAIN)
-    embed = ("embed", "--dataset", "d", "--model", "m", "--reconstructions")
+    embed = ("embed", "--dataset", "d", "--model", "m", "--reconstructions", "all")
     return {
         "first": [run(*stage), run(*train), run(*embed)],
         "again": [run(*stage), run(*train), run(*embed)],

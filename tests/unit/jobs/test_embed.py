@@ -97,7 +97,7 @@ def test_p_values_follow_the_rules_of_who_is_fair(trained: Lake, tmp_path: Path)
 
 
 def test_reconstructions_are_pngs_in_a_table_of_their_own(trained: Lake) -> None:
-    job.run(InlineEmbed(trained, reconstructions=True))
+    job.run(InlineEmbed(trained, reconstructions="all"))
     rows = query.sql(trained, "SELECT image_id, png FROM reconstructions")
     assert len(rows) == 600
     image = Image.open(io.BytesIO(rows["png"][0].as_py()))
@@ -107,11 +107,11 @@ def test_reconstructions_are_pngs_in_a_table_of_their_own(trained: Lake) -> None
 def test_reconstructions_can_be_asked_for_later(trained: Lake) -> None:
     job.run(InlineEmbed(trained))
     before = embedded(trained)
-    report = job.run(InlineEmbed(trained, night="2026-01-02", reconstructions=True))
+    report = job.run(InlineEmbed(trained, night="2026-01-02", reconstructions="all"))
     assert (report.counts["embedded"], report.counts["reconstructed"]) == (0, 600)
     assert embedded(trained).equals(before)
     assert len(query.sql(trained, "SELECT DISTINCT image_id FROM reconstructions")) == 600
-    assert job.run(InlineEmbed(trained, night="2026-01-03", reconstructions=True)).units == 0
+    assert job.run(InlineEmbed(trained, night="2026-01-03", reconstructions="all")).units == 0
 
 
 def test_an_image_that_was_trained_on_has_no_p_value_in_any_dataset(
@@ -180,9 +180,9 @@ def test_a_crash_between_the_two_tables_is_completed(trained: Lake, monkeypatch)
 
     monkeypatch.setattr(Snapshot, "commit", commit)
     with pytest.raises(KeyboardInterrupt):
-        job.run(InlineEmbed(trained, reconstructions=True))
+        job.run(InlineEmbed(trained, reconstructions="all"))
     monkeypatch.undo()
-    again = InlineEmbed(trained, night="2026-01-02", reconstructions=True)
+    again = InlineEmbed(trained, night="2026-01-02", reconstructions="all")
     job.run(again)
     assert again.executed == []
     for table in ("embeddings", "reconstructions"):
@@ -194,7 +194,7 @@ def test_a_crash_between_the_two_tables_is_completed(trained: Lake, monkeypatch)
 def test_two_embeds_at_once_leave_every_image_once(trained: Lake, tmp_path: Path) -> None:
     job.run(InlineStage(trained, _more(tmp_path), night="2026-01-02"))
     rival = InlineEmbed(trained, night="2026-01-03")
-    job.run(OvertakenEmbed(trained, rival, night="2026-01-02", reconstructions=True))
+    job.run(OvertakenEmbed(trained, rival, night="2026-01-02", reconstructions="all"))
     for table in ("embeddings", "reconstructions"):
         ids = query.sql(trained, f"SELECT image_id FROM {table}")["image_id"].to_pylist()
         assert len(ids) == len(set(ids))

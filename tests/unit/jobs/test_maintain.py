@@ -70,13 +70,13 @@ def test_compaction_merges_files_and_changes_no_row(lake, tmp_path) -> None:
 
 
 def test_compaction_of_a_model_is_no_work_for_embed(trained: Lake) -> None:
-    job.run(InlineEmbed(trained, reconstructions=True))
+    job.run(InlineEmbed(trained, reconstructions="all"))
     before = {name: rows(trained, name) for name in ("embeddings", "reconstructions")}
     assert compact(trained, "model", "m").counts["files_merged"] > 2
     for name, table in before.items():
         assert rows(trained, name).equals(table)
     compact(trained)
-    assert job.run(InlineEmbed(trained, reconstructions=True)).units == 0
+    assert job.run(InlineEmbed(trained, reconstructions="all")).units == 0
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, TARGET_BYTES)), max_size=30))

@@ -203,7 +203,7 @@ def test_two_removals_at_once_end_as_one(lake, tmp_path) -> None:
 
 @pytest.mark.slow
 def test_embed_removes_what_has_left_and_nothing_else(trained: Lake, trained_source) -> None:
-    job.run(InlineEmbed(trained, reconstructions=True))
+    job.run(InlineEmbed(trained, reconstructions="all"))
     known = query.sql(trained, "SELECT source_uri FROM images LIMIT 1").to_pylist()[0]["source_uri"]
     assert known == (trained_source / "a.parquet").as_uri()
     kept = query.sql(trained, "SELECT * FROM embeddings ORDER BY image_id")
@@ -212,7 +212,7 @@ def test_embed_removes_what_has_left_and_nothing_else(trained: Lake, trained_sou
     try:
         write_source(trained_source / "a.parquet", range(550))
         job.run(InlineStage(trained, trained_source, "2026-01-02", max_removed=0.2))
-        report = job.run(InlineEmbed(trained, "2026-01-02", reconstructions=True))
+        report = job.run(InlineEmbed(trained, "2026-01-02", reconstructions="all"))
     finally:
         (trained_source / "a.parquet").write_bytes(whole)
     assert report.counts["removed_embeddings"] == report.counts["removed_reconstructions"] == 50
@@ -223,7 +223,7 @@ def test_embed_removes_what_has_left_and_nothing_else(trained: Lake, trained_sou
     now = query.sql(trained, "SELECT * FROM embeddings ORDER BY image_id")
     mask = pa.array([i in set(image_ids(range(550))) for i in kept["image_id"].to_pylist()])
     assert now.equals(kept.filter(mask))
-    again = InlineEmbed(trained, "2026-01-03", reconstructions=True)
+    again = InlineEmbed(trained, "2026-01-03", reconstructions="all")
     assert job.run(again).units == 0
 
 

@@ -354,7 +354,7 @@ def test_an_embed_of_an_older_snapshot_removes_nothing_newer(trained: Lake, trai
     write_source(trained_source / "new.parquet", range(2000, 2030))
     try:
         job.run(InlineStage(trained, trained_source, "2026-01-02"))
-        job.run(InlineEmbed(trained, "2026-01-02", reconstructions=True))
+        job.run(InlineEmbed(trained, "2026-01-02", reconstructions="all"))
         job.run(InlineEmbed(trained, "2026-01-02"))
     finally:
         (trained_source / "new.parquet").unlink()

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
+import sys
+
 import numpy as np
 import pytest
+from scipy.stats import false_discovery_control
 
-from vae_core.conformal import p_values
+from vae_core.conformal import fewest_flaggable, p_values, q_values
 from vae_core.metrics import auroc
 
 
@@ -56,3 +60,71 @@ def test_auroc_against_every_pair() -> None:
 def test_auroc_needs_both_kinds() -> None:
     with pytest.raises(ValueError, match="0 anomalous and 3 normal"):
         auroc(np.arange(3.0), np.zeros(3, bool))
+
+
+def test_q_values_against_scipy() -> None:
+    rng = np.random.default_rng(0)
+    for calibrated in (20, 1000):
+        p = rng.integers(1, calibrated + 2, 300) / (calibrated + 1)
+        values, inverse, counts = np.unique(p, return_inverse=True, return_counts=True)
+        np.testing.assert_allclose(
+            q_values(values, counts)[inverse], false_discovery_control(p), rtol=1e-12
+        )
+
+
+def test_fewer_than_the_fewest_flaggable_are_never_flagged_and_as_many_are() -> None:
+    for tested, calibrated, alpha in (
+        (300, 60, 0.6),
+        (100, 99, 0.05),
+        (1000, 99, 0.1),
+        (7, 5, 0.5),
+    ):
+        least = 1.0 / (calibrated + 1)
+        few = fewest_flaggable(tested, calibrated, alpha)
+        for extreme in range(1, tested):
+            p = np.array([least, 1.0])
+            q = q_values(p, np.array([extreme, tested - extreme]))
+            assert (q[0] <= alpha * (1 + 1e-12)) == (extreme >= few), (tested, extreme)
+
+
+@dataclasses.dataclass
+class Nights:
+    """Simulated nights, with calibration redrawn for each."""
+
+    false: np.ndarray  # share of normal images among the flagged
+    power: np.ndarray  # share of anomalies that are flagged
+    any: np.ndarray  # whether anything is
+
+
+def simulate(nights: int, normal: int, anomalous: int, alpha: float, shift: float = 3.5) -> Nights:
+    rng = np.random.default_rng(1)
+    found = []
+    for _ in range(nights):
+        calibration = np.sort(rng.normal(size=500))
+        scores = np.concatenate([rng.normal(size=normal), shift + rng.normal(size=anomalous)])
+        p = p_values(scores, calibration)
+        values, inverse, counts = np.unique(p, return_inverse=True, return_counts=True)
+        flagged = q_values(values, counts)[inverse] <= alpha
+        wrong, right = flagged[:normal].sum(), flagged[normal:].sum()
+        found.append((wrong / max(1, wrong + right), right / max(1, anomalous), flagged.any()))
+    return Nights(*np.array(found, float).T)
+
+
+def test_the_mean_false_discovery_rate_is_the_nominal_one_times_the_normal_share(capsys) -> None:
+    normal, anomalous, alpha, nights = 450, 50, 0.1, 600
+    found = simulate(nights, normal, anomalous, alpha)
+    mean, error = found.false.mean(), found.false.std() / np.sqrt(nights)
+    bound = alpha * normal / (normal + anomalous)
+    with capsys.disabled():
+        told = f"\n  FDR {mean:.4f} ± {error:.4f}, at most {bound}; power {found.power.mean():.3f}"
+        sys.stdout.write(told + "\n")
+    assert mean <= bound + 3 * error
+    assert mean >= 0.5 * bound  # no procedure that flags nothing
+    assert found.power.mean() > 0.5
+
+
+def test_a_clean_night_flags_anything_with_probability_alpha_at_most() -> None:
+    alpha, nights = 0.1, 2000
+    share = simulate(nights, 20, 0, alpha).any.mean()
+    assert share <= alpha + 3 * np.sqrt(alpha * (1 - alpha) / nights)
+    assert share >= 0.3 * alpha
