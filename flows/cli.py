@@ -162,6 +162,23 @@ def embed(dataset: str, model: str, alpha: str | None, **options: Any) -> None:
     run_job(job, options)
 
 
+@cli.command("embed-files")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option("--model", required=True, metavar="NAME[@VERSION|@ALIAS]", help="The bundle.")
+@common
+def embed_files(files: tuple[str, ...], model: str, lake: str, as_json: bool) -> None:
+    """Embed and score image files by hand; nothing is written. The same numbers as embed gives.
+
+    Example: latentlake embed-files --model photos a.png b.jpg --json
+    """
+    from flows.output import emit, records_text
+    from jobs.score_files import embed_files as embed_them
+
+    rows = embed_them(lake_of(lake), model, files)
+    shown = ("file", "image_id", "p_value", "neg_elbo", "recon_nll", "recon_mse", "max_patch_error")
+    emit(rows, as_json, records_text([{name: row[name] for name in shown} for row in rows]))
+
+
 cli.add_command(query)
 cli.add_command(train)
 cli.add_command(sweep)

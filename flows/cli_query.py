@@ -2,11 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from flows.options import common, lake_of
+from flows.options import common
+
+if TYPE_CHECKING:
+    from jobs.query import Lake
+
+METRIC = click.option(
+    "--metric",
+    type=click.Choice(["cosine", "euclidean"]),
+    default="cosine",
+    show_default=True,
+    help="Distance between embeddings.",
+)
+MODEL = click.option("--model", required=True, metavar="NAME[@VERSION|@ALIAS]", help="The bundle.")
+TOP = click.option("--top", type=click.IntRange(1), default=20, show_default=True, help="Rows.")
+DATASET = click.option("--dataset", metavar="NAME", help="Only images of that dataset.")
+LABEL = click.option("--label", metavar="VALUE", help="Only images with that label.")
+
+
+def outputs(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the ways in which rows may come out, and --lake."""
+    for option in reversed(
+        [
+            click.option("--csv", "as_csv", is_flag=True, help="CSV on stdout."),
+            click.option("--parquet", metavar="FILE", help="Write the rows there, too."),
+            click.option("--grid", metavar="FILE.png", help="Draw the images found, too."),
+        ]
+    ):
+        function = option(function)
+    return common(function)
 
 
 @click.group()
@@ -18,73 +48,111 @@ def query() -> None:
 
 
 @query.command("anomalies")
-@click.option("--model", required=True, metavar="NAME[@VERSION|@ALIAS]", help="The bundle.")
+@MODEL
 @click.option("--score", metavar="NAME", help="Score to rank by; the bundle's own if none.")
-@click.option("--top", type=click.IntRange(1), default=20, show_default=True, help="Rows.")
+@TOP
 @click.option("--night", metavar="DATE", help="Only images embedded on that night.")
-@click.option("--dataset", metavar="NAME", help="Only images of that dataset.")
-@common
-def query_anomalies(
-    lake: str,
-    as_json: bool,
-    model: str,
-    score: str | None,
-    top: int,
-    night: str | None,
-    dataset: str | None,
-) -> None:
+@LABEL
+@DATASET
+@click.option("--flagged", is_flag=True, help="Only those flagged by their batch, with evidence.")
+@outputs
+def query_anomalies(lake: str, model: str, **options: Any) -> None:
     """The most anomalous images, worst first.
 
     Example: latentlake query anomalies --model photos --score neg_elbo --top 10
     """
-    from jobs import query as queries
-
-    _emit_rows(
-        queries.anomalies(lake_of(lake), model, score=score, top=top, night=night, dataset=dataset),
-        as_json,
-    )
+    asked = {
+        name: options[name] for name in ["score", "top", "night", "label", "dataset", "flagged"]
+    }
+    _emit_rows(_held(lake).embeddings(model).anomalies(**asked), lake, options)
 
 
 @query.command("neighbours")
-@click.option("--model", required=True, metavar="NAME[@VERSION|@ALIAS]", help="The bundle.")
-@click.option("--image-id", required=True, metavar="ID", help="Or a unique beginning of it.")
+@MODEL
+@click.option("--image-id", metavar="ID", help="Of the image, or a unique beginning of it.")
+@click.option("--image", metavar="FILE", help="An image file instead.")
 @click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="How many.")
-@click.option(
-    "--metric",
-    type=click.Choice(["cosine", "euclidean"]),
-    default="cosine",
-    show_default=True,
-    help="Distance between embeddings.",
-)
-@common
+@METRIC
+@click.option("--night", metavar="DATE", help="Only images embedded on that night.")
+@LABEL
+@DATASET
+@outputs
 def query_neighbours(
-    lake: str, as_json: bool, model: str, image_id: str, k: int, metric: str
+    lake: str, model: str, image_id: str | None, image: str | None, **options: Any
 ) -> None:
     """The images nearest to one by embedding.
 
     Example: latentlake query neighbours --model photos --image-id 3f7a09 -k 5
     """
-    from jobs import query as queries
+    if (image_id is None) == (image is None):
+        raise click.UsageError("give either --image-id or --image")
+    asked = {name: options[name] for name in ["k", "metric", "night", "label", "dataset"]}
+    of = Path(image) if image is not None else str(image_id)
+    _emit_rows(_held(lake).embeddings(model).neighbours(of, **asked), lake, options)
 
-    _emit_rows(queries.neighbours(lake_of(lake), model, image_id, k=k, metric=metric), as_json)
+
+@query.command("duplicates")
+@MODEL
+@click.option("--threshold", type=float, default=1e-3, show_default=True, help="Nearer than this.")
+@METRIC
+@TOP
+@DATASET
+@outputs
+def query_duplicates(lake: str, model: str, **options: Any) -> None:
+    """Pairs of images whose embeddings are almost the same, nearest first.
+
+    Example: latentlake query duplicates --model photos --threshold 0.001
+    """
+    asked = {name: options[name] for name in ["threshold", "metric", "top", "dataset"]}
+    _emit_rows(_held(lake).embeddings(model).duplicates(**asked), lake, options)
+
+
+@query.command("outliers-of")
+@MODEL
+@click.option("--label", required=True, metavar="VALUE", help="The label.")
+@TOP
+@DATASET
+@outputs
+def query_outliers_of(lake: str, model: str, label: str, **options: Any) -> None:
+    """Images that are least like the others of their label: wrong labels come up.
+
+    Example: latentlake query outliers-of --model photos --label cat
+    """
+    found = _held(lake).embeddings(model)
+    rows = found.outliers_of(label, top=options["top"], dataset=options["dataset"])
+    _emit_rows(rows, lake, options)
 
 
 @query.command("sql")
 @click.argument("statement")
-@common
-def query_sql(lake: str, as_json: bool, statement: str) -> None:
-    """SQL (DuckDB) over images, sources, quarantine, embeddings, reconstructions, aliases, runs.
+@outputs
+def query_sql(lake: str, statement: str, **options: Any) -> None:
+    """SQL (DuckDB) over images, sources, quarantine, embeddings, reconstructions, anomalies,
+    batches, aliases, runs.
 
     Example: latentlake query sql "SELECT dataset, count(*) FROM images GROUP BY ALL"
     """
-    from jobs import query as queries
-
-    _emit_rows(queries.sql(lake_of(lake), statement), as_json)
+    _emit_rows(_held(lake).sql(statement), lake, options)
 
 
-def _emit_rows(table: Any, as_json: bool) -> None:
-    from flows.output import emit, records_text
+def _held(lake: str) -> Lake:
+    from jobs.query import Lake
+
+    return Lake(lake)
+
+
+def _emit_rows(table: Any, lake: str, options: dict[str, Any]) -> None:
+    from flows.output import csv_text, emit, records_text, write_parquet
     from jobs.query import to_records
 
+    if options["parquet"]:
+        write_parquet(table, options["parquet"])
+    if options["grid"]:
+        from jobs.grid import draw_grid
+
+        draw_grid(_held(lake), table, options["grid"])
+    if options["as_csv"]:
+        click.echo(csv_text(table), nl=False)
+        return
     records = to_records(table)
-    emit(records, as_json, "" if as_json else records_text(records))
+    emit(records, options["as_json"], "" if options["as_json"] else records_text(records))

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from jobs import catalog, query
+from jobs import catalog, views
 from jobs.config import (
     EmbedSettings,
     NightlySettings,
@@ -31,6 +31,7 @@ from jobs.config import (
 from jobs.contact_sheet import Row, contact_sheet
 from jobs.job_report import JobReport
 from jobs.lake import Lake
+from jobs.query import Embeddings
 from jobs.split import pixels_of
 from jobs.storage import create_or_keep, join, local_path, resolve_uri
 from vae_core.metrics import auroc
@@ -174,7 +175,7 @@ def _measured(lake: Lake, reports: list[JobReport]) -> dict[str, Any]:
     """What the tables and the run rows say; the same after a run that had nothing to do."""
     _, version = catalog.resolve_model(lake, NAME)
     runs = [row | {"counts": json.loads(row["counts"])} for row in catalog.runs(lake)]
-    counts = query.sql(
+    counts = views.sql(
         lake,
         """SELECT night, fate, count(*) AS n FROM sources WHERE dataset = 'fashion'
            GROUP BY ALL ORDER BY ALL""",
@@ -204,7 +205,7 @@ def _speed(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _night_two(lake: Lake, version: str, columns: str) -> pa.Table:
-    return query.sql(
+    return views.sql(
         lake,
         f"""SELECT i.label, {columns} FROM embeddings e JOIN images i USING (image_id, dataset)
             WHERE e.model = '{NAME}' AND e.model_version = '{version}'
@@ -234,9 +235,12 @@ def _median_p_values(lake: Lake, version: str) -> dict[str, float]:
 
 def _picture(lake: Lake) -> bytes:
     """Night two: a few originals and reconstructions, and the top anomalies with theirs."""
-    worst = query.anomalies(lake, NAME, top=SHOWN, night=NIGHTS[1])["image_id"].to_pylist()
+    asked = Embeddings.of(lake, NAME)
+    worst = asked.anomalies(top=SHOWN, night=NIGHTS[1])["image_id"].to_pylist()
     # The middle of the ranking, spread over it, stands for an ordinary image.
-    ranked = query.anomalies(lake, NAME, top=100_000, night=NIGHTS[1])["image_id"].to_pylist()
+    ranked = (
+        Embeddings.of(lake, NAME).anomalies(top=100_000, night=NIGHTS[1])["image_id"].to_pylist()
+    )
     step = len(ranked) // (SHOWN + 2)
     usual = ranked[step::step][:SHOWN]
     return contact_sheet(
@@ -248,7 +252,7 @@ def _picture(lake: Lake) -> bytes:
 def _pair(lake: Lake, image_ids: list[str], title: str) -> list[Row]:
     _, version = catalog.resolve_model(lake, NAME)
     listed = ", ".join(f"'{image_id}'" for image_id in image_ids)
-    rows = query.sql(
+    rows = views.sql(
         lake,
         f"""SELECT image_id, i.image, i.label, r.png, e.p_value
             FROM images i JOIN reconstructions r USING (image_id, dataset)

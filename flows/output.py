@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from jobs.errors import InputError
 from jobs.job_report import JobReport
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 ADDED_UP = ("rows_in", "staged", "refused", "duplicates")
 ID_DIGITS = 12  # of a hash, enough to name a row on a screen
@@ -39,6 +45,28 @@ def report_text(report: JobReport) -> str:
         lines.append(f"  rows/s, start-up included: {report.rows_per_s:,.0f}")
     lines += [f"  {table} is at version {v}" for table, v in report.versions.items()]
     return "\n".join(lines)
+
+
+def csv_text(table: pa.Table) -> str:
+    """With a head; lists and bytes as in JSON."""
+    from jobs.query import to_records
+
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, table.column_names, lineterminator="\n")
+    writer.writeheader()
+    for record in to_records(table):
+        writer.writerow({k: json.dumps(v) if isinstance(v, list) else v for k, v in record.items()})
+    return buffer.getvalue()
+
+
+def write_parquet(table: pa.Table, path: str) -> None:
+    """Raises InputError where the file cannot be written."""
+    import pyarrow.parquet as pq
+
+    try:
+        pq.write_table(table, path)
+    except OSError as error:
+        raise InputError(f"--parquet {path}: {error}") from error
 
 
 def records_text(records: list[dict[str, Any]]) -> str:

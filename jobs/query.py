@@ -1,237 +1,318 @@
-"""query: anomalies, neighbours and SQL over the published tables. Needs neither ray nor torch."""
+"""The questions people ask of a lake, as Arrow tables. Needs neither ray nor torch.
+
+from jobs.query import Lake
+
+photos = Lake("s3://bucket/lake").embeddings("photos@champion")
+photos.anomalies(top=10)
+photos.neighbours("3f7a09", k=5)
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import functools
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs import catalog
+from jobs import catalog, lake, views
+from jobs.bundle_about import read_about
 from jobs.errors import InputError, unknown_name
-from jobs.lake import Lake
-from jobs.schema import (
-    ALIASES,
-    MODEL_TABLES,
-    QUARANTINE,
-    RUNS,
-    SOURCES,
-    TableSpec,
-    embeddings_spec,
-    images_spec,
-)
-from jobs.storage import attempt, filesystem, local_path
-from jobs.tables import Snapshot, open_snapshot
+from jobs.idset import IdSet, digests
+from jobs.nearest import METRICS, close_pairs, mahalanobis, nearest
+from jobs.shards import read_shard
+from jobs.storage import join, resolve_uri
+from jobs.tables import open_snapshot
 from vae_core.score_names import SCORES
 
 RANKED = (*SCORES, "p_value")
-METRICS = ("cosine", "euclidean")
+READERS = 4
+ENOUGH = 3  # images of a label, to say what is usual
 
 
-def _empty_specs() -> dict[str, TableSpec]:
-    specs = [
-        images_spec((1, 1, 1), pa.schema([])),
-        SOURCES,
-        QUARANTINE,
-        embeddings_spec(1),
-        *MODEL_TABLES.values(),
-        ALIASES,
-        RUNS,
-    ]
-    return {spec.name: spec for spec in specs}
+class Lake(lake.Lake):
+    """A lake to ask: a folder, or s3://BUCKET/PREFIX."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(resolve_uri(uri))
+
+    def sql(self, statement: str) -> pa.Table:
+        """A SELECT (DuckDB) over all tables. Raises InputError with DuckDB's own words."""
+        return views.sql(self, statement)
+
+    def embeddings(self, model: str) -> Embeddings:
+        """model: NAME, NAME@VERSION or NAME@ALIAS; the champion if only NAME."""
+        return Embeddings.of(self, model)
 
 
-def open_views(lake: Lake) -> duckdb.DuckDBPyConnection:
-    """A DuckDB connection with a view of each kind of table, as finished jobs published it.
+@dataclasses.dataclass(frozen=True)
+class _Vectors:
+    """matrix_ND: float32. ids and datasets: one a row."""
 
-    Views over all datasets or models carry `dataset` or `model` as a column.
-    """
-    connection = duckdb.connect()
-    connection.execute("SET enable_progress_bar = false")
-    fs, _ = filesystem(lake.uri)
-    if local_path(lake.uri) is None:
-        connection.register_filesystem(fs)
-    versions = catalog.published_versions(lake)
-    for name, spec in _empty_specs().items():
-        parts = [
-            _select(snapshot, owner)
-            for snapshot, owner in _snapshots(lake, name, versions)
-            if snapshot.paths()
-        ]
-        if parts:
-            body = " UNION ALL BY NAME ".join(parts)
-            connection.execute(f'CREATE VIEW "{name}" AS {body}')
-        else:
-            connection.register(name, _empty(spec))
-    return connection
+    ids: pa.Array
+    datasets: pa.Array
+    matrix_ND: np.ndarray
 
 
-def _empty(spec: TableSpec) -> pa.Table:
-    owner = {"images": "dataset", "sources": "dataset", "quarantine": "dataset"}.get(
-        spec.name, "model"
-    )
-    fields = [f.with_type(pa.binary()) if f.name == "image" else f for f in spec.schema]
-    if spec.name not in (ALIASES.name, RUNS.name):
-        fields.append(pa.field(owner, pa.string()))
-    return pa.schema(fields).empty_table()
+@dataclasses.dataclass(frozen=True)
+class Embeddings:
+    """What one version of a model made of the images of all datasets."""
 
+    lake: lake.Lake
+    model: str
+    version: str
 
-def _snapshots(
-    lake: Lake, name: str, versions: dict[str, int]
-) -> list[tuple[Snapshot, dict[str, str]]]:
-    """Every published table of a kind, with the column that tells whose it is."""
-    places: list[tuple[str, dict[str, str]]] = [(lake.catalog(name), {})]
-    if name in ("images", "sources", "quarantine"):
-        places = [(lake.dataset(d, name), {"dataset": d}) for d in catalog.datasets(lake)]
-    elif name == "embeddings" or name in MODEL_TABLES:
-        places = [(lake.model(m, name), {"model": m}) for m in catalog.models(lake)]
-    found = []
-    for uri, owner in places:
-        version = versions.get(uri.removeprefix(lake.uri + "/"))
-        if version is None and owner:
-            continue  # no finished job has published it
-        snapshot = open_snapshot(uri, version)
-        if snapshot is not None:
-            found.append((snapshot, owner))
-    return found
+    @classmethod
+    def of(cls, held: lake.Lake, model: str) -> Embeddings:
+        """Raises InputError for an unknown model, version or alias."""
+        return cls(held, *catalog.resolve_model(held, model))
 
+    def anomalies(
+        self,
+        *,
+        score: str | None = None,
+        top: int = 20,
+        night: str | None = None,
+        label: str | None = None,
+        dataset: str | None = None,
+        flagged: bool = False,
+    ) -> pa.Table:
+        """The most anomalous images, worst first.
 
-def _select(snapshot: Snapshot, owner: dict[str, str]) -> str:
-    files = ", ".join(_quoted(_duckdb_path(uri)) for uri in snapshot.file_uris())
-    constants = "".join(f", {_quoted(value)} AS {key}" for key, value in owner.items())
-    return (
-        f"SELECT *{constants} FROM read_parquet([{files}], hive_partitioning = true, "
-        "hive_types_autocast = false, union_by_name = true)"
-    )
-
-
-def _duckdb_path(uri: str) -> str:
-    path = local_path(uri)
-    return str(path) if path is not None else uri
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
-
-
-def _answer(lake: Lake, ask: Callable[[duckdb.DuckDBPyConnection], pa.Table]) -> pa.Table:
-    """What `ask` gets from a connection with our views; asked again where storage fails."""
-
-    def action() -> pa.Table:
-        try:
-            return ask(open_views(lake))
-        except duckdb.Error as error:
-            fault = _fault_below(error)
-            if fault is None:
-                raise InputError(f"SQL: {error}") from error
-            raise OSError(fault) from error
-
-    return attempt(action, lake.uri, "read")
-
-
-def _fault_below(error: duckdb.Error) -> str | None:
-    """What a file that DuckDB reads through fsspec ran into; None where SQL is at fault.
-
-    DuckDB passes it on as the text of Python's traceback.
-    """
-    if "Traceback (most recent call last)" not in str(error):
-        return None
-    lines = str(error).partition("Traceback (most recent call last)")[2].splitlines()
-    told = [line for line in lines[1:] if line and not line.startswith(" ")]
-    return told[0] if told else "a file could not be read"
-
-
-def sql(lake: Lake, statement: str) -> pa.Table:
-    """Runs a SQL statement over the views. Raises InputError with DuckDB's own words."""
-
-    def ask(connection: duckdb.DuckDBPyConnection) -> pa.Table:
-        relation = connection.sql(statement)
-        if relation is None:
-            raise InputError("the statement returns no rows; write a SELECT")
-        return relation.to_arrow_table()
-
-    return _answer(lake, ask)
-
-
-def anomalies(
-    lake: Lake,
-    model: str,
-    *,
-    score: str | None = None,
-    top: int = 20,
-    night: str | None = None,
-    dataset: str | None = None,
-) -> pa.Table:
-    """The most anomalous images of a bundle, worst first.
-
-    score: one of RANKED; the bundle's decision score if None. p_value ranks ascending.
-    Raises InputError for an unknown model or score.
-    """
-    from jobs.bundle_about import read_about
-
-    name, version = catalog.resolve_model(lake, model)
-    score = score or str(read_about(lake, name, version)["decision_score"])
-    if score not in RANKED:
-        raise unknown_name("score", score, list(RANKED))
-    if dataset is not None:
-        catalog.require_dataset(lake, dataset)
-    order = "ASC" if score == "p_value" else "DESC"
-    filters = {"e.model": name, "e.model_version": version, "e.night": night, "e.dataset": dataset}
-    given = {column: value for column, value in filters.items() if value is not None}
-    where = " AND ".join([f"{column} = ?" for column in given] + [f"e.{score} IS NOT NULL"])
-
-    def ask(connection: duckdb.DuckDBPyConnection) -> pa.Table:
-        labels = [row[0] for row in connection.execute("DESCRIBE images").fetchall()]
-        label = "i.label, " if "label" in labels else ""
-        # Rank on narrow columns first, then fetch the rest for the few that are shown.
-        statement = f"""
-            WITH ranked AS (
-                SELECT e.image_id, e.dataset, e.night, e.{score} AS score, e.p_value
-                FROM embeddings e WHERE {where}
-                ORDER BY e.{score} {order}, e.image_id LIMIT ?
-            )
-            SELECT r.image_id, r.dataset, r.night, {label}r.score AS {score},
-                   {"" if score == "p_value" else "r.p_value, "}i.source_uri, i.source_row
-            FROM ranked r JOIN images i ON i.image_id = r.image_id AND i.dataset = r.dataset
-            ORDER BY r.score {order}, r.image_id
+        score: one of RANKED; the bundle's decision score if None. p_value ranks ascending.
+        flagged: only those that were flagged when their batch was embedded, with their evidence.
+        Raises InputError for an unknown score.
         """
-        return connection.sql(statement, params=[*given.values(), top]).to_arrow_table()
+        score = score or str(read_about(self.lake, self.model, self.version)["decision_score"])
+        if score not in RANKED:
+            raise unknown_name("score", score, list(RANKED))
+        self._require_dataset(dataset)
+        table = "anomalies" if flagged else "embeddings"
+        where, params = _where({**self._mine, "r.night": night, "r.dataset": dataset})
+        of_label = "" if label is None else self._labelled("r")
+        more = [] if label is None else [label]
+        order = "ASC" if score == "p_value" else "DESC"
+        shown = ["r.p_value"] if score != "p_value" else []
+        if flagged:
+            shown += ["r.q_value", "r.calibration_valid", "r.max_patch_y", "r.max_patch_x"]
+            shown += ["r.max_patch_side", "r.latents", "r.batch"]
+        # Rank on narrow columns first, then fetch the rest for the few that are shown.
+        ranked = self._ask(
+            f"""
+            SELECT r.image_id, r.dataset, r.night, r.{score}{"".join(f", {c}" for c in shown)}
+            FROM {table} r WHERE {where} {of_label} AND r.{score} IS NOT NULL
+            ORDER BY r.{score} {order}, r.image_id LIMIT ?
+            """,
+            [*params, *more, top],
+        )
+        return self._explained(ranked)
 
-    return _answer(lake, ask)
+    def neighbours(
+        self,
+        of: str | Path | np.ndarray,
+        *,
+        k: int = 10,
+        metric: str = "cosine",
+        dataset: str | None = None,
+        label: str | None = None,
+        night: str | None = None,
+    ) -> pa.Table:
+        """The k images nearest by embedding, nearest first; exact.
+
+        of: an image id (or a beginning of it that fits one image only), which is not its own
+        neighbour; a Path of an image file; or an embedding, (D,). The other arguments narrow down
+        where to look. Raises InputError for an unknown id, metric or dataset.
+        """
+        if metric not in METRICS:
+            raise unknown_name("metric", metric, list(METRICS))
+        held = self._vectors
+        allowed = self._allowed(dataset, label, night)
+        if isinstance(of, str):
+            row = _row_of(held.ids, of)
+            vector = held.matrix_ND[row]
+            allowed &= ~pc.equal(held.ids, held.ids[row]).to_numpy(zero_copy_only=False)  # type: ignore[attr-defined]
+        else:
+            vector = self._vector_of(of)
+        ((rows, far),) = nearest(held.matrix_ND, vector[None], k, metric, allowed)
+        found = pa.table(
+            {
+                "image_id": held.ids.take(rows),
+                "dataset": held.datasets.take(rows),
+                f"{metric}_distance": far,
+            }
+        )
+        return self._explained(found)
+
+    def duplicates(
+        self,
+        threshold: float,
+        *,
+        metric: str = "cosine",
+        dataset: str | None = None,
+        top: int | None = None,
+    ) -> pa.Table:
+        """Pairs of images whose embeddings are at most `threshold` apart, nearest first; exact."""
+        if metric not in METRICS:
+            raise unknown_name("metric", metric, list(METRICS))
+        held = self._vectors
+        kept = np.flatnonzero(self._allowed(dataset, None, None))
+        pairs, far = close_pairs(held.matrix_ND[kept], threshold, metric)
+        pairs = kept[pairs[:top]]
+        found = {
+            "image_id": held.ids.take(pairs[:, 0]),
+            "dataset": held.datasets.take(pairs[:, 0]),
+            "other_id": held.ids.take(pairs[:, 1]),
+            "other_dataset": held.datasets.take(pairs[:, 1]),
+            f"{metric}_distance": far[:top],
+        }
+        return pa.table(found)
+
+    def outliers_of(self, label: str, *, top: int = 20, dataset: str | None = None) -> pa.Table:
+        """Images of a label that are least like the others of it, worst first.
+
+        By Mahalanobis distance from the label's own mean: wrong labels come up. Raises InputError
+        where the label has fewer than three embedded images.
+        """
+        held = self._vectors
+        rows = np.flatnonzero(self._allowed(dataset, label, None))
+        if len(rows) < ENOUGH:
+            raise InputError(
+                f"label {label!r} has {len(rows)} embedded images; known labels: "
+                f"{', '.join(self._labels()) or 'none, the images have no column `label`'}"
+            )
+        far = mahalanobis(held.matrix_ND[rows])
+        worst = np.argsort(-far, kind="stable")[:top]
+        found = pa.table(
+            {
+                "image_id": held.ids.take(rows[worst]),
+                "dataset": held.datasets.take(rows[worst]),
+                "mahalanobis_distance": far[worst],
+            }
+        )
+        return self._explained(found)
+
+    @property
+    def _mine(self) -> dict[str, str]:
+        return {"r.model": self.model, "r.model_version": self.version}
+
+    def _require_dataset(self, dataset: str | None) -> None:
+        if dataset is not None:
+            catalog.require_dataset(self.lake, dataset)
+
+    def _ask(self, statement: str, params: Sequence[Any] = (), **tables: pa.Table) -> pa.Table:
+        def ask(connection: Any) -> pa.Table:
+            for name, table in tables.items():
+                connection.register(name, table)
+            return connection.sql(statement, params=list(params)).to_arrow_table()
+
+        return views.answer(self.lake, ask)
+
+    @functools.cached_property
+    def _image_columns(self) -> list[str]:
+        return self._ask("SELECT * FROM images LIMIT 0").column_names
+
+    def _labelled(self, row: str) -> str:
+        self._require_labels()
+        return (
+            f"AND EXISTS (SELECT 1 FROM images i WHERE i.image_id = {row}.image_id "
+            f"AND i.dataset = {row}.dataset AND CAST(i.label AS VARCHAR) = ?)"
+        )
+
+    def _require_labels(self) -> None:
+        if "label" not in self._image_columns:
+            raise InputError("the images have no column `label`; ask for them by SQL instead")
+
+    def _labels(self) -> list[str]:
+        if "label" not in self._image_columns:
+            return []
+        found = self._ask("SELECT DISTINCT CAST(label AS VARCHAR) AS l FROM images ORDER BY 1")
+        return [text for text in found["l"].to_pylist() if text is not None][:50]
+
+    @property
+    def _source(self) -> str:
+        return f"{'i.label, ' if 'label' in self._image_columns else ''}i.source_uri, i.source_row"
+
+    def _explained(self, found: pa.Table) -> pa.Table:
+        """The same rows, in order, with label and source."""
+        numbered = found.append_column("place", pa.array(np.arange(len(found))))
+        statement = f"""
+            SELECT f.*, {self._source} FROM found f
+            JOIN images i ON i.image_id = f.image_id AND i.dataset = f.dataset
+            ORDER BY f.place
+        """
+        return self._ask(statement, found=numbered).drop_columns(["place"])
+
+    @functools.cached_property
+    def _vectors(self) -> _Vectors:
+        uri = self.lake.model(self.model, "embeddings")
+        version = catalog.published_versions(self.lake).get(uri.removeprefix(self.lake.uri + "/"))
+        snapshot = open_snapshot(uri, version) if version is not None else None
+        files = snapshot.files({"model_version": self.version}) if snapshot is not None else []
+        if not sum(file.rows for file in files):
+            raise InputError(
+                f"{self.model}@{self.version} has embedded no images yet; run latentlake embed"
+            )
+        with ThreadPoolExecutor(READERS) as pool:
+            read = functools.partial(read_shard, columns=["image_id", "embedding"])
+            parts = list(pool.map(lambda file: read(join(uri, file.path)), files))
+        datasets = [file.partition["dataset"] for file in files]
+        names = [pa.repeat(d, part.num_rows) for d, part in zip(datasets, parts, strict=True)]
+        return _Vectors(
+            pa.concat_arrays([c for part in parts for c in part["image_id"].chunks]),
+            pa.concat_arrays(names),
+            np.concatenate([_matrix(part["embedding"]) for part in parts]),
+        )
+
+    def _allowed(self, dataset: str | None, label: str | None, night: str | None) -> np.ndarray:
+        """(N,) of bool."""
+        held = self._vectors
+        allowed = np.ones(len(held.ids), bool)
+        self._require_dataset(dataset)
+        if dataset is not None:
+            allowed &= pc.equal(held.datasets, dataset).to_numpy(zero_copy_only=False)  # type: ignore[attr-defined]
+        if night is not None:
+            where, params = _where({**self._mine, "r.night": night})
+            allowed &= self._among(f"SELECT image_id FROM embeddings r WHERE {where}", params)
+        if label is not None:
+            self._require_labels()
+            wanted = "SELECT image_id FROM images WHERE CAST(label AS VARCHAR) = ?"
+            allowed &= self._among(wanted, [label])
+        return allowed
+
+    def _among(self, statement: str, params: list[Any]) -> np.ndarray:
+        found = self._ask(statement, params)["image_id"]
+        return IdSet([digests(found)]).has(digests(self._vectors.ids))
+
+    def _vector_of(self, of: Path | np.ndarray) -> np.ndarray:
+        dim = self._vectors.matrix_ND.shape[1]
+        vector = self._of_file(of) if isinstance(of, Path) else of
+        if vector.shape != (dim,):
+            raise InputError(f"an embedding of {self.model} has {dim} numbers, not {vector.shape}")
+        return vector.astype(np.float32)
+
+    def _of_file(self, path: Path) -> np.ndarray:
+        from jobs.score_files import score_files  # brings torch: only where it is needed
+
+        return score_files(self.lake, f"{self.model}@{self.version}", [path]).mean_ND[0]
 
 
-def neighbours(
-    lake: Lake, model: str, image_id: str, *, k: int = 10, metric: str = "cosine"
-) -> pa.Table:
-    """The k images nearest to one by embedding, nearest first, itself left out; exact.
-
-    image_id: the whole id, or a beginning of it that fits one image only.
-    """
-    if metric not in METRICS:
-        raise unknown_name("metric", metric, list(METRICS))
-    name, version = catalog.resolve_model(lake, model)
-    statement = (
-        "SELECT image_id, dataset, embedding FROM embeddings "
-        "WHERE model = ? AND model_version = ? ORDER BY image_id"
-    )
-    params = [name, version]
-    rows = _answer(lake, lambda views: views.sql(statement, params=params).to_arrow_table())
-    query = _row_of(rows["image_id"], image_id)
-    vectors = rows["embedding"].combine_chunks()
-    dimension = len(vectors[query])
-    matrix = vectors.flatten().to_numpy().reshape(-1, dimension).astype(np.float64)
-    distance = _distances(matrix, query, metric)
-    distance[query] = np.inf
-    k = min(k, len(distance) - 1)
-    nearest = np.argsort(distance, kind="stable")[:k]
-    found = rows.select(["image_id", "dataset"]).take(nearest)
-    return found.append_column(f"{metric}_distance", pa.array(distance[nearest]))
+def _where(columns: dict[str, str | None]) -> tuple[str, list[str]]:
+    given = {column: value for column, value in columns.items() if value is not None}
+    return " AND ".join(f"{column} = ?" for column in given), list(given.values())
 
 
-def _row_of(ids: pa.ChunkedArray, image_id: str) -> int:
+def _matrix(column: pa.ChunkedArray) -> np.ndarray:
+    parts = [c.flatten().to_numpy(zero_copy_only=False) for c in column.chunks]
+    count = sum(len(chunk) for chunk in column.chunks)
+    return np.concatenate(parts).reshape(count, -1) if count else np.zeros((0, 0), np.float32)
+
+
+def _row_of(ids: pa.Array, image_id: str) -> int:
     matches = pc.indices_nonzero(pc.starts_with(ids, image_id)).to_pylist()  # type: ignore[attr-defined]
     found = {ids[row].as_py() for row in matches}
     if not found:
@@ -241,15 +322,6 @@ def _row_of(ids: pa.ChunkedArray, image_id: str) -> int:
             f"{len(found)} images have an id that starts with {image_id!r}; add digits"
         )
     return matches[0]  # in several datasets, perhaps, with one and the same embedding
-
-
-def _distances(matrix_ND: np.ndarray, query: int, metric: str) -> np.ndarray:
-    vector = matrix_ND[query]
-    if metric == "euclidean":
-        return np.linalg.norm(matrix_ND - vector, axis=1)
-    lengths = np.linalg.norm(matrix_ND, axis=1) * np.linalg.norm(vector)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.nan_to_num(1.0 - matrix_ND @ vector / lengths, nan=1.0)
 
 
 def to_records(table: pa.Table) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs import query
+from jobs import views
 from jobs.lake import Lake
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,14 +45,14 @@ def labels(rows: Iterable[int]) -> list[int]:
 
 def staged_ids(lake: Lake) -> set[str]:
     """Of dataset `d`; fails on an image that is there twice."""
-    found = query.sql(lake, "SELECT image_id FROM images")["image_id"].to_pylist()
+    found = views.sql(lake, "SELECT image_id FROM images")["image_id"].to_pylist()
     assert len(found) == len(set(found))
     return set(found)
 
 
 def staged_labels(lake: Lake) -> dict[str, int]:
     """Label by image id; fails on an image that is there twice."""
-    rows = query.sql(lake, "SELECT image_id, label FROM images").to_pylist()
+    rows = views.sql(lake, "SELECT image_id, label FROM images").to_pylist()
     found = {row["image_id"]: row["label"] for row in rows}
     assert len(found) == len(rows)
     return found
@@ -64,7 +64,7 @@ def labels_of(rows: range | list[int]) -> dict[str, int]:
 
 def staged_rows(lake: Lake, columns: str, table: str = "images") -> list[dict]:
     """Of dataset `d`, in the order of their source."""
-    return query.sql(
+    return views.sql(
         lake, f"SELECT {columns} FROM {table} ORDER BY source_uri, source_row"
     ).to_pylist()
 

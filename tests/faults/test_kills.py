@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from jobs import query
+from jobs import views
 from jobs.lake import Lake
 from tests.helpers import LATENTLAKE, TINY_STAGE, TINY_TRAIN, ok, run_cli, write_source
 
@@ -59,7 +59,7 @@ def tables(folder: Path) -> dict[str, pa.Table]:
     lake = Lake(folder.as_uri())
     order = {"sources": "source_uri, source_row", "quarantine": "source_uri, source_row"}
     return {
-        name: query.sql(lake, f"SELECT * FROM {name} ORDER BY {order.get(name, 'image_id')}")
+        name: views.sql(lake, f"SELECT * FROM {name} ORDER BY {order.get(name, 'image_id')}")
         for name in TABLES
     }
 

@@ -16,7 +16,7 @@ import fsspec
 import pyarrow as pa
 import pytest
 
-from jobs import query, storage
+from jobs import storage, views
 from jobs.lake import Lake
 from tests.fault_proxy import Fault, Rule, fault_proxy, list_fails, writes
 from tests.helpers import TINY_STAGE, TINY_TRAIN, Ran, S3Server, ok, run_cli, write_source
@@ -106,7 +106,7 @@ def _run(command: tuple[str, ...], lake: str, endpoint: str | None = None) -> Ra
 
 def _tables(lake: str, job: str) -> Tables:
     return {
-        name: query.sql(Lake(lake), f"SELECT * FROM {name} ORDER BY {ORDER.get(name, 'image_id')}")
+        name: views.sql(Lake(lake), f"SELECT * FROM {name} ORDER BY {ORDER.get(name, 'image_id')}")
         for name in PUBLISHES[job]
     }
 

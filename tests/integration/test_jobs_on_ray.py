@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs import bundle, catalog, query
+from jobs import bundle, catalog, views
 from jobs.config import RaySettings
 from jobs.errors import InputError, JobError
 from jobs.lake import Lake
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.integration
 
 
 def rows_of(lake: Lake, sql: str) -> list[dict]:
-    return query.sql(lake, sql).to_pylist()
+    return views.sql(lake, sql).to_pylist()
 
 
 def test_reruns_plan_nothing_and_every_image_is_there_once(trained: Lake, trained_folder) -> None:
@@ -51,7 +51,7 @@ def test_embeddings_and_scores_are_bit_equal_for_any_worker_count(
         shutil.copytree(trained_folder / "lake", folder)
         lake = Lake(folder.as_uri())
         embed(lake, workers=workers, batch_size=batch_size)
-        found.append(query.sql(lake, "SELECT * FROM embeddings ORDER BY image_id"))
+        found.append(views.sql(lake, "SELECT * FROM embeddings ORDER BY image_id"))
     one, two, other_batch = found
     for name in ("image_id", "embedding", "embedding_log_var", *SCORES, "p_value"):
         assert one[name].equals(two[name]), name
@@ -198,7 +198,7 @@ def test_an_actor_that_is_killed_costs_its_unit_another_try(trained: Lake, monke
     assert flag.exists()
     report = embed(trained)
     assert report.counts["embedded"] == 1000
-    ids = query.sql(trained, "SELECT image_id FROM embeddings")["image_id"].to_pylist()
+    ids = views.sql(trained, "SELECT image_id FROM embeddings")["image_id"].to_pylist()
     assert len(ids) == len(set(ids)) == 1000
 
 

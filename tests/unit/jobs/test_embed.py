@@ -10,9 +10,10 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from jobs import bundle, catalog, job, query
+from jobs import bundle, catalog, job, views
 from jobs.errors import InputError
 from jobs.lake import Lake
+from jobs.query import Embeddings
 from jobs.schema import RECONSTRUCTIONS, embeddings_spec
 from tests.helpers import write_source
 from tests.inline import InlineEmbed, InlineStage, InlineTrain, OvertakenEmbed
@@ -21,14 +22,14 @@ from vae_core.score_names import SCORES
 
 
 def embedded(lake: Lake, extra: str = "") -> pa.Table:
-    return query.sql(lake, f"SELECT * FROM embeddings {extra} ORDER BY image_id")
+    return views.sql(lake, f"SELECT * FROM embeddings {extra} ORDER BY image_id")
 
 
 def test_every_image_is_embedded_once_and_a_rerun_has_nothing_to_do(trained: Lake) -> None:
     report = job.run(InlineEmbed(trained))
     assert report.counts["embedded"] == 600
     rows = embedded(trained)
-    images = query.sql(trained, "SELECT image_id FROM images ORDER BY image_id")
+    images = views.sql(trained, "SELECT image_id FROM images ORDER BY image_id")
     assert rows["image_id"].to_pylist() == images["image_id"].to_pylist()
     again = InlineEmbed(trained, night="2026-01-02")
     assert job.run(again).units == 0
@@ -52,7 +53,7 @@ def test_the_numbers_are_the_models_own_and_deterministic(trained: Lake) -> None
     job.run(InlineEmbed(trained))
     rows = embedded(trained)
     held = bundle.load(trained, *catalog.resolve_model(trained, "m"))
-    images = query.sql(trained, "SELECT image_id, image FROM images ORDER BY image_id")
+    images = views.sql(trained, "SELECT image_id, image FROM images ORDER BY image_id")
     pixels = np.stack(
         [np.frombuffer(b, np.uint8).reshape(28, 28, 1) for b in images["image"].to_pylist()]
     )
@@ -74,7 +75,7 @@ def test_p_values_follow_the_rules_of_who_is_fair(trained: Lake, tmp_path: Path)
     write_source(tmp_path / "more" / "b.parquet", range(600, 800))
     job.run(InlineStage(trained, tmp_path / "more", night="2026-01-02"))
     job.run(InlineEmbed(trained))
-    rows = query.sql(
+    rows = views.sql(
         trained,
         """SELECT e.neg_elbo, e.p_value, i.split, i.night FROM embeddings e
            JOIN images i USING (image_id) ORDER BY image_id""",
@@ -98,7 +99,7 @@ def test_p_values_follow_the_rules_of_who_is_fair(trained: Lake, tmp_path: Path)
 
 def test_reconstructions_are_pngs_in_a_table_of_their_own(trained: Lake) -> None:
     job.run(InlineEmbed(trained, reconstructions="all"))
-    rows = query.sql(trained, "SELECT image_id, png FROM reconstructions")
+    rows = views.sql(trained, "SELECT image_id, png FROM reconstructions")
     assert len(rows) == 600
     image = Image.open(io.BytesIO(rows["png"][0].as_py()))
     assert (image.size, image.mode) == ((28, 28), "L")
@@ -110,7 +111,7 @@ def test_reconstructions_can_be_asked_for_later(trained: Lake) -> None:
     report = job.run(InlineEmbed(trained, night="2026-01-02", reconstructions="all"))
     assert (report.counts["embedded"], report.counts["reconstructed"]) == (0, 600)
     assert embedded(trained).equals(before)
-    assert len(query.sql(trained, "SELECT DISTINCT image_id FROM reconstructions")) == 600
+    assert len(views.sql(trained, "SELECT DISTINCT image_id FROM reconstructions")) == 600
     assert job.run(InlineEmbed(trained, night="2026-01-03", reconstructions="all")).units == 0
 
 
@@ -123,7 +124,7 @@ def test_an_image_that_was_trained_on_has_no_p_value_in_any_dataset(
     embed = InlineEmbed(trained)
     embed.settings = embed.settings.model_copy(update={"dataset": "copy"})
     job.run(embed)
-    rows = query.sql(
+    rows = views.sql(
         trained,
         """SELECT i.split, count(*) AS n, count(e.p_value) AS p FROM embeddings e
            JOIN images i USING (image_id, dataset) WHERE dataset = 'copy' GROUP BY ALL""",
@@ -135,8 +136,8 @@ def test_an_image_that_was_trained_on_has_no_p_value_in_any_dataset(
     assert all(row["p"] == row["n"] for row in rows if row["split"] in ("calibration", "test"))
     # The same image in two datasets can still be asked for by its whole id.
     job.run(InlineEmbed(trained))
-    image_id = rows and query.sql(trained, "SELECT min(image_id) AS i FROM images")["i"][0].as_py()
-    assert len(query.neighbours(trained, "m", image_id, k=3)) == 3
+    image_id = rows and views.sql(trained, "SELECT min(image_id) AS i FROM images")["i"][0].as_py()
+    assert len(Embeddings.of(trained, "m").neighbours(image_id, k=3)) == 3
 
 
 def test_a_killed_embed_of_one_dataset_is_left_alone_by_another(
@@ -186,7 +187,7 @@ def test_a_crash_between_the_two_tables_is_completed(trained: Lake, monkeypatch)
     job.run(again)
     assert again.executed == []
     for table in ("embeddings", "reconstructions"):
-        rows = query.sql(trained, f"SELECT image_id, night FROM {table}")
+        rows = views.sql(trained, f"SELECT image_id, night FROM {table}")
         assert len(rows) == len(set(rows["image_id"].to_pylist())) == 600
         assert set(rows["night"].to_pylist()) == {"2026-01-01"}
 
@@ -196,7 +197,7 @@ def test_two_embeds_at_once_leave_every_image_once(trained: Lake, tmp_path: Path
     rival = InlineEmbed(trained, night="2026-01-03")
     job.run(OvertakenEmbed(trained, rival, night="2026-01-02", reconstructions="all"))
     for table in ("embeddings", "reconstructions"):
-        ids = query.sql(trained, f"SELECT image_id FROM {table}")["image_id"].to_pylist()
+        ids = views.sql(trained, f"SELECT image_id FROM {table}")["image_id"].to_pylist()
         assert len(ids) == len(set(ids))
     assert len(embedded(trained)) == 650
 
@@ -220,7 +221,7 @@ def test_a_new_version_embeds_into_its_own_partition(trained: Lake) -> None:
     job.run(InlineEmbed(trained))
     job.run(InlineTrain(trained, seed=5, promote=True))
     job.run(InlineEmbed(trained))
-    counts = query.sql(
+    counts = views.sql(
         trained, "SELECT model_version, count(*) AS n FROM embeddings GROUP BY ALL"
     ).to_pylist()
     assert [row["n"] for row in counts] == [600, 600]
@@ -242,7 +243,7 @@ def test_neighbours_and_anomalies_agree_with_plain_numpy(trained: Lake) -> None:
     matrix = np.array(rows["embedding"].to_pylist(), np.float64)
     ids = rows["image_id"].to_pylist()
     for metric in ("cosine", "euclidean"):
-        found = query.neighbours(trained, "m", ids[5][:16], k=7, metric=metric)
+        found = Embeddings.of(trained, "m").neighbours(ids[5][:16], k=7, metric=metric)
         if metric == "euclidean":
             distance = np.sqrt(((matrix - matrix[5]) ** 2).sum(1))
         else:
@@ -251,11 +252,11 @@ def test_neighbours_and_anomalies_agree_with_plain_numpy(trained: Lake) -> None:
         distance[5] = np.inf
         expected = [ids[i] for i in np.argsort(distance)[:7]]
         assert found["image_id"].to_pylist() == expected
-    worst = query.anomalies(trained, "m", score="recon_mse", top=9)
+    worst = Embeddings.of(trained, "m").anomalies(score="recon_mse", top=9)
     order = np.argsort(-rows["recon_mse"].to_numpy())[:9]
     assert worst["image_id"].to_pylist() == [ids[i] for i in order]
-    assert len(query.anomalies(trained, "m", night="1999-01-01")) == 0
+    assert len(Embeddings.of(trained, "m").anomalies(night="1999-01-01")) == 0
     with pytest.raises(InputError, match=r"unknown score 'loss'; known: .*neg_elbo"):
-        query.anomalies(trained, "m", score="loss")
+        Embeddings.of(trained, "m").anomalies(score="loss")
     with pytest.raises(InputError, match="no embedded image"):
-        query.neighbours(trained, "m", "zz")
+        Embeddings.of(trained, "m").neighbours("zz")

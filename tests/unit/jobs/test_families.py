@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from jobs import bundle, catalog, finishing, job, query, training
+from jobs import bundle, catalog, finishing, job, training, views
 from jobs.config import TrainSettings, build
 from jobs.errors import InputError
 from jobs.lake import Lake
@@ -72,7 +72,7 @@ def test_a_family_goes_from_images_to_scores(family: str, staged: Lake) -> None:
     assert metrics["forward_flops"] > 0
 
     job.run(InlineEmbed(staged))
-    rows = query.sql(
+    rows = views.sql(
         staged, "SELECT e.*, i.split FROM embeddings e JOIN images i USING (image_id)"
     ).to_pandas()
     assert len(rows) == 600

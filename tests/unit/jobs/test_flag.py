@@ -13,7 +13,7 @@ import pytest
 import torch
 from scipy.stats import false_discovery_control
 
-from jobs import bundle, catalog, job, publish, query
+from jobs import bundle, catalog, job, publish, views
 from jobs.embed import in_sample
 from jobs.idset import digests
 from jobs.job import JobReport
@@ -41,7 +41,7 @@ def embed(lake: Lake, **settings) -> JobReport:
 
 
 def table(lake: Lake, name: str, order: str, where: str = "true") -> pa.Table:
-    return query.sql(lake, f"SELECT * FROM {name} WHERE {where} ORDER BY {order}")
+    return views.sql(lake, f"SELECT * FROM {name} WHERE {where} ORDER BY {order}")
 
 
 def anomalies(lake: Lake) -> pa.Table:
@@ -226,12 +226,12 @@ def test_an_anomaly_whose_image_leaves_leaves_too(embedded: Lake, tmp_path: Path
 
 
 def drawn(lake: Lake) -> set[str]:
-    return set(query.sql(lake, "SELECT image_id FROM reconstructions")["image_id"].to_pylist())
+    return set(views.sql(lake, "SELECT image_id FROM reconstructions")["image_id"].to_pylist())
 
 
 def test_reconstructions_of_anomalies_alone(embedded: Lake) -> None:
     embed(embedded, reconstructions="anomalies")
-    rows = query.sql(embedded, f"SELECT image_id FROM embeddings WHERE p_value <= {ALPHA}")
+    rows = views.sql(embedded, f"SELECT image_id FROM embeddings WHERE p_value <= {ALPHA}")
     # Those of the first night, too, which were embedded without.
     assert drawn(embedded) == set(rows["image_id"].to_pylist())
     assert embed(embedded, reconstructions="anomalies").units == 0
@@ -241,7 +241,7 @@ def test_reconstructions_of_anomalies_alone(embedded: Lake) -> None:
 def test_reconstructions_of_a_sample(embedded: Lake, monkeypatch) -> None:
     monkeypatch.setattr("jobs.embed.SAMPLE", 7)
     embed(embedded, reconstructions="sample")
-    ids = query.sql(embedded, "SELECT image_id FROM embeddings")["image_id"]
+    ids = views.sql(embedded, "SELECT image_id FROM embeddings")["image_id"]
     expected = ids.filter(pa.array(in_sample(digests(ids)))).to_pylist()
     assert 80 < len(expected) < 180
     assert drawn(embedded) == set(expected)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jobs import job, query
+from jobs import job, views
 from jobs.errors import InputError, Refused
 from jobs.images import Target, decode
 from jobs.lake import Lake
@@ -44,7 +44,7 @@ def test_one_bad_sample_of_an_archive(lake, tmp_path, extra, reason: str) -> Non
     write_tar(tmp_path / "a.tar", members(40) + extra)
     job.run(InlineStage(lake, tmp_path / "a.tar"))
     assert staged_ids(lake) == set(image_ids(range(40)))
-    rows = query.sql(lake, "SELECT source_member, reason FROM quarantine").to_pylist()
+    rows = views.sql(lake, "SELECT source_member, reason FROM quarantine").to_pylist()
     assert rows == [{"source_member": "z.png", "reason": reason}]
 
 
@@ -55,14 +55,14 @@ def test_a_member_whose_name_is_not_utf8_is_staged(lake, tmp_path) -> None:
         info.size = len(data)
         archive.addfile(info, io.BytesIO(data))
     job.run(InlineStage(lake, tmp_path / "a.tar"))
-    rows = query.sql(lake, "SELECT source_member FROM images").to_pylist()
+    rows = views.sql(lake, "SELECT source_member FROM images").to_pylist()
     assert rows == [{"source_member": "caf�.png"}]
 
 
 def test_an_archives_own_label_goes_before_that_of_its_folder(lake, tmp_path) -> None:
     write_tar(tmp_path / "s" / "label=cat" / "a.tar", [*members(2), ("1.cls", b"7")])
     job.run(InlineStage(lake, tmp_path / "s"))
-    labels = query.sql(lake, "SELECT label FROM images ORDER BY source_row").to_pylist()
+    labels = views.sql(lake, "SELECT label FROM images ORDER BY source_row").to_pylist()
     assert labels == [{"label": None}, {"label": 7}]
 
 
@@ -70,7 +70,7 @@ def test_an_archive_without_images_is_refused_once(lake, tmp_path) -> None:
     write_tar(tmp_path / "s" / "a.tar", members(3))
     write_tar(tmp_path / "s" / "b.tar", [("README.md", b"hello")])
     job.run(InlineStage(lake, tmp_path / "s", max_refused=0.5))
-    rows = query.sql(lake, "SELECT reason FROM quarantine").to_pylist()
+    rows = views.sql(lake, "SELECT reason FROM quarantine").to_pylist()
     assert rows == [{"reason": "no_images"}]
     assert job.run(InlineStage(lake, tmp_path / "s", max_refused=0.5)).units == 0
 
@@ -103,7 +103,7 @@ def test_text_that_is_not_utf8_is_kept_readable(lake, tmp_path) -> None:
     columns = [pa.array(image_bytes(range(2))), text]
     write_columns(tmp_path / "a.parquet", ["image", "label"], columns)
     job.run(InlineStage(lake, tmp_path / "a.parquet"))
-    labels = query.sql(lake, "SELECT label FROM images ORDER BY source_row").to_pylist()
+    labels = views.sql(lake, "SELECT label FROM images ORDER BY source_row").to_pylist()
     assert labels == [{"label": "caf�"}, {"label": "b"}]
 
 

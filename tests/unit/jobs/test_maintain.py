@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from jobs import card, job, query, records
+from jobs import card, job, records, views
 from jobs.compact import SMALL_BYTES, TARGET_BYTES, merges
 from jobs.config import MaintainSettings, RaySettings
 from jobs.errors import InputError
@@ -43,7 +43,7 @@ def nights(lake: Lake, folder: Path, count: int = 4) -> None:
 def rows(lake: Lake, table: str) -> pa.Table:
     order = {"images": "image_id", "embeddings": "image_id", "reconstructions": "image_id"}
     by = order.get(table, "source_uri, source_row")
-    return query.sql(lake, f"SELECT * FROM {table} ORDER BY {by}")
+    return views.sql(lake, f"SELECT * FROM {table} ORDER BY {by}")
 
 
 @pytest.mark.slow
@@ -236,7 +236,7 @@ def test_a_card_tells_what_the_tables_hold(lake, tmp_path) -> None:
         counts = images[column].value_counts().to_pylist()
         assert told[name] == {str(c["values"]): c["counts"] for c in counts}
     assert told["refused"] == {"truncated": 3}
-    fates = query.sql(lake, "SELECT fate, count(*) AS n FROM sources GROUP BY 1").to_pylist()
+    fates = views.sql(lake, "SELECT fate, count(*) AS n FROM sources GROUP BY 1").to_pylist()
     assert told["source_rows"] == {f["fate"]: f["n"] for f in fates}
     assert told["source_sizes"] == {"16x16": len(images)}
     assert told["source_widths"] == [28, 28]
@@ -278,7 +278,7 @@ def test_near_duplicates_are_counted(lake, tmp_path) -> None:
     told = card.dataset_card(lake, "d")
     assert told["images"] == 5
     assert told["same_pixels"] == 1
-    near = query.sql(
+    near = views.sql(
         lake,
         """SELECT count(*) AS n FROM images a JOIN images b ON a.image_id < b.image_id
            WHERE bit_count(xor(a.phash, b.phash)) < 10""",

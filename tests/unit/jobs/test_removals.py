@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import job, query, records
+from jobs import job, records, views
 from jobs.errors import JobError
 from jobs.lake import Lake
 from jobs.tables import open_snapshot
@@ -48,7 +48,7 @@ def test_images_of_a_removed_file_leave_and_earlier_snapshots_still_read(lake, t
     assert old is not None
     assert set(old["image_id"].to_pylist()) == set(image_ids(range(150)))
     # The images that both files had are those of the second one now.
-    places = query.sql(
+    places = views.sql(
         lake,
         """SELECT i.source_uri LIKE '%b.parquet' AS b, i.source_row, s.fate, s.removed_night
            FROM images i JOIN sources s USING (source_uri, source_row, image_id)""",
@@ -58,7 +58,7 @@ def test_images_of_a_removed_file_leave_and_earlier_snapshots_still_read(lake, t
     assert {(row["b"], row["fate"], row["removed_night"]) for row in places} == {
         (True, "staged", None)
     }
-    gone = query.sql(
+    gone = views.sql(
         lake, "SELECT DISTINCT source_uri, removed_night FROM sources WHERE removed_night NOT NULL"
     ).to_pylist()
     assert [(Path(r["source_uri"]).name, r["removed_night"]) for r in gone] == [
@@ -76,7 +76,7 @@ def test_a_replaced_file_gives_its_new_rows_and_their_new_labels(lake, tmp_path)
     assert staged_ids(lake) == set(image_ids(range(10, 60)))
     assert report.counts["removed_images"] == 10
     assert report.counts["rows_in"] == report.counts["staged"] == 50
-    labels = query.sql(lake, "SELECT label FROM images ORDER BY 1")["label"].to_pylist()
+    labels = views.sql(lake, "SELECT label FROM images ORDER BY 1")["label"].to_pylist()
     assert labels == [1000 + n for n in range(10, 60)]
 
 
@@ -89,9 +89,9 @@ def test_a_renamed_file_keeps_its_images_in_their_new_place(lake, tmp_path) -> N
     assert staged_ids(lake) == set(image_ids(range(80)))
     assert report.counts["removed_images"] == 0
     assert report.counts["duplicates"] == 80
-    places = query.sql(lake, "SELECT DISTINCT source_uri, night FROM images").to_pylist()
+    places = views.sql(lake, "SELECT DISTINCT source_uri, night FROM images").to_pylist()
     assert [Path(row["source_uri"]).name for row in places] == ["z.parquet"]
-    live = query.sql(lake, "SELECT fate FROM sources WHERE removed_night IS NULL").to_pylist()
+    live = views.sql(lake, "SELECT fate FROM sources WHERE removed_night IS NULL").to_pylist()
     assert {row["fate"] for row in live} == {"staged"}
     assert run(lake, folder).units == 0
 
@@ -172,7 +172,7 @@ def test_a_crash_in_a_removal_is_completed(lake, tmp_path, monkeypatch, tables_c
     monkeypatch.undo()
     run(lake, folder, "2026-01-04")
     assert staged_ids(lake) == set(image_ids(range(40, 90)))
-    nights = query.sql(lake, "SELECT DISTINCT removed_night FROM sources").to_pylist()
+    nights = views.sql(lake, "SELECT DISTINCT removed_night FROM sources").to_pylist()
     assert {row["removed_night"] for row in nights} == {None, "2026-01-03"}
 
 
@@ -204,9 +204,9 @@ def test_two_removals_at_once_end_as_one(lake, tmp_path) -> None:
 @pytest.mark.slow
 def test_embed_removes_what_has_left_and_nothing_else(trained: Lake, trained_source) -> None:
     job.run(InlineEmbed(trained, reconstructions="all"))
-    known = query.sql(trained, "SELECT source_uri FROM images LIMIT 1").to_pylist()[0]["source_uri"]
+    known = views.sql(trained, "SELECT source_uri FROM images LIMIT 1").to_pylist()[0]["source_uri"]
     assert known == (trained_source / "a.parquet").as_uri()
-    kept = query.sql(trained, "SELECT * FROM embeddings ORDER BY image_id")
+    kept = views.sql(trained, "SELECT * FROM embeddings ORDER BY image_id")
     # The same source, one file replaced by its first 550 rows.
     whole = (trained_source / "a.parquet").read_bytes()
     try:
@@ -218,9 +218,9 @@ def test_embed_removes_what_has_left_and_nothing_else(trained: Lake, trained_sou
     assert report.counts["removed_embeddings"] == report.counts["removed_reconstructions"] == 50
     assert report.counts["embedded"] == 0
     for table in ("embeddings", "reconstructions"):
-        held = query.sql(trained, f"SELECT image_id FROM {table}")["image_id"].to_pylist()
+        held = views.sql(trained, f"SELECT image_id FROM {table}")["image_id"].to_pylist()
         assert sorted(held) == sorted(image_ids(range(550)))
-    now = query.sql(trained, "SELECT * FROM embeddings ORDER BY image_id")
+    now = views.sql(trained, "SELECT * FROM embeddings ORDER BY image_id")
     mask = pa.array([i in set(image_ids(range(550))) for i in kept["image_id"].to_pylist()])
     assert now.equals(kept.filter(mask))
     again = InlineEmbed(trained, "2026-01-03", reconstructions="all")
@@ -282,7 +282,7 @@ def _crash_then_finish(lake: Lake, folder: Path, night: str, generator: random.R
 
 def _check_places(lake: Lake, held: dict[str, list[int]]) -> None:
     """Every source row is in the sources table once, every image at one of its occurrences."""
-    live = query.sql(
+    live = views.sql(
         lake,
         "SELECT source_uri, source_row, image_id, fate FROM sources WHERE removed_night IS NULL",
     ).to_pylist()
@@ -294,7 +294,7 @@ def _check_places(lake: Lake, held: dict[str, list[int]]) -> None:
     }
     firsts = [r["image_id"] for r in live if r["fate"] == "staged"]
     assert len(firsts) == len(set(firsts))
-    places = query.sql(lake, "SELECT source_uri, source_row, image_id FROM images").to_pylist()
+    places = views.sql(lake, "SELECT source_uri, source_row, image_id FROM images").to_pylist()
     for row in places:
         assert found[Path(row["source_uri"]).stem, row["source_row"]] == row["image_id"]
     staged_at = {(r["source_uri"], r["source_row"]) for r in live if r["fate"] == "staged"}

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import job, query
+from jobs import job, views
 from jobs.errors import InputError, JobError
 from jobs.tables import open_snapshot
 from tests.helpers import image_bytes, labels_of, staged_labels, write_source
@@ -34,7 +34,7 @@ def test_a_new_file_is_the_only_work_of_the_next_night(lake, source) -> None:
     assert report.counts["staged"] == 50
     assert report.counts["duplicates"] == 10
     assert staged_labels(lake) == labels_of(range(350))
-    nights = query.sql(lake, "SELECT night, count(*) AS n FROM images GROUP BY ALL ORDER BY ALL")
+    nights = views.sql(lake, "SELECT night, count(*) AS n FROM images GROUP BY ALL ORDER BY ALL")
     assert nights.to_pylist() == [
         {"night": "2026-01-01", "n": 300},
         {"night": "2026-01-02", "n": 50},
@@ -49,7 +49,7 @@ def test_the_same_image_in_several_units_is_kept_once_where_it_came_first(lake, 
     assert report.counts["staged"] == 180
     assert report.counts["duplicates"] == 90
     assert staged_labels(lake) == labels_of(range(180))
-    places = query.sql(
+    places = views.sql(
         lake,
         """SELECT i.source_uri = s.source_uri AND i.source_row = s.source_row AS first, s.fate,
                   count(*) AS n FROM sources s JOIN images i USING (image_id)
@@ -59,7 +59,7 @@ def test_the_same_image_in_several_units_is_kept_once_where_it_came_first(lake, 
         {"first": False, "fate": "duplicate", "n": 90},
         {"first": True, "fate": "staged", "n": 180},
     ]
-    late = query.sql(
+    late = views.sql(
         lake, "SELECT max(source_row) AS r FROM images WHERE source_uri LIKE '%a.parquet'"
     ).to_pylist()
     assert late == [{"r": 149}]
@@ -70,7 +70,7 @@ def test_broken_images_go_to_quarantine_with_their_place_and_reason(lake, tmp_pa
     report = job.run(InlineStage(lake, tmp_path / "s"))
     assert report.counts["refused"] == report.counts["refused_truncated"] == 3
     assert report.counts["staged"] == 297
-    rows = query.sql(
+    rows = views.sql(
         lake, "SELECT source_row, reason, byte_length > 0 AS sized FROM quarantine ORDER BY 1"
     ).to_pylist()
     assert [row["source_row"] for row in rows] == [7, 150, 299]
@@ -100,7 +100,7 @@ def test_a_column_of_another_type_is_refused_with_file_and_column(lake, tmp_path
     with pytest.raises(JobError, match=r"1 of 2 files refused \(50.0%; schema: 1\)"):
         job.run(InlineStage(lake, tmp_path / "s", max_refused=0.1))
     job.run(InlineStage(lake, tmp_path / "s", max_refused=0.5))
-    (row,) = query.sql(lake, "SELECT source_uri, source_row, message FROM quarantine").to_pylist()
+    (row,) = views.sql(lake, "SELECT source_uri, source_row, message FROM quarantine").to_pylist()
     assert row["source_uri"].endswith("b.parquet")
     assert row["source_row"] == -1
     assert "column 'label' is string, in the dataset it is int64" in row["message"]
@@ -120,7 +120,7 @@ def test_columns_are_kept_in_types_that_every_reader_has(lake, tmp_path, caplog)
     pq.write_table(pa.table(columns), path)
     with caplog.at_level("INFO", "latentlake"):
         job.run(InlineStage(lake, path))
-    rows = query.sql(
+    rows = views.sql(
         lake, "SELECT kind, text, count, epoch_us(taken) AS us FROM images ORDER BY source_row"
     ).to_pylist()
     assert rows[1] == {"kind": "b", "text": "y", "count": 2, "us": 0}
@@ -137,7 +137,7 @@ def test_a_damaged_page_costs_its_own_range_of_rows(lake, source) -> None:
     report = job.run(InlineStage(lake, source.parent, max_refused=0.5))
     assert report.counts["refused_schema"] == 100
     assert staged_labels(lake) == labels_of(range(100, 420))
-    rows = query.sql(lake, "SELECT source_row FROM quarantine ORDER BY 1").to_pylist()
+    rows = views.sql(lake, "SELECT source_row FROM quarantine ORDER BY 1").to_pylist()
     assert [row["source_row"] for row in rows] == list(range(100))
     assert job.run(InlineStage(lake, source.parent)).units == 0
 
@@ -157,7 +157,7 @@ def test_a_plain_binary_column_is_found_and_strings_pass_through(lake, tmp_path)
         path,
     )
     job.run(InlineStage(lake, path))
-    rows = query.sql(lake, "SELECT id, weight FROM images ORDER BY source_row").to_pylist()
+    rows = views.sql(lake, "SELECT id, weight FROM images ORDER BY source_row").to_pylist()
     assert rows == [{"id": f"n{i}", "weight": 0.5} for i in range(20)]
 
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from jobs import job, publish, query, records
+from jobs import job, publish, records, views
 from jobs.errors import JobError
 from jobs.tables import Conflict
 from tests.helpers import labels_of, staged_labels, write_source
@@ -35,17 +35,17 @@ def test_a_crash_between_commits_is_completed_by_the_next_run(
     with pytest.raises(KeyboardInterrupt):
         job.run(InlineStage(lake, source.parent))
     monkeypatch.undo()
-    shown = query.sql(lake, "SELECT count(*) AS n FROM images").to_pylist()
+    shown = views.sql(lake, "SELECT count(*) AS n FROM images").to_pylist()
     assert shown == [{"n": 0}]  # views show finished jobs only
     write_source(source.parent / "b.parquet", range(300, 350))
     again = InlineStage(lake, source.parent, night="2026-01-02")
     job.run(again)
     assert len(again.executed) == 1  # the new file's unit; the others were done
     assert staged_labels(lake) == labels_of(range(350))
-    runs = query.sql(lake, "SELECT night, counts, seconds FROM runs ORDER BY night").to_pylist()
+    runs = views.sql(lake, "SELECT night, counts, seconds FROM runs ORDER BY night").to_pylist()
     assert [json.loads(run["counts"])["staged"] for run in runs] == [300, 50]
     assert all(json.loads(run["counts"])["unit_seconds"] > 0 for run in runs)
-    counts = query.sql(lake, "SELECT fate, count(*) AS n FROM sources GROUP BY ALL").to_pylist()
+    counts = views.sql(lake, "SELECT fate, count(*) AS n FROM sources GROUP BY ALL").to_pylist()
     assert counts == [{"fate": "staged", "n": 350}]
 
 
@@ -75,7 +75,7 @@ def test_a_rival_that_stages_the_same_files_first_costs_no_row(lake, source) -> 
     rival = InlineStage(lake, source.parent, night="2026-01-02")
     report = job.run(OvertakenStage(lake, source.parent, rival))
     assert staged_labels(lake) == labels_of(range(300))
-    rows = query.sql(lake, "SELECT count(*) AS n FROM sources").to_pylist()
+    rows = views.sql(lake, "SELECT count(*) AS n FROM sources").to_pylist()
     assert rows == [{"n": 300}]
     assert report.counts["rows_in"] == 0  # all of it was the rival's
 
@@ -93,7 +93,7 @@ def test_two_runs_of_the_very_same_job_publish_it_once(lake, source) -> None:
     report = job.run(OvertakenStage(lake, source.parent, InlineStage(lake, source.parent)))
     assert staged_labels(lake) == labels_of(range(300))
     assert report.counts["rows_in"] == 300
-    assert len(query.sql(lake, "SELECT * FROM runs")) == 1
+    assert len(views.sql(lake, "SELECT * FROM runs")) == 1
 
 
 def test_a_worker_that_wakes_up_after_the_end_changes_nothing(lake, source) -> None:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import job, publish, query, records
+from jobs import job, publish, records, views
 from jobs.card import dataset_card
 from jobs.errors import InputError, JobError
 from jobs.lake import Lake
@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def live(lake: Lake) -> list[dict]:
-    return query.sql(
+    return views.sql(
         lake,
         "SELECT source_uri, source_row, etag, fate FROM sources WHERE removed_night IS NULL",
     ).to_pylist()
@@ -66,7 +66,7 @@ def test_new_labels_arrive_although_a_compaction_came_between(lake, folder) -> N
         OvertakenStage(lake, folder, InlineCompact.of(lake), night="2026-01-02", max_removed=1.0)
     )
     assert staged_ids(lake) == set(image_ids(range(40)))
-    labels = query.sql(lake, "SELECT label FROM images ORDER BY 1")["label"].to_pylist()
+    labels = views.sql(lake, "SELECT label FROM images ORDER BY 1")["label"].to_pylist()
     assert labels == [*range(20, 40), *range(1000, 1020)]
 
 
@@ -173,7 +173,7 @@ def test_an_unfinished_first_plan_does_not_bind_columns_or_size(lake, folder) ->
     crash_before_commit(lambda: run(lake, folder, "2026-01-01"))
     write(folder / "a.parquet", range(10), labels=[f"cat{n}" for n in range(10)])
     run(lake, folder, "2026-01-02", height=32, width=32)
-    labels = query.sql(lake, "SELECT label FROM images")["label"].to_pylist()
+    labels = views.sql(lake, "SELECT label FROM images")["label"].to_pylist()
     assert sorted(labels) == sorted(f"cat{n}" for n in range(10))
 
 
@@ -183,7 +183,7 @@ def test_refusals_of_a_replaced_file_leave_quarantine_with_it(lake, folder) -> N
     (folder / "a.parquet").unlink()
     write_source(folder / "a.parquet", range(21), broken=[5])
     run(lake, folder, "2026-01-02", max_refused=0.5)
-    rows = query.sql(lake, "SELECT source_row FROM quarantine").to_pylist()
+    rows = views.sql(lake, "SELECT source_row FROM quarantine").to_pylist()
     assert rows == [{"source_row": 5}]
     card = dataset_card(lake, "d")
     assert card["refused"] == {"truncated": 1}
@@ -198,7 +198,7 @@ def test_refusals_of_the_version_that_a_rival_published_stay(lake, folder) -> No
     write_source(folder / "a.parquet", range(21), broken=[5])
     rival = InlineStage(lake, folder, "2026-01-03", **few)
     job.run(OvertakenStage(lake, folder, rival, night="2026-01-02", **few))
-    rows = query.sql(lake, "SELECT source_row FROM quarantine").to_pylist()
+    rows = views.sql(lake, "SELECT source_row FROM quarantine").to_pylist()
     assert rows == [{"source_row": 5}]
 
 
@@ -252,7 +252,7 @@ def test_columns_of_a_run_that_never_published_are_not_in_the_table(lake, folder
         run(lake, folder, f"2026-01-0{number + 2}")
     job.run(InlineCompact.of(lake))
     assert staged_ids(lake) == set(image_ids(range(20)))
-    assert "label" not in query.sql(lake, "SELECT * FROM images").column_names
+    assert "label" not in views.sql(lake, "SELECT * FROM images").column_names
 
 
 @pytest.mark.parametrize("source", ["empty", "s/*.parqet"])
@@ -271,7 +271,7 @@ def test_columns_come_from_the_first_files_together(lake, folder, caplog) -> Non
     for number in (1, 2, 3):
         (folder / "label=cat" / f"{number}.png").write_bytes(data[number])
     run(lake, folder)
-    labels = query.sql(lake, "SELECT label FROM images ORDER BY source_uri")["label"].to_pylist()
+    labels = views.sql(lake, "SELECT label FROM images ORDER BY source_uri")["label"].to_pylist()
     assert labels == [None, "cat", "cat", "cat"]
 
 
@@ -359,4 +359,4 @@ def test_an_embed_of_an_older_snapshot_removes_nothing_newer(trained: Lake, trai
     finally:
         (trained_source / "new.parquet").unlink()
     for table in ("images", "embeddings", "reconstructions"):
-        assert len(query.sql(trained, f"SELECT image_id FROM {table}")) == 630
+        assert len(views.sql(trained, f"SELECT image_id FROM {table}")) == 630

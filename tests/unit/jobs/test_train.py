@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from jobs import bundle, catalog, job, query, training
+from jobs import bundle, catalog, job, training, views
 from jobs.bundle_about import read_about
 from jobs.errors import InputError, JobError
 from jobs.lake import Lake
@@ -150,7 +150,7 @@ def test_a_few_bad_steps_are_skipped_and_their_images_named(
     about = read_about(staged, model, version)
     assert about["bad_steps"] == 2
     assert all(math.isfinite(entry["train_nats"]) for entry in about["history"])
-    found = query.sql(staged, "SELECT image_id, split FROM images").to_pylist()
+    found = views.sql(staged, "SELECT image_id, split FROM images").to_pylist()
     train = {row["image_id"] for row in found if row["split"] == "train"}
     for bad in heard:
         assert len(bad.image_ids) == len(set(bad.image_ids)) == 64

@@ -1,0 +1,73 @@
+"""The images of a query's rows as one picture."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from jobs import catalog, views
+from jobs.contact_sheet import Row, contact_sheet
+from jobs.errors import InputError
+from jobs.lake import Lake
+from jobs.schema import image_shape_of
+
+COLUMNS = 10
+MOST = 200  # images a picture
+
+
+def draw_grid(lake: Lake, table: pa.Table, path: str) -> None:
+    """Writes a PNG of the images of column image_id, in order, with what the row says of each.
+
+    Of pairs (other_id), both. Raises InputError where the rows name no images, or the file cannot
+    be written.
+    """
+    if "image_id" not in table.column_names:
+        raise InputError("--grid draws rows with a column image_id; select it")
+    rows = table.slice(0, MOST).to_pylist()
+    cells = [cell for row in rows for cell in _cells(row)]
+    if not cells:
+        raise InputError("--grid: there are no rows to draw")
+    pictures = _pictures(lake, sorted({image_id for image_id, _ in cells}))
+    images = [pictures[image_id] for image_id, _ in cells if image_id in pictures]
+    captions = [caption for image_id, caption in cells if image_id in pictures]
+    parts = [
+        Row("", images[at : at + COLUMNS], captions[at : at + COLUMNS])
+        for at in range(0, len(images), COLUMNS)
+    ]
+    png = contact_sheet(f"{len(images)} images", parts)
+    try:
+        Path(path).write_bytes(png)
+    except OSError as error:
+        raise InputError(f"--grid {path}: {error.strerror}") from error
+
+
+def _cells(row: dict[str, Any]) -> list[tuple[str, str]]:
+    """Image ids and captions: the first number of the row, and its label."""
+    number = next((v for v in row.values() if isinstance(v, float)), None)
+    told = ["" if number is None else f"{number:.4g}"]
+    told += [str(row["label"])] if row.get("label") is not None else []
+    caption = "\n".join(told)
+    pair = [(row["other_id"], "")] if row.get("other_id") else []
+    return [(row["image_id"], caption), *pair]
+
+
+def _pictures(lake: Lake, ids: list[str]) -> dict[str, np.ndarray]:
+    """uint8 (H, W, C) by image id, of whichever dataset has it."""
+    found: dict[str, np.ndarray] = {}
+    for dataset in catalog.datasets(lake):
+        with contextlib.suppress(InputError):  # a dataset that has published nothing
+            shape = image_shape_of(catalog.images_snapshot(lake, dataset).schema)
+            wanted = [image_id for image_id in ids if image_id not in found]
+            listed = ", ".join(f"'{image_id}'" for image_id in wanted) or "''"
+            rows = views.sql(
+                lake,
+                f"SELECT image_id, image FROM images WHERE dataset = '{dataset}' "
+                f"AND image_id IN ({listed})",
+            )
+            for row in rows.to_pylist():
+                found[row["image_id"]] = np.frombuffer(row["image"], np.uint8).reshape(shape)
+    return found

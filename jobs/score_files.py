@@ -1,0 +1,82 @@
+"""Images given by hand, through the same path as those of a dataset: the same numbers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jobs import bundle as bundles
+from jobs import catalog
+from jobs.card import look_of
+from jobs.errors import InputError, Refused
+from jobs.images import Target, decode
+from jobs.lake import Lake
+from jobs.storage import read, resolve_source
+from vae_core.conformal import p_values
+from vae_core.scores import ScoredBatch
+
+
+def score_files(lake: Lake, model: str, files: Sequence[str | Path]) -> ScoredBatch:
+    """Encoded and scored as `embed` does it. Raises InputError that names a file at fault."""
+    return _scored(bundles.load(lake, *catalog.resolve_model(lake, model)), lake, files)[0]
+
+
+def embed_files(lake: Lake, model: str, files: Sequence[str | Path]) -> list[dict[str, Any]]:
+    """For each file what `embed` would write of it: embedding, scores, p-value.
+
+    The p-value is that of a new image: of one that the model was trained on it means nothing.
+    """
+    bundle = bundles.load(lake, *catalog.resolve_model(lake, model))
+    scored, ids = _scored(bundle, lake, files)
+    decisive = scored.scores[bundle.about["decision_score"]]
+    held = bundle.calibration_scores
+    p_N: list[float | None] = [None] * len(ids)
+    if decisive is not None and len(held):
+        p_N = p_values(decisive, held).tolist()
+    rows = []
+    for row, (file, image_id) in enumerate(zip(files, ids, strict=True)):
+        scores = {n: None if v is None else float(v[row]) for n, v in scored.scores.items()}
+        y, x = scored.max_patch_yx_N2[row].tolist()
+        rows.append(
+            {
+                "file": str(file),
+                "image_id": image_id,
+                "model": bundle.model,
+                "model_version": bundle.version,
+                "p_value": p_N[row],
+                **scores,
+                "max_patch_y": y,
+                "max_patch_x": x,
+                "embedding": scored.mean_ND[row].tolist(),
+            }
+        )
+    return rows
+
+
+def _scored(
+    bundle: bundles.Bundle, lake: Lake, files: Sequence[str | Path]
+) -> tuple[ScoredBatch, list[str]]:
+    target = _target(bundle, lake)
+    pixels, ids = [], []
+    for file in files:
+        data = read(resolve_source(str(file)))
+        try:
+            pixels.append(decode(data, target).pixels_HWC)
+        except Refused as error:
+            raise InputError(f"{file}: {error.message} ({error.reason})") from error
+        ids.append(hashlib.sha256(data).hexdigest())
+    return bundle.scorer().score(np.stack(pixels), ids), ids
+
+
+def _target(bundle: bundles.Bundle, lake: Lake) -> Target:
+    """As the images were staged that the model was trained on."""
+    data = bundle.about["data"]
+    look = look_of(catalog.images_snapshot(lake, data["dataset"], data["images_version"]))
+    known = {name: look[name] for name in ("fit", "exact") if name in look}
+    if "background" in look:
+        known["background"] = tuple(look["background"])
+    return Target(image_shape=bundle.config.image_shape, **known)

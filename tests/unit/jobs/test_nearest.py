@@ -1,0 +1,73 @@
+"""Exact search against the naive one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.spatial.distance import cdist
+from sklearn.covariance import LedoitWolf
+
+from jobs import nearest as search
+from jobs.nearest import METRICS, close_pairs, mahalanobis, nearest
+
+
+def vectors(count: int, dim: int, seed: int = 0) -> np.ndarray:
+    """Clustered, of very different lengths, with some that come twice."""
+    rng = np.random.default_rng(seed)
+    centres = 3.0 * rng.normal(size=(5, dim))
+    found = centres[rng.integers(5, size=count)] + rng.normal(size=(count, dim))
+    found[count // 2] = found[0]
+    return (found * rng.uniform(0.5, 20.0, (count, 1))).astype(np.float32)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dim", [1, 2, 64])
+def test_the_nearest_are_those_of_scipy(metric: str, dim: int, monkeypatch) -> None:
+    monkeypatch.setattr(search, "CHUNK", 700)
+    matrix = vectors(300, dim)
+    allowed = np.random.default_rng(1).random(300) < 0.7
+    queries = vectors(9, dim, seed=2)
+    expected = cdist(queries.astype(np.float64), matrix.astype(np.float64), metric)
+    expected[:, ~allowed] = np.inf
+    for (rows, far), by_hand in zip(
+        nearest(matrix, queries, 12, metric, allowed), expected, strict=True
+    ):
+        np.testing.assert_allclose(far, np.sort(by_hand)[:12], rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(far, by_hand[rows], rtol=1e-9, atol=1e-12)
+        assert allowed[rows].all()
+
+
+def test_there_may_be_fewer_than_asked_for() -> None:
+    matrix = vectors(6, 3)
+    ((rows, _),) = nearest(matrix, matrix[:1], 50, "cosine", np.arange(6) > 2)
+    assert sorted(rows.tolist()) == [3, 4, 5]
+    ((rows, _),) = nearest(matrix, matrix[:1], 5, "cosine", np.zeros(6, bool))
+    assert len(rows) == 0
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dim", [1, 3, 64])
+@pytest.mark.parametrize("share", [0.0, 0.002, 0.05])
+def test_close_pairs_are_all_of_them(metric: str, dim: int, share: float, monkeypatch) -> None:
+    monkeypatch.setattr(search, "CHUNK", 2_000)
+    matrix = vectors(250, dim)
+    far = cdist(matrix.astype(np.float64), matrix.astype(np.float64), metric)
+    i, j = np.triu_indices(250, 1)
+    threshold = float(np.quantile(far[i, j], share)) + 1e-9
+    expected = {(a, b) for a, b in zip(i, j, strict=True) if far[a, b] <= threshold}
+    pairs, distance = close_pairs(matrix, threshold, metric)
+    assert {tuple(pair) for pair in pairs.tolist()} == expected
+    assert len(expected) >= 1
+    assert (np.diff(distance) >= 0).all()
+
+
+def test_mahalanobis_with_the_shrinkage_of_scikit_learn() -> None:
+    for count, dim in ((500, 8), (20, 32)):
+        matrix = vectors(count, dim)
+        fitted = LedoitWolf().fit(matrix.astype(np.float64))
+        expected = np.sqrt(fitted.mahalanobis(matrix.astype(np.float64)))
+        np.testing.assert_allclose(mahalanobis(matrix), expected, rtol=1e-6)
+
+
+def test_images_that_are_all_alike_have_no_outlier() -> None:
+    assert (mahalanobis(np.ones((5, 3), np.float32)) == 0).all()
