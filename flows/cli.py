@@ -139,6 +139,8 @@ def _share(option: str, text: str) -> float:
 )
 @click.option("--alpha", metavar="SHARE", help="False-discovery rate: 5% (default) or 0.05.")
 @click.option("--commit-every", type=int, metavar="N", help="Units a commit; all of them if none.")
+@click.option("--scores", type=click.Choice(["all", "none"]), help="none: only encode; faster.")
+@click.option("--redo", is_flag=True, help="Embed all again; old rows are replaced in one commit.")
 @click.option("--batch-size", type=int, metavar="N", help="Images a forward pass.")
 @job_options
 def embed(dataset: str, model: str, alpha: str | None, **options: Any) -> None:
@@ -146,7 +148,7 @@ def embed(dataset: str, model: str, alpha: str | None, **options: Any) -> None:
 
     Example: latentlake embed --dataset photos --model photos@champion
     """
-    plain = ("reconstructions", "commit_every", "batch_size", "workers")
+    plain = ("reconstructions", "commit_every", "scores", "redo", "batch_size", "workers")
     settings = build(
         EmbedSettings,
         given(
@@ -160,6 +162,22 @@ def embed(dataset: str, model: str, alpha: str | None, **options: Any) -> None:
 
     job = EmbedJob(lake_of(options["lake"]), settings, night_of(options), ray_settings(options))
     run_job(job, options)
+
+
+@cli.command()
+@click.option("--model", required=True, metavar="NAME@VERSION|@ALIAS", help="The bundle.")
+@click.option("--dataset", metavar="NAME", help="Only images of that dataset; all if none.")
+@job_options
+def drop(model: str, dataset: str | None, **options: Any) -> None:
+    """Take a model version's embeddings, scores and anomalies out of the tables, in one commit.
+
+    The bundle stays; files go with the next maintain.
+
+    Example: latentlake drop --model photos@3f7a09c1d2e4
+    """
+    from jobs.drop import DropJob
+
+    run_job(DropJob(lake_of(options["lake"]), model, dataset, night_of(options)), options)
 
 
 @cli.command("embed-files")

@@ -296,16 +296,31 @@ class EmbedSettings(Settings):
         description="whose reconstructions to write as PNG: of none, of anomalies (p-value at most "
         "alpha), of a sample (one in a hundred), of all",
     )
+    scores: Literal["all", "none"] = Field(
+        default="all",
+        description="none: only encode; the images have neither scores nor p-values then",
+    )
     alpha: float = Field(
         default=0.05, gt=0, lt=1, description="false-discovery rate among the flagged anomalies"
     )
     commit_every: int | None = Field(
         default=None, ge=1, description="units a commit, for very long jobs; all of them if none"
     )
+    redo: bool = Field(
+        default=False, description="embed all images again; the version's old rows are replaced"
+    )
     batch_size: int | None = Field(
         default=None, ge=1, description="images a forward pass; the bundle's scoring batch if none"
     )
     workers: int | None = Field(default=None, ge=1, description="workers; one a CPU if none")
+
+    @model_validator(mode="after")
+    def _check(self) -> EmbedSettings:
+        if self.scores == "none" and self.reconstructions != "none":
+            raise ValueError("reconstructions come with scores: ask for both, or for neither")
+        if self.redo and self.commit_every is not None:
+            raise ValueError("redo replaces all rows in one commit: it goes without commit_every")
+        return self
 
 
 class MaintainSettings(Settings):

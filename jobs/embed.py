@@ -22,7 +22,7 @@ from jobs.corrections import correction_unit, latest_completions
 from jobs.errors import InputError
 from jobs.flag import Batch, anomalies_table, flag
 from jobs.idset import IdSet, digests
-from jobs.job import PoolJob, WorkerFactory
+from jobs.job import OutOfDate, PoolJob, WorkerFactory
 from jobs.lake import Lake
 from jobs.schema import (
     ANOMALIES,
@@ -95,6 +95,7 @@ class EmbedJob(PoolJob):
         model, version = catalog.resolve_model(lake, settings.model)
         super().__init__(lake, model, night, ray_settings, settings.workers)
         self.settings = settings
+        self.one_a_call = settings.redo  # one that was left behind need not be done twice
         self.version = version
         self.about = read_about(lake, model, version)
 
@@ -168,8 +169,9 @@ class EmbedJob(PoolJob):
             )
 
     def _work(self, images: Snapshot, fingerprint: str) -> dict[str, Any]:
-        """Units of the images that are missing; a key where only rows have to leave."""
-        held = {name: self._held_ids(name) for name in PER_IMAGE}
+        """Units of the images that are missing; a key where rows have to leave."""
+        redo = self.settings.redo
+        held = {name: IdSet() if redo else self._held_ids(name) for name in PER_IMAGE}
         extreme = self._extreme_ids()
         units, found = [], []
         for path, rows in images.read_each(["image_id"]):
@@ -182,6 +184,9 @@ class EmbedJob(PoolJob):
                 units += [Unit.of(fingerprint, work | piece) for piece in _pieces(wanted, len(ids))]
         known = IdSet(found)
         leaves = any(not held[name].within(known) for name in PER_IMAGE)
+        if redo:
+            now = open_snapshot(self.lake.model(self.target, "embeddings"))
+            return {"units": units, "key": ["redo", now.version if now is not None else -1]}
         return {"units": units, "key": ["leaving", images.version] if leaves else []}
 
     def _drawn(self, ids: np.ndarray, new: np.ndarray, extreme: IdSet) -> np.ndarray:
@@ -225,6 +230,8 @@ class EmbedJob(PoolJob):
             "batch_size": self.batch_size,
             "reconstructions": self.settings.reconstructions,
             "alpha": self.settings.alpha,
+            "scores": self.settings.scores,
+            "redo": self.settings.redo,
         }
 
     def worker(self) -> WorkerFactory:
@@ -239,6 +246,9 @@ class EmbedJob(PoolJob):
         latest = latest_completions(made)
         tables = self.tables(plan)
         of_units = [table for table in tables if table.spec.name in PER_IMAGE]
+        redo = plan.settings["redo"]
+        if redo and any(_has_moved(plan, table) for table in of_units):
+            raise OutOfDate("another job has published in between")
         published = {table.spec.name: self._published_since(plan, table) for table in of_units}
         corrections = []
         for completion in latest.values():
@@ -250,19 +260,20 @@ class EmbedJob(PoolJob):
                 corrections.append(correction_unit(plan.fingerprint, completion, {"lost": lost}))
         if corrections:
             return corrections
-        rewrites = self._rewrites(plan, tables)
+        rewrites = [] if redo else self._rewrites(plan, tables)
         missing = [unit for unit in rewrites if unit.unit_id not in completions]
         if missing:
             return missing
         removals = [completions[unit.unit_id] for unit in rewrites]
         done = [*(latest[unit.unit_id] for unit in plan.units), *removals]
         files = {t.uri: [o for c in done for o in c.outputs_of(t.spec.name)] for t in tables}
+        gone = {t.uri: [p for c in done for p in c.replaces.get(t.spec.name, [])] for t in tables}
+        if redo:
+            gone = {t.uri: _now(t).paths(self._partition_of(plan)) for t in tables}
         told = self._finalise(plan, files) if plan.units and plan.settings["whole"] else {}
         return Settled(
             files=files,
-            removed={
-                t.uri: [p for c in done for p in c.replaces.get(t.spec.name, [])] for t in tables
-            },
+            removed=gone,
             counts={
                 "embedded": 0,
                 **total_counts([*latest.values(), *removals]),
@@ -273,7 +284,7 @@ class EmbedJob(PoolJob):
 
     def _rewrites(self, plan: Plan, tables: list[Table]) -> list[Unit]:
         """Published files of this job's partition that hold images which have left the dataset."""
-        partition = {key: plan.settings[key] for key in self.partition}
+        partition = self._partition_of(plan)
         # The newest: another job may have embedded images that the plan's snapshot has not yet.
         images = catalog.images_snapshot(self.lake, partition["dataset"])
         known = IdSet(digests(rows["image_id"]) for _, rows in images.read_each(["image_id"]))
@@ -281,25 +292,26 @@ class EmbedJob(PoolJob):
         for table in tables:
             if "image_id" not in table.spec.schema.names:
                 continue
-            snapshot = table.snapshot()
-            assert snapshot is not None
-            for path, rows in snapshot.read_each(["image_id"], partition):
+            for path, rows in _now(table).read_each(["image_id"], partition):
                 if not known.has(digests(rows["image_id"])).all():
                     inputs = {"rewrite": table.spec.name, "path": path}
                     units.append(Unit.of(plan.fingerprint, {**inputs, "images": images.version}))
         return units
 
+    def _partition_of(self, plan: Plan) -> dict[str, str]:
+        return {key: plan.settings[key] for key in self.partition}
+
     def _finalise(self, plan: Plan, files: dict[str, list[Output]]) -> dict[str, Any]:
         """Decides the batch's anomalies, and adds their file to those of the commit."""
-        settings = plan.settings
-        partition = {key: settings[key] for key in self.partition}
+        partition = self._partition_of(plan)
         embeddings = self.lake.model(self.target, "embeddings")
         batch = self._batch(plan, partition)
         published = open_snapshot(embeddings)
+        assert published is not None
         within = ("images_version", batch.first, batch.last)
         # Of an earlier part of this batch; none where somebody else has ended the batch.
-        new = published is not None and batch.first <= batch.last
-        others = published.paths(partition, within) if published and new else []
+        of_batch = batch.first <= batch.last and not plan.settings["redo"]
+        others = published.paths(partition, within) if of_batch else []
         own = [output.path for output in files[embeddings]]
         flagged = flag(
             batch, [join(embeddings, p) for p in own], [join(embeddings, p) for p in others]
@@ -322,7 +334,8 @@ class EmbedJob(PoolJob):
         """Of all versions of the images table since the last batch."""
         last = plan.settings["images_version"]
         held = open_snapshot(self.lake.model(self.target, BATCHES.name))
-        rows = held.read(["last_version"], partition) if held is not None else None
+        known = None if plan.settings["redo"] else held
+        rows = known.read(["last_version"], partition) if known is not None else None
         before = max(rows["last_version"].to_pylist(), default=-1) if rows is not None else -1
         about = self.about
         calibrated = about["scoring"]["compute_fingerprint"]
@@ -338,12 +351,21 @@ class EmbedJob(PoolJob):
 
     def _published_since(self, plan: Plan, table: Table) -> pa.Array | None:
         """Image ids in this job's partition, where another job has committed to the table."""
-        now = table.snapshot()
-        assert now is not None
-        if now.version == max(plan.base[table.spec.name], 0):
+        if not _has_moved(plan, table):
             return None
-        held = now.read(["image_id"], {k: plan.settings[k] for k in self.partition})
+        held = _now(table).read(["image_id"], self._partition_of(plan))
         return held["image_id"].combine_chunks() if held is not None else None
+
+
+def _now(table: Table) -> Snapshot:
+    snapshot = table.snapshot()
+    assert snapshot is not None, "tables are made before anything is settled"
+    return snapshot
+
+
+def _has_moved(plan: Plan, table: Table) -> bool:
+    """Whether somebody has committed to it since the plan was made."""
+    return _now(table).version != max(plan.base[table.spec.name], 0)
 
 
 def _held(completion: Completion, table: Table, published: pa.Array | None) -> list[str]:

@@ -111,7 +111,8 @@ class EmbedWorker:
         images = images.sort_by("image_id")
         ids = images["image_id"].to_pylist()
         pixels = pixels_of(images["image"], self.bundle.config.image_shape)
-        scored = self.scorer.score(pixels, ids)
+        only_codes = self.context.settings["scores"] == "none"
+        scored = (self.scorer.encode if only_codes else self.scorer.score)(pixels, ids)
         stamp = {
             "night": self.context.night,
             "job_id": self.context.job_id,
@@ -125,6 +126,7 @@ class EmbedWorker:
             made["embeddings"] = self._embedding_rows(ids, scored, model_split, p_value, stamp)
         if "reconstructions" in unit.inputs["tables"]:
             kept = self._drawn(ids, p_value)
+            assert scored.reconstruction_NHWC is not None, "reconstructions come with scores"
             pngs = [encode_png(scored.reconstruction_NHWC[row]) for row in kept]
             columns = {"image_id": [ids[row] for row in kept], "png": pngs}
             columns |= _repeated(stamp, len(kept))
@@ -162,14 +164,14 @@ class EmbedWorker:
         p_value: np.ndarray,
         stamp: dict[str, str],
     ) -> pa.Table:
-        count, log_var_ND = len(ids), scored.log_var_ND
+        count, log_var_ND, places = len(ids), scored.log_var_ND, scored.max_patch_yx_N2
         columns: dict[str, Any] = {
             "image_id": ids,
             "images_version": [self.context.settings["images_version"]] * count,
             "embedding": _vectors(scored.mean_ND),
             "embedding_log_var": pa.nulls(count) if log_var_ND is None else _vectors(log_var_ND),
-            "max_patch_y": scored.max_patch_yx_N2[:, 0],
-            "max_patch_x": scored.max_patch_yx_N2[:, 1],
+            "max_patch_y": pa.nulls(count) if places is None else places[:, 0],
+            "max_patch_x": pa.nulls(count) if places is None else places[:, 1],
             "model_split": pa.array(model_split, pa.string()),
             "p_value": pa.array(p_value, from_pandas=True),
             **_repeated(stamp, count),

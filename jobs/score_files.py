@@ -40,6 +40,7 @@ def embed_files(lake: Lake, model: str, files: Sequence[str | Path]) -> list[dic
     rows = []
     for row, (file, image_id) in enumerate(zip(files, ids, strict=True)):
         scores = {n: None if v is None else float(v[row]) for n, v in scored.scores.items()}
+        assert scored.max_patch_yx_N2 is not None
         y, x = scored.max_patch_yx_N2[row].tolist()
         rows.append(
             {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -20,13 +21,16 @@ from vae_core.score_names import DECISIVE, SCORES, patch_side
 
 @dataclasses.dataclass(frozen=True)
 class ScoredBatch:
-    """Arrays of N rows. `scores` has every name of SCORES; None where the family has no such."""
+    """Arrays of N rows. `scores` has every name of SCORES; None where the family has no such.
+
+    Of images that were only encoded, neither reconstructions nor any score.
+    """
 
     mean_ND: np.ndarray
     log_var_ND: np.ndarray | None  # None: codes without spread
-    reconstruction_NHWC: np.ndarray  # uint8
-    max_patch_yx_N2: np.ndarray  # int32: row and column of the worst patch's first pixel
     scores: dict[str, np.ndarray | None]
+    reconstruction_NHWC: np.ndarray | None = None  # uint8
+    max_patch_yx_N2: np.ndarray | None = None  # int32: row, column of the worst patch's first pixel
 
     @property
     def nats_N(self) -> np.ndarray:
@@ -58,6 +62,23 @@ class Scorer:
 
     def score(self, pixels_NHWC: np.ndarray, image_ids: list[str]) -> ScoredBatch:
         """pixels: uint8 (N, H, W, C), N at least 1. Raises ValueError on another image shape."""
+        merged = self._batches(pixels_NHWC, image_ids, self._forward)
+        means, log_vars = merged.pop("mean"), merged.pop("log_var", None)
+        reconstruction, places = merged.pop("reconstruction"), merged.pop("max_patch_yx")
+        merged["complexity_bits"] = complexity_bits(pixels_NHWC)
+        return ScoredBatch(means, log_vars, self._all_scores(merged), reconstruction, places)
+
+    def encode(self, pixels_NHWC: np.ndarray, image_ids: list[str]) -> ScoredBatch:
+        """The same codes as `score` gives, bit for bit, and nothing else."""
+        merged = self._batches(pixels_NHWC, image_ids, self._codes)
+        return ScoredBatch(merged["mean"], merged.get("log_var"), dict.fromkeys(SCORES))
+
+    def _batches(
+        self,
+        pixels_NHWC: np.ndarray,
+        image_ids: list[str],
+        forward: Callable[[Tensor, Tensor], dict[str, Tensor]],
+    ) -> dict[str, np.ndarray]:
         if pixels_NHWC.shape[1:] != self.model.config.image_shape:
             raise ValueError(
                 f"images of shape {pixels_NHWC.shape[1:]}, the model was trained on "
@@ -67,14 +88,9 @@ class Scorer:
         parts = []
         for start in range(0, len(pixels_NHWC), self.batch_size):
             rows = slice(start, start + self.batch_size)
-            parts.append(self._one_batch(pixels_NHWC[rows], keys_N2[rows]))
-        merged = {
-            name: np.concatenate([part[name] for part in parts]) for name in parts[0]
-        }  # every part holds the same names
-        means, log_vars = merged.pop("mean"), merged.pop("log_var", None)
-        reconstruction, places = merged.pop("reconstruction"), merged.pop("max_patch_yx")
-        merged["complexity_bits"] = complexity_bits(pixels_NHWC)
-        return ScoredBatch(means, log_vars, reconstruction, places, self._all_scores(merged))
+            parts.append(self._one_batch(pixels_NHWC[rows], keys_N2[rows], forward))
+        # Every part holds the same names.
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _all_scores(self, known: dict[str, np.ndarray]) -> dict[str, np.ndarray | None]:
         if self.model.likelihood.discrete and "neg_elbo" in known:
@@ -87,13 +103,22 @@ class Scorer:
         return {name: known.get(name) for name in SCORES}
 
     @torch.inference_mode()
-    def _one_batch(self, pixels: np.ndarray, keys_N2: np.ndarray) -> dict[str, np.ndarray]:
+    def _one_batch(
+        self,
+        pixels: np.ndarray,
+        keys_N2: np.ndarray,
+        forward: Callable[[Tensor, Tensor], dict[str, Tensor]],
+    ) -> dict[str, np.ndarray]:
         count, pad = len(pixels), self.batch_size - len(pixels)
         x = torch.from_numpy(np.concatenate([pixels, pixels[:1].repeat(pad, axis=0)]))
         keys = torch.from_numpy(np.concatenate([keys_N2, keys_N2[:1].repeat(pad, axis=0)]))
         device = next(self.model.parameters()).device
-        values = self._forward(to_unit_range(x.to(device)), keys.to(device))
+        values = forward(to_unit_range(x.to(device)), keys.to(device))
         return {name: value[:count].cpu().numpy() for name, value in values.items()}
+
+    def _codes(self, x_NCHW: Tensor, keys_N2: Tensor) -> dict[str, Tensor]:
+        noise = ImageNoise(seed=self.seed, keys_N2=keys_N2)
+        return _coded(self.model.encode(self.model.observe(x_NCHW, noise)))
 
     def _forward(self, x_NCHW: Tensor, keys_N2: Tensor) -> dict[str, Tensor]:
         model, noise = self.model, ImageNoise(seed=self.seed, keys_N2=keys_N2)
@@ -106,16 +131,13 @@ class Scorer:
         wide = patches.shape[3]
         worst_N, place_N = patches.flatten(1).max(1)
         shown = recon.clamp(0.0, 1.0).mul(255.0).round().to(torch.uint8)
-        values = {
-            "mean": mean,
+        values = _coded(posterior) | {
             "reconstruction": shown.permute(0, 2, 3, 1).contiguous(),
             "recon_nll": self._recon_nll(target, posterior, noise),
             "recon_mse": error.flatten(1).double().mean(1),
             "max_patch_error": worst_N.double(),
             "max_patch_yx": torch.stack([place_N // wide, place_N % wide], dim=1).int(),
         }
-        if posterior.log_var_ND is not None:
-            values["log_var"] = posterior.log_var_ND
         kl_ND = model.kl(posterior)
         if kl_ND is not None:
             values["kl"] = kl_ND.double().sum(1)
@@ -134,6 +156,13 @@ class Scorer:
             params = model.decode(model.draw(posterior, eps))
             nll -= model.likelihood.log_prob(params, log_sigma, target).double()
         return nll / samples
+
+
+def _coded(posterior: Posterior) -> dict[str, Tensor]:
+    codes = {"mean": posterior.mean_ND}
+    if posterior.log_var_ND is not None:
+        codes["log_var"] = posterior.log_var_ND
+    return codes
 
 
 def patch_errors(error_N1HW: Tensor) -> Tensor:

@@ -10,11 +10,13 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from jobs import bundle, catalog, job, views
+from jobs import bundle, catalog, job, publish, views
+from jobs.drop import DropJob
 from jobs.errors import InputError
 from jobs.lake import Lake
 from jobs.query import Embeddings
 from jobs.schema import RECONSTRUCTIONS, embeddings_spec
+from jobs.tables import open_snapshot
 from tests.helpers import write_source
 from tests.inline import InlineEmbed, InlineStage, InlineTrain, OvertakenEmbed
 from vae_core.conformal import p_values
@@ -260,3 +262,81 @@ def test_neighbours_and_anomalies_agree_with_plain_numpy(trained: Lake) -> None:
         Embeddings.of(trained, "m").anomalies(score="loss")
     with pytest.raises(InputError, match="no embedded image"):
         Embeddings.of(trained, "m").neighbours("zz")
+
+
+def test_codes_alone_are_the_same_codes_and_nothing_else(trained: Lake) -> None:
+    job.run(InlineEmbed(trained, scores="none"))
+    codes = embedded(trained)
+    for name in (*SCORES, "p_value", "max_patch_y"):
+        assert codes[name].null_count == 600, name
+    assert len(views.sql(trained, "SELECT * FROM batches")) == 0
+    job.run(InlineEmbed(trained, redo=True))
+    whole = embedded(trained)
+    assert whole["neg_elbo"].null_count == 0
+    for name in ("image_id", "embedding", "embedding_log_var", "model_split"):
+        assert codes[name].equals(whole[name]), name
+
+
+def test_redone_embeddings_replace_the_old_ones_in_one_commit(
+    trained: Lake, tmp_path: Path, monkeypatch
+) -> None:
+    job.run(InlineEmbed(trained, reconstructions="all", alpha=0.9))
+    job.run(InlineStage(trained, _more(tmp_path), night="2026-01-02"))
+    job.run(InlineEmbed(trained, night="2026-01-02", alpha=0.9))
+    before = embedded(trained)
+    history = open_snapshot(trained.model("m", "embeddings")).version
+    redo = {"redo": True, "night": "2026-01-03", "alpha": 0.9}
+    monkeypatch.setattr(publish, "commit", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        job.run(InlineEmbed(trained, **redo))
+    monkeypatch.undo()
+    assert embedded(trained).equals(before)
+    again = InlineEmbed(trained, **redo)
+    report = job.run(again)
+    assert again.executed == []  # what was done is not done again, nor the whole a second time
+    assert report.counts["embedded"] == 650
+    assert open_snapshot(trained.model("m", "embeddings")).version == history + 1
+    after = embedded(trained)
+    assert set(after["night"].to_pylist()) == {"2026-01-03"}
+    same = [n for n in before.column_names if n not in ("night", "job_id", "unit_id")]
+    same.remove("images_version")
+    assert after.select(same).equals(before.select(same))
+    assert len(views.sql(trained, "SELECT * FROM reconstructions")) == 0
+    (batch,) = views.sql(trained, "SELECT * FROM batches").to_pylist()
+    tested = before.filter(pa.compute.is_valid(before["p_value"]))["model_split"].to_pylist()
+    assert batch["tested"] == sum(split != "calibration" for split in tested)
+    flagged = views.sql(trained, "SELECT image_id FROM anomalies")["image_id"].to_pylist()
+    assert len(flagged) == len(set(flagged)) == batch["flagged"]
+    # Whoever asks again means it.
+    assert job.run(InlineEmbed(trained, **redo)).counts["embedded"] == 650
+
+
+def test_a_redo_begins_anew_where_another_embed_came_first(trained: Lake, tmp_path: Path) -> None:
+    job.run(InlineEmbed(trained))
+    job.run(InlineStage(trained, _more(tmp_path), night="2026-01-02"))
+    rival = InlineEmbed(trained, night="2026-01-03")
+    job.run(OvertakenEmbed(trained, rival, night="2026-01-02", redo=True))
+    ids = embedded(trained)["image_id"].to_pylist()
+    assert len(ids) == len(set(ids)) == 650
+
+
+def test_a_dropped_version_leaves_every_table_and_can_be_embedded_again(trained: Lake) -> None:
+    job.run(InlineEmbed(trained, reconstructions="all", alpha=0.9))
+    report = job.run(DropJob(trained, "m@champion", None, "2026-01-02"))
+    assert report.counts["dropped"] == 600
+    for table in ("embeddings", "reconstructions", "anomalies", "batches"):
+        assert len(views.sql(trained, f"SELECT * FROM {table}")) == 0, table
+    assert job.run(DropJob(trained, "m", "d", "2026-01-02")).job_ids == []
+    assert job.run(InlineEmbed(trained)).counts["embedded"] == 600
+
+
+def test_settings_that_contradict_each_other_are_refused() -> None:
+    from jobs.config import EmbedSettings, build
+
+    for values, message in (
+        ({"scores": "none", "reconstructions": "all"}, "reconstructions come with scores"),
+        ({"redo": True, "commit_every": 2}, "without commit_every"),
+        ({"reconstructions": "some"}, "'none', 'anomalies', 'sample' or 'all'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            build(EmbedSettings, {"dataset": "d", "model": "m", **values})

@@ -1,0 +1,85 @@
+"""drop: a model version's embeddings, and all that came with them, leave the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from jobs import catalog
+from jobs.embed import embed_tables
+from jobs.job import Job
+from jobs.lake import Lake
+from jobs.schema import RECONSTRUCTIONS
+from jobs.tables import Snapshot, Table, open_snapshot
+from jobs.units import Completion, Plan, Settled, Unit, digest
+
+
+class DropJob(Job):
+    """One commit; files go with the next `maintain`. The bundle stays."""
+
+    name = "drop"
+    rows_counted = "dropped"
+
+    def __init__(self, lake: Lake, model: str, dataset: str | None, night: str) -> None:
+        """model: NAME@VERSION or NAME@ALIAS. dataset: all of them if None."""
+        name, self.version = catalog.resolve_model(lake, model)
+        super().__init__(lake, name)
+        if dataset is not None:
+            catalog.require_dataset(lake, dataset)
+        self.dataset = dataset
+        self.night = night
+
+    @property
+    def first_table(self) -> str:
+        return self.lake.model(self.target, RECONSTRUCTIONS.name)
+
+    @property
+    def _partition(self) -> dict[str, str]:
+        given = {"model_version": self.version, "dataset": self.dataset}
+        return {key: value for key, value in given.items() if value is not None}
+
+    def tables(self, plan: Plan) -> list[Table]:
+        return embed_tables(self.lake, self.target, plan.settings["latent_dim"])
+
+    def plan(self) -> Plan:
+        """Empty where there is nothing to drop."""
+        from jobs.bundle_about import read_about
+
+        held = open_snapshot(self.lake.model(self.target, "embeddings"))
+        files = held.paths(self._partition) if held is not None else []
+        version = held.version if held is not None else -1
+        return Plan(
+            job=self.name,
+            target=self.target,
+            fingerprint=digest(self._partition),
+            night=self.night,
+            base={"embeddings": version},
+            settings={
+                **self._partition,
+                "latent_dim": read_about(self.lake, self.target, self.version)["config"][
+                    "latent_dim"
+                ],
+            },
+            units=[],
+            key=["drop", version] if files else [],
+        )
+
+    def claims(self, plan: Plan) -> bool:
+        return plan.fingerprint == digest(self._partition)
+
+    def execute(self, plan: Plan, units: Iterable[Unit]) -> None:
+        raise AssertionError("nothing has to be worked out")
+
+    def settle(
+        self, plan: Plan, completions: dict[str, Completion], head: Snapshot
+    ) -> list[Unit] | Settled:
+        tables = self.tables(plan)
+        held = {table.uri: table.snapshot() for table in tables}
+        gone = {u: s.files(self._partition) if s is not None else [] for u, s in held.items()}
+        return Settled(
+            files={table.uri: [] for table in tables},
+            removed={uri: [file.path for file in files] for uri, files in gone.items()},
+            counts={
+                "dropped": sum(file.rows for file in gone[tables[-1].uri]),
+                "model_version": self.version,
+            },
+        )
