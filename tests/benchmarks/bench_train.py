@@ -250,6 +250,7 @@ def pythae_round(epochs: int = 20) -> dict[str, float]:
         "batch_size": 128,
         "epochs": epochs,
         "warmup_steps": 0,
+        "learning_rate": 2e-3,
     }
     torch.set_num_threads(2)
     ours = train(lake, **settings)

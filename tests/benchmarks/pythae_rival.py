@@ -67,7 +67,7 @@ CODE = """
         encoder=Encoder(), decoder=Decoder(),
     )
     config = BaseTrainerConfig(
-        output_dir=sys.argv[2], num_epochs=int(sys.argv[3]), learning_rate=1e-3,
+        output_dir=sys.argv[2], num_epochs=int(sys.argv[3]), learning_rate=2e-3,
         per_device_train_batch_size=128, per_device_eval_batch_size=128, no_cuda=True,
         optimizer_cls="AdamW", optimizer_params={"weight_decay": 0.0},
         scheduler_cls="CosineAnnealingLR", scheduler_params={"T_max": int(sys.argv[3])},
