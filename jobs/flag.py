@@ -94,6 +94,8 @@ def flag(batch: Batch, own: Iterable[str], others: Iterable[str]) -> Flagged:
 def _tested(uri: str, columns: Sequence[str], within: Batch | None) -> pa.Table:
     """Rows that enter the correction: with a p-value, and none of the calibration images."""
     rows = read_shard(uri, [*columns, "model_split", "images_version"])
+    if "model_split" not in rows.column_names:
+        return rows.slice(0, 0).select(columns)  # of a release that did not tell them apart
     own = pc.equal(rows["model_split"], "calibration")  # type: ignore[attr-defined]
     kept = pc.and_not(pc.is_valid(rows["p_value"]), pc.fill_null(own, False))  # type: ignore[attr-defined]
     if within is not None:

@@ -125,8 +125,9 @@ class Embeddings:
         """The k images nearest by embedding, nearest first; exact.
 
         of: an image id (or a beginning of it that fits one image only), which is not its own
-        neighbour; a Path of an image file; or an embedding, (D,). The other arguments narrow down
-        where to look. Raises InputError for an unknown id, metric or dataset.
+        neighbour; a Path of an image file; an embedding, (D,); or many at once, (Q, D), which are
+        told apart by the column `query`. The other arguments narrow down where to look. Raises
+        InputError for an unknown id, metric or dataset.
         """
         if metric not in METRICS:
             raise unknown_name("metric", metric, list(METRICS))
@@ -134,19 +135,17 @@ class Embeddings:
         allowed = self._allowed(dataset, label, night)
         if isinstance(of, str):
             row = _row_of(held.ids, of)
-            vector = held.matrix_ND[row]
+            vectors = held.matrix_ND[row]
             allowed &= ~pc.equal(held.ids, held.ids[row]).to_numpy(zero_copy_only=False)  # type: ignore[attr-defined]
         else:
-            vector = self._vector_of(of)
-        ((rows, far),) = nearest(held.matrix_ND, vector[None], k, metric, allowed)
-        found = pa.table(
-            {
-                "image_id": held.ids.take(rows),
-                "dataset": held.datasets.take(rows),
-                f"{metric}_distance": far,
-            }
-        )
-        return self._explained(found)
+            vectors = self._vectors_of(of)
+        each = nearest(held.matrix_ND, np.atleast_2d(vectors), k, metric, allowed)
+        rows = np.concatenate([found for found, _ in each])
+        columns = {"image_id": held.ids.take(rows), "dataset": held.datasets.take(rows)}
+        if vectors.ndim == 2:
+            columns["query"] = pa.array(np.repeat(np.arange(len(each)), [len(f) for f, _ in each]))
+        columns[f"{metric}_distance"] = pa.array(np.concatenate([far for _, far in each]))
+        return self._explained(pa.table(columns))
 
     def duplicates(
         self,
@@ -288,12 +287,12 @@ class Embeddings:
         found = self._ask(statement, params)["image_id"]
         return IdSet([digests(found)]).has(digests(self._vectors.ids))
 
-    def _vector_of(self, of: Path | np.ndarray) -> np.ndarray:
+    def _vectors_of(self, of: Path | np.ndarray) -> np.ndarray:
         dim = self._vectors.matrix_ND.shape[1]
-        vector = self._of_file(of) if isinstance(of, Path) else of
-        if vector.shape != (dim,):
-            raise InputError(f"an embedding of {self.model} has {dim} numbers, not {vector.shape}")
-        return vector.astype(np.float32)
+        vectors = self._of_file(of) if isinstance(of, Path) else of
+        if vectors.ndim not in (1, 2) or vectors.shape[-1] != dim:
+            raise InputError(f"an embedding of {self.model} has {dim} numbers, not {vectors.shape}")
+        return vectors.astype(np.float32)
 
     def _of_file(self, path: Path) -> np.ndarray:
         from jobs.score_files import score_files  # brings torch: only where it is needed

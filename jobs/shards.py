@@ -73,8 +73,11 @@ class ShardWriter:
         return self._sink.tell()
 
     def write(self, rows: pa.Table) -> None:
-        """Adds rows, in the spec's file schema; full row groups are encoded at once."""
-        rows = rows.select(self.spec.file_schema.names).cast(self.spec.file_schema)
+        """Adds rows, in the spec's file schema; full row groups are encoded at once.
+
+        Columns that the rows lack, because an older release wrote them, are null.
+        """
+        rows = _with_all_columns(rows, self.spec.file_schema)
         _require_dimensions(self.spec, rows)
         self._statistics.add(rows)
         self.rows += rows.num_rows
@@ -131,6 +134,13 @@ class ShardWriter:
             return action()
         except OSError as error:
             raise explain(error, self._uri, "write") from error
+
+
+def _with_all_columns(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    for field in schema:
+        if field.name not in rows.column_names and field.nullable:
+            rows = rows.append_column(field, pa.nulls(len(rows), field.type))
+    return rows.select(schema.names).cast(schema)
 
 
 def write_shard(

@@ -16,13 +16,13 @@ from typing import Any
 
 import pyarrow as pa
 from deltalake import DeltaTable, Schema
-from deltalake.exceptions import CommitFailedError, TableNotFoundError
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, CommitProperties, RemoveAction, Transaction
 
-from jobs.errors import InputError, StorageError
+from jobs.errors import InputError, JobError, StorageError
 from jobs.schema import CONTRACT_KEYS, TableSpec
 from jobs.shards import read_shard
-from jobs.storage import attempt, delta_options, explain, is_transient, join
+from jobs.storage import ATTEMPTS, attempt, delta_options, explain, is_transient, join
 from jobs.units import Output
 
 APP = "latentlake"
@@ -54,14 +54,27 @@ class Table:
             attempt(self._create, self.uri, "write")
             found = self.snapshot()
             assert found is not None
-        try:
-            self._require_same_schema(found)
-        except InputError:
-            # One that was only created, for other columns, binds nobody: the first commit brings
-            # its own.
-            if found.is_published:
-                raise
-        return found
+        if not found.is_published:
+            # One that was only created, for other columns perhaps, binds nobody: the first commit
+            # brings its own.
+            return found
+        self._require_same_schema(found)
+        for _ in range(ATTEMPTS):
+            new = [f for f in _delta_schema(self.spec) if f.name not in found.schema.names]
+            if not new:
+                return found
+            self._add_columns(found, new)
+            found = self.snapshot()
+            assert found is not None
+        raise JobError(f"{self.uri}: columns keep changing; run it again")
+
+    def _add_columns(self, found: Snapshot, fields: list[pa.Field]) -> None:
+        """Columns of a later release: rows of before have null in them."""
+        required = [field.name for field in fields if not field.nullable]
+        assert not required, f"{self.uri}: {required} have no value in older rows"
+        # Another process may be doing the same: whoever comes second finds them there.
+        with contextlib.suppress(CommitFailedError, DeltaError):
+            found.handle.alter.add_columns(list(Schema.from_arrow(pa.schema(fields)).fields))
 
     def _create(self) -> None:
         # Of several that create it at once, one does and the others find it there.
@@ -86,10 +99,12 @@ class Table:
         theirs = {f.name: f for f in found.schema}
         for name, field in ours.items():
             other = theirs.get(name)
-            if other is None or other.type != field.type:
+            if other is None:
+                continue
+            if other.type != field.type:
                 raise InputError(
                     f"{self.uri}: column {name!r} would be {field.type}, but the table has "
-                    f"{other.type if other else 'no such column'}; use another name"
+                    f"{other.type}; use another name"
                 )
             for key in CONTRACT_KEYS:
                 mine, held = ((f.metadata or {}).get(key.encode()) for f in (field, other))
@@ -155,8 +170,10 @@ class Snapshot:
 
     def last_commit(self) -> dict[str, Any]:
         """The newest commit's metadata: `job_id` and `commit`, where a job of ours made it."""
-        entries = self.history(1)
-        return max(entries, key=lambda entry: entry["version"])
+        entries = self.history(10)
+        # Commits that only add a column are nobody's job.
+        ours = [entry for entry in entries if "job_id" in entry] or entries
+        return max(ours, key=lambda entry: entry["version"])
 
     def commit_of(self, job_id: str) -> dict[str, Any]:
         """The metadata of the job's commit; that of the newest where it is too long ago to tell."""

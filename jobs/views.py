@@ -54,11 +54,10 @@ def open_views(lake: Lake) -> duckdb.DuckDBPyConnection:
             for snapshot, owner in _snapshots(lake, name, versions)
             if snapshot.paths()
         ]
-        if parts:
-            body = " UNION ALL BY NAME ".join(parts)
-            connection.execute(f'CREATE VIEW "{name}" AS {body}')
-        else:
-            connection.register(name, _empty(spec))
+        # Its columns come first, and are there although no file has them yet.
+        connection.register(f"no_{name}", _empty(spec))
+        body = " UNION ALL BY NAME ".join([f'SELECT * FROM "no_{name}" WHERE false', *parts])
+        connection.execute(f'CREATE VIEW "{name}" AS {body}')
     return connection
 
 

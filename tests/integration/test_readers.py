@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from jobs.lake import Lake
+from tests.helpers import ROOT
 from tests.integration.conftest import embed
 
 pytestmark = pytest.mark.integration
@@ -79,3 +83,34 @@ def test_three_engines_read_the_same_rows(trained, tmp_path: Path) -> None:
     assert found["duckdb"][6] == 28 * 28
     assert found["polars"] == pytest.approx(found["duckdb"], rel=1e-4)
     assert found["pandas"] == pytest.approx(found["duckdb"], rel=1e-4)
+
+
+GUIDE = (ROOT / "docs" / "tables.md").read_text()
+BLOCKS = dict(re.findall(r"```python (\w+)\n(.*?)```", GUIDE, re.S))
+
+
+@pytest.fixture(scope="module")
+def asked(trained_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("asked") / "lake"
+    shutil.copytree(trained_folder / "lake", folder)
+    embed(Lake(folder.as_uri()), alpha=0.9)
+    return folder
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_the_guide_s_examples_run(asked: Path, name: str) -> None:
+    code = BLOCKS[name]
+    for of, to in (("models/photos", "models/m"), ("datasets/photos", "datasets/d")):
+        code = code.replace(of, to)
+    code = code.replace('"photos@champion"', '"m@champion"').replace("'photos'", "'d'")
+    done = subprocess.run(
+        [sys.executable, "-c", f"LAKE, DIMENSION = {str(asked)!r}, 4\n{code}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_there_are_examples() -> None:
+    assert set(BLOCKS) == {"duckdb", "polars", "pandas", "pyarrow", "latentlake"}

@@ -6,10 +6,21 @@ import re
 from pathlib import Path
 from typing import get_args
 
+import pyarrow as pa
 import pytest
 import yaml
 
 from jobs.config import TrainSettings, build
+from jobs.schema import (
+    ALIASES,
+    MODEL_TABLES,
+    QUARANTINE,
+    RUNS,
+    SOURCES,
+    TableSpec,
+    embeddings_spec,
+    images_spec,
+)
 from vae_core.config import LikelihoodKind, NetworkKind, ObjectiveKind
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -33,3 +44,37 @@ def test_every_picture_and_page_that_is_linked_is_there() -> None:
     for page in pages:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+TABLES = (DOCS / "tables.md").read_text()
+
+
+def columns_text(spec: TableSpec) -> str:
+    """The table of columns that docs/tables.md has of a table."""
+    lines = ["| column | type | unit | an anomaly is | |", "|---|---|---|---|---|"]
+    for field in spec.schema:
+        told = {k.decode(): v.decode() for k, v in (field.metadata or {}).items()}
+        kind = str(field.type).replace("list<element: ", "list<").replace("|", "\\|")
+        kind = "binary" if kind.startswith("fixed_size_binary") else kind
+        cells = [f"`{field.name}`", kind, told.get("unit", ""), told.get("anomalous", "")]
+        lines.append(f"| {' | '.join([*cells, told['comment']])} |".replace("  ", " "))
+    return "\n".join(lines)
+
+
+SPECS = [
+    images_spec((1, 1, 1), pa.schema([])),
+    SOURCES,
+    QUARANTINE,
+    embeddings_spec(1),
+    *MODEL_TABLES.values(),
+    ALIASES,
+    RUNS,
+]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def test_every_column_of_every_table_is_told(spec: TableSpec) -> None:
+    section = TABLES.split(f"## `{spec.name}`\n")[1].split("\n## ")[0]
+    assert columns_text(spec) in section
+    for column in spec.partition_by:
+        assert f"`{column}`" in section.split("| column")[0], column

@@ -79,6 +79,11 @@ def test_neighbours_are_looked_for_where_it_is_said(lake: Lake, model: Embedding
     assert len(model.neighbours(one, night="1999-01-01")) == 0
     vector = lake.sql(f"SELECT embedding FROM embeddings WHERE image_id = '{one}'")["embedding"][0]
     assert ids(model.neighbours(np.array(vector.as_py()), k=1)) == [one]
+    others = np.random.default_rng(0).normal(size=(3, 4))
+    many = model.neighbours(others, k=2, metric="euclidean")
+    assert many["query"].to_pylist() == [0, 0, 1, 1, 2, 2]
+    singly = [i for other in others for i in ids(model.neighbours(other, k=2, metric="euclidean"))]
+    assert ids(many) == singly
     with pytest.raises(InputError, match="has 4 numbers"):
         model.neighbours(np.zeros(3))
 

@@ -1,0 +1,406 @@
+"""Embedding: against the bare forward loop and Ray Data's template; each score; memory; queries.
+
+Both sides of a comparison run one after the other within a round, on the same two cores; what is
+told is medians of the rounds. Steady speed is the extra images over the extra seconds of a larger
+dataset, so that start-up, which is given apart, is in neither. Writes `.bench/embed.json`.
+
+    python -m tests.benchmarks.bench_embed [--rounds 5] [--only speed]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from jobs import bundle as bundles
+from jobs import catalog, job
+from jobs.bundle import Bundle
+from jobs.lake import Lake
+from jobs.query import Lake as Asked
+from jobs.split import pixels_of
+from jobs.tables import open_snapshot
+from tests.benchmarks.bench_stage import Memory
+from tests.benchmarks.rounds import BENCH, Round, last_cores, tell
+from tests.helpers import LATENTLAKE
+from tests.inline import InlineEmbed, InlineStage, InlineTrain
+from vae_core.scores import Scorer, complexity_bits
+
+FOLDER = BENCH / "embed"
+SHAPE = (32, 32, 3)
+FEW, MANY = 20_000, 80_000
+MODEL = {
+    "network": {"kind": "conv", "widths": [32, 64, 128]},
+    "likelihood": {"kind": "logistic_mixture", "components": 5},
+    "latent_dim": 64,
+    "score_samples": 10,
+    "score_batch": 256,
+    "batch_size": 128,
+    "epochs": 1,
+}
+
+
+def lake_of(shape: tuple[int, int, int], counts: list[int], **model: Any) -> Lake:
+    """Datasets `d<count>` of random pictures and a model `m` trained on a small one; made once."""
+    name = "x".join(map(str, (*shape, *counts)))
+    lake = Lake((FOLDER / f"lake-{name}").as_uri())
+    done = FOLDER / f"done-{name}"
+    if not done.exists():
+        shutil.rmtree(FOLDER / f"lake-{name}", ignore_errors=True)
+        for count in (1500, *counts):
+            source = FOLDER / "source.parquet"
+            write_pictures(source, shape, count)
+            stage = InlineStage(lake, source, **_sizes(shape), array_shape=shape)
+            stage.target = f"d{count}"
+            stage.settings = stage.settings.model_copy(update={"dataset": stage.target})
+            job.run(stage)
+            source.unlink()
+        job.run(InlineTrain(lake, dataset="d1500", **{**MODEL, **model}))
+        done.touch()
+    return lake
+
+
+def _sizes(shape: tuple[int, int, int]) -> dict[str, Any]:
+    return dict(zip(("height", "width", "channels"), shape, strict=True)) | {"rows_per_unit": None}
+
+
+def write_pictures(path: Path, shape: tuple[int, int, int], count: int) -> None:
+    """Soft random pictures as plain pixels, each another one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    size = int(np.prod(shape))
+    kind = pa.binary(size)
+    generator = np.random.default_rng(count)
+    with pq.ParquetWriter(path, pa.schema([("image", kind)])) as writer:
+        for start in range(0, count, 5000):
+            here = min(5000, count - start)
+            rough = generator.integers(0, 256, (here, 4, 4, shape[2]), dtype=np.uint8)
+            pixels = rough.repeat(-(-shape[0] // 4), 1).repeat(-(-shape[1] // 4), 2)
+            pixels = np.ascontiguousarray(pixels[:, : shape[0], : shape[1]]).reshape(here, size)
+            pixels[:, :4] = np.arange(start, start + here, dtype=np.uint32)[:, None].view(np.uint8)
+            held = pa.Array.from_buffers(kind, here, [None, pa.py_buffer(pixels)])
+            writer.write_table(pa.table({"image": held}))
+
+
+def embed(lake: Lake, count: int, *options: str, memory: bool = False) -> dict[str, Any]:
+    """Seconds of `latentlake embed` of a dataset that is not embedded yet, as users run it."""
+    root = Path(lake.uri.removeprefix("file://"))
+    for table in ("embeddings", "reconstructions", "anomalies", "batches"):
+        shutil.rmtree(root / "models" / "m" / table, ignore_errors=True)
+    shutil.rmtree(root / "units", ignore_errors=True)
+    kept = FOLDER / "catalog-before"
+    shutil.rmtree(kept, ignore_errors=True)
+    shutil.copytree(root / "catalog", kept)
+    command = [str(LATENTLAKE), "embed", "--dataset", f"d{count}", "--model", "m", "--json"]
+    command += ["--lake", str(root), "--workers", "2", "--night", "2026-01-01", *options]
+    held = Memory()
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    while memory and process.poll() is None:
+        held.sample(process.pid)
+        time.sleep(0.25)
+    out, _ = process.communicate()
+    seconds = time.perf_counter() - started
+    assert process.returncode == 0
+    told = json.loads(out)
+    assert told["counts"]["embedded"] == count
+    shutil.rmtree(root / "catalog")
+    shutil.move(kept, root / "catalog")
+    return {
+        "seconds": seconds,
+        "unit_seconds": told["counts"]["unit_seconds"],
+        "driver_mib": held.driver,
+        "worker_mib": held.worker,
+    }
+
+
+def loaded(lake: Lake) -> Bundle:
+    return bundles.load(lake, *catalog.resolve_model(lake, "m"))
+
+
+def pixels_of_dataset(lake: Lake, count: int, most: int) -> tuple[np.ndarray, list[str]]:
+    found = catalog.images_snapshot(lake, f"d{count}").read(["image_id", "image"])
+    assert found is not None
+    rows = found.slice(0, most)
+    return pixels_of(rows["image"], SHAPE), rows["image_id"].to_pylist()
+
+
+BARE = """
+    import sys, time
+    import torch
+    from jobs.lake import Lake
+    from tests.benchmarks.bench_embed import loaded, pixels_of_dataset
+    torch.set_num_threads(2)
+    model = loaded(Lake(sys.argv[1])).network()
+    pixels = torch.from_numpy(pixels_of_dataset(Lake(sys.argv[1]), 80_000, 20_000)[0].copy())
+    with torch.inference_mode():
+        def run():
+            for start in range(0, len(pixels), 256):
+                x = pixels[start : start + 256].permute(0, 3, 1, 2).float().div_(255.0)
+                model.encoder(x.contiguous()).numpy()
+        run()
+        started = time.perf_counter()
+        run()
+    print(len(pixels) / (time.perf_counter() - started))
+"""
+
+TEMPLATE = """
+    import sys, time
+    import numpy as np, ray, torch
+    from jobs.lake import Lake
+    from tests.benchmarks.bench_embed import loaded
+    uri, source, out = sys.argv[1:]
+
+    class Embedder:
+        def __init__(self):
+            torch.set_num_threads(1)
+            self.model = loaded(Lake(uri)).network()
+
+        def __call__(self, batch):
+            flat = np.frombuffer(b"".join(batch["image"]), np.uint8)
+            x = torch.from_numpy(flat.copy()).reshape(-1, 32, 32, 3)
+            with torch.inference_mode():
+                x = x.permute(0, 3, 1, 2).contiguous().float().div_(255.0)
+                mean, log_var = self.model.encoder(x).chunk(2, dim=1)
+            return {
+                "image_id": batch["image_id"],
+                "embedding": mean.numpy(),
+                "embedding_log_var": log_var.numpy(),
+            }
+
+    # One CPU more than actors: they would starve the reads.
+    ray.init(address="local", num_cpus=3, log_to_driver=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    ray.data.read_parquet(source, columns=["image_id", "image"]).map_batches(
+        Embedder, batch_size=256, compute=ray.data.ActorPoolStrategy(size=2)
+    ).write_parquet(out)
+"""
+
+
+def python(code: str, *arguments: str) -> tuple[float, str]:
+    """Seconds of a process, and what it printed last."""
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *arguments],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return time.perf_counter() - started, (done.stdout.splitlines() or [""])[-1]
+
+
+def speed_round() -> dict[str, float]:
+    """Embedding alone: images a second beyond the start."""
+    lake, more = lake_of(SHAPE, [FEW, MANY]), MANY - FEW
+    bare = float(python(BARE, lake.uri)[1])
+    few = embed(lake, FEW, "--scores", "none")["seconds"]
+    many = embed(lake, MANY, "--scores", "none")["seconds"]
+    rays = []
+    for count in (FEW, MANY):
+        out = FOLDER / "template"
+        shutil.rmtree(out, ignore_errors=True)
+        images = catalog.images_snapshot(lake, f"d{count}")
+        rays.append(python(TEMPLATE, lake.uri, images.uri, str(out))[0])
+    ours, theirs = more / (many - few), more / (rays[1] - rays[0])
+    return {
+        "bare forward loop, images/s": bare,
+        "latentlake, images/s": ours,
+        "Ray Data's template, images/s": theirs,
+        "share of the bare loop": ours / bare,
+        "times the template": ours / theirs,
+        "latentlake, start-up s": few - FEW / ours,
+        "template, start-up s": rays[0] - FEW / theirs,
+    }
+
+
+def scores_round() -> dict[str, float]:
+    """One thread, in this process: what each thing costs, µs an image, at K = 10."""
+    lake = lake_of(SHAPE, [FEW, MANY])
+    bundle = loaded(lake)
+    scorer = bundle.scorer()
+    pixels, ids = pixels_of_dataset(lake, FEW, 2048)
+
+    def cost(action: Any) -> float:
+        action()
+        started = time.perf_counter()
+        action()
+        return 1e6 * (time.perf_counter() - started) / len(pixels)
+
+    def samples(count: int) -> Scorer:
+        return Scorer(
+            model=scorer.model,
+            batch_size=scorer.batch_size,
+            samples=count,
+            seed=scorer.seed,
+            moments=scorer.moments,
+            heldout_neg_elbo=scorer.heldout_neg_elbo,
+        )
+
+    codes = cost(lambda: scorer.encode(pixels, ids))
+    one, ten = (cost(lambda k=k: samples(k).score(pixels, ids)) for k in (1, 10))
+    bits = cost(lambda: complexity_bits(pixels))
+    return {
+        "codes alone, µs": codes,
+        "all scores at K = 10, µs": ten,
+        "of it each posterior sample (decode and likelihood), µs": (ten - one) / 9,
+        "of it complexity_bits, µs": bits,
+        "of it the reconstruction's own scores (recon_mse, max_patch_error, …), µs": ten
+        - codes
+        - bits
+        - (ten - one) / 9 * 10,
+    }
+
+
+def size_round() -> dict[str, float]:
+    """10⁴ and 10⁶ tiny images, all scores: time an image beyond the start, and memory."""
+    shape, counts = (4, 4, 1), [10_000, 500_000, 1_000_000]
+    tiny = {"network": {"kind": "mlp", "widths": [16]}, "likelihood": {"kind": "gaussian"}}
+    lake = lake_of(shape, counts, **tiny, latent_dim=8, score_samples=2)
+    small, half, large = (embed(lake, count, memory=True) for count in counts)
+    first = (half["seconds"] - small["seconds"]) / (counts[1] - counts[0])
+    second = (large["seconds"] - half["seconds"]) / (counts[2] - counts[1])
+    return {
+        "µs an image, from 10⁴ to 5·10⁵": 1e6 * first,
+        "µs an image, from 5·10⁵ to 10⁶": 1e6 * second,
+        "time, ratio": second / first,
+        "driver MiB, 10⁴": small["driver_mib"],
+        "driver MiB, 10⁶": large["driver_mib"],
+        "driver memory, ratio": large["driver_mib"] / small["driver_mib"],
+        "worker MiB, 10⁴": small["worker_mib"],
+        "worker MiB, 10⁶": large["worker_mib"],
+        "worker memory, ratio": large["worker_mib"] / small["worker_mib"],
+    }
+
+
+def write_round() -> dict[str, float]:
+    """What writing the table is of a unit's time, 64 dimensions, all scores and codes alone."""
+    import jobs.embed_worker as worker
+
+    lake = lake_of(SHAPE, [FEW, MANY])
+    found = {}
+    for scores in ("all", "none"):
+        spent: list[float] = []
+        real = worker.write_shard
+
+        def timed(*arguments: Any, spent: list[float] = spent, real: Any = real) -> Any:
+            started = time.perf_counter()
+            output = real(*arguments)
+            spent.append(time.perf_counter() - started)
+            return output
+
+        root = Path(lake.uri.removeprefix("file://"))
+        copy = FOLDER / "write-lake"
+        shutil.rmtree(copy, ignore_errors=True)
+        copy.mkdir()
+        for name in ("datasets", "catalog", "models"):
+            shutil.copytree(root / name, copy / name, symlinks=True)
+        for table in ("embeddings", "reconstructions", "anomalies", "batches"):
+            shutil.rmtree(copy / "models" / "m" / table, ignore_errors=True)
+        work = InlineEmbed(Lake(copy.as_uri()), scores=scores)
+        work.settings = work.settings.model_copy(update={"dataset": "d1500"})
+        worker.write_shard = timed
+        try:
+            report = job.run(work)
+        finally:
+            worker.write_shard = real
+        found[f"share of writing, scores {scores}"] = sum(spent) / report.counts["unit_seconds"]
+        shutil.rmtree(copy)
+    return found
+
+
+def asked_lake() -> Asked:
+    """10⁶ images embedded in 64 dimensions; made once."""
+    tiny = {"network": {"kind": "mlp", "widths": [16]}, "likelihood": {"kind": "gaussian"}}
+    lake = lake_of((4, 4, 1), [1_000_000], **tiny, latent_dim=64, score_samples=2)
+    done = FOLDER / "done-asked"
+    if not done.exists():
+        root = lake.uri.removeprefix("file://")
+        command = [str(LATENTLAKE), "embed", "--dataset", "d1000000", "--model", "m"]
+        subprocess.run([*command, "--lake", root, "--workers", "2"], check=True)
+        done.touch()
+    return Asked(lake.uri)
+
+
+def query_round() -> dict[str, float]:
+    """10⁶ × 64 on local disk, two threads: seconds of each question, from a lake just opened."""
+    lake = asked_lake()
+    pa.set_cpu_count(2)
+    snapshot = open_snapshot(lake.model("m", "embeddings"))
+    assert snapshot is not None
+    files = [uri.removeprefix("file://") for uri in snapshot.file_uris()]
+    plain = duckdb.connect(config={"threads": 2})
+    listed = ", ".join(f"'{path}'" for path in files)
+    plain.execute(f"CREATE VIEW e AS SELECT * FROM read_parquet([{listed}])")
+    some = plain.sql("SELECT image_id FROM e LIMIT 1 OFFSET 777777").fetchone()
+    assert some is not None
+    one = some[0]
+    many = np.random.default_rng(0).normal(size=(100, 64)).astype(np.float32)
+
+    def seconds(action: Any) -> float:
+        action()
+        started = time.perf_counter()
+        action()
+        return time.perf_counter() - started
+
+    def fresh() -> Any:
+        return lake.embeddings("m")
+
+    held = fresh()
+    held.neighbours(one)
+    listed_one = ", ".join(str(float(v)) for v in many[0])
+    distance = f"array_cosine_distance(embedding::FLOAT[64], [{listed_one}]::FLOAT[64])"
+    return {
+        "top 100 by score, s": seconds(lambda: fresh().anomalies(top=100)),
+        "plain DuckDB, s": seconds(
+            lambda: plain.sql("SELECT image_id FROM e ORDER BY neg_elbo DESC LIMIT 100").fetchall()
+        ),
+        "look-up by id, s": seconds(
+            lambda: lake.sql(f"SELECT image_id, neg_elbo FROM embeddings WHERE image_id = '{one}'")
+        ),
+        "look-up in plain DuckDB, s": seconds(
+            lambda: plain.sql(
+                f"SELECT image_id, neg_elbo FROM e WHERE image_id = '{one}'"
+            ).fetchall()
+        ),
+        "10 nearest of one, vectors read for it, s": seconds(lambda: fresh().neighbours(many[0])),
+        "10 nearest of one, vectors held, s": seconds(lambda: held.neighbours(many[0])),
+        "10 nearest of 100, vectors held, s": seconds(lambda: held.neighbours(many)),
+        "10 nearest of one in plain DuckDB, s": seconds(
+            lambda: plain.sql(f"SELECT image_id FROM e ORDER BY {distance} LIMIT 10").fetchall()
+        ),
+    }
+
+
+SECTIONS: dict[str, Round] = {
+    "speed": speed_round,
+    "scores": scores_round,
+    "size": size_round,
+    "write": write_round,
+    "query": query_round,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", choices=list(SECTIONS), action="append")
+    args = parser.parse_args()
+    last_cores(2)
+    torch.set_num_threads(1)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    tell("embed", SECTIONS, args.only, args.rounds)
+
+
+if __name__ == "__main__":
+    main()
