@@ -71,9 +71,8 @@ class OvertakenStage(Overtaken, InlineStage):
 
 class InlineEmbed(Inline, EmbedJob):
     def __init__(self, lake: Lake, night: str = NIGHT, **settings) -> None:
-        super().__init__(
-            lake, EmbedSettings(dataset="d", model="m", **settings), night, RaySettings()
-        )
+        values = {"dataset": "d", "model": "m"} | settings
+        super().__init__(lake, EmbedSettings(**values), night, RaySettings())
 
 
 class OvertakenEmbed(Overtaken, InlineEmbed):

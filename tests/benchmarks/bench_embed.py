@@ -43,7 +43,7 @@ SHAPE = (32, 32, 3)
 FEW, MANY = 20_000, 80_000
 MODEL = {
     "network": {"kind": "conv", "widths": [32, 64, 128]},
-    "likelihood": {"kind": "logistic_mixture", "components": 5},
+    "likelihood": {"kind": "gaussian"},
     "latent_dim": 64,
     "score_samples": 10,
     "score_batch": 256,
@@ -307,8 +307,7 @@ def write_round() -> dict[str, float]:
             shutil.copytree(root / name, copy / name, symlinks=True)
         for table in ("embeddings", "reconstructions", "anomalies", "batches"):
             shutil.rmtree(copy / "models" / "m" / table, ignore_errors=True)
-        work = InlineEmbed(Lake(copy.as_uri()), scores=scores)
-        work.settings = work.settings.model_copy(update={"dataset": "d1500"})
+        work = InlineEmbed(Lake(copy.as_uri()), dataset="d1500", scores=scores)
         worker.write_shard = timed
         try:
             report = job.run(work)

@@ -125,9 +125,7 @@ def test_an_image_that_was_trained_on_has_no_p_value_in_any_dataset(
     copy = InlineStage(trained, trained_source)
     copy.target = "copy"
     job.run(copy)
-    embed = InlineEmbed(trained)
-    embed.settings = embed.settings.model_copy(update={"dataset": "copy"})
-    job.run(embed)
+    job.run(InlineEmbed(trained, dataset="copy"))
     rows = views.sql(
         trained,
         """SELECT i.split, count(*) AS n, count(e.p_value) AS p FROM embeddings e
@@ -156,9 +154,7 @@ def test_a_killed_embed_of_one_dataset_is_left_alone_by_another(
     with pytest.raises(KeyboardInterrupt):
         job.run(InlineEmbed(trained))
     monkeypatch.undo()
-    other = InlineEmbed(trained)
-    other.settings = other.settings.model_copy(update={"dataset": "copy"})
-    job.run(other)
+    job.run(InlineEmbed(trained, dataset="copy"))
     assert len(records.unfinished_plans(trained, "embed", "m")) == 1
     again = InlineEmbed(trained)
     job.run(again)
@@ -213,10 +209,8 @@ def test_a_model_of_another_image_size_is_refused(trained: Lake, tmp_path: Path)
     other = InlineStage(trained, _more(tmp_path), height=16, width=16)
     other.target = "small"
     job.run(other)
-    wrong = InlineEmbed(trained)
-    wrong.settings = wrong.settings.model_copy(update={"dataset": "small"})
     with pytest.raises(InputError, match=r"\(16, 16, 1\).*\(28, 28, 1\)"):
-        job.run(wrong)
+        job.run(InlineEmbed(trained, dataset="small"))
 
 
 def test_a_new_version_embeds_into_its_own_partition(trained: Lake) -> None:
