@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,29 +17,23 @@ import pyarrow.compute as pc
 from jobs import catalog
 from jobs.bundle_about import compute_fingerprint, read_about
 from jobs.config import EmbedSettings, RaySettings
-from jobs.corrections import correction_unit, latest_completions
+from jobs.embed_settle import PER_IMAGE, EmbedSettle
 from jobs.errors import InputError
-from jobs.flag import Batch, anomalies_table, flag
 from jobs.idset import IdSet, digests
-from jobs.job import OutOfDate, PoolJob, WorkerFactory
+from jobs.job import PoolJob, WorkerFactory
 from jobs.lake import Lake
 from jobs.schema import (
-    ANOMALIES,
-    BATCHES,
     MODEL_TABLES,
     PREPROCESSING,
     RECONSTRUCTIONS,
     embeddings_spec,
     image_shape_of,
 )
-from jobs.shards import read_shard, write_shard
-from jobs.storage import join
 from jobs.tables import Snapshot, Table, open_snapshot
-from jobs.units import Completion, Output, Plan, Settled, Unit, digest, total_counts
+from jobs.units import Completion, Plan, Settled, Unit, digest
 
 log = logging.getLogger("latentlake")
 
-PER_IMAGE = ("reconstructions", "embeddings")  # tables that units write
 UNIT_ROWS = 16_384  # images a unit at most: what a killed worker has to do again
 SAMPLE = 100  # one in as many is in the sample of reconstructions
 
@@ -242,136 +235,4 @@ class EmbedJob(PoolJob):
     def settle(
         self, plan: Plan, completions: dict[str, Completion], head: Snapshot
     ) -> list[Unit] | Settled:
-        made = {u: c for u, c in completions.items() if "rewrites" not in c.details}
-        latest = latest_completions(made)
-        tables = self.tables(plan)
-        of_units = [table for table in tables if table.spec.name in PER_IMAGE]
-        redo = plan.settings["redo"]
-        if redo and any(_has_moved(plan, table) for table in of_units):
-            raise OutOfDate("another job has published in between")
-        published = {table.spec.name: self._published_since(plan, table) for table in of_units}
-        corrections = []
-        for completion in latest.values():
-            lost = {
-                table.spec.name: _held(completion, table, published[table.spec.name])
-                for table in of_units
-            }
-            if any(lost.values()):
-                corrections.append(correction_unit(plan.fingerprint, completion, {"lost": lost}))
-        if corrections:
-            return corrections
-        rewrites = [] if redo else self._rewrites(plan, tables)
-        missing = [unit for unit in rewrites if unit.unit_id not in completions]
-        if missing:
-            return missing
-        removals = [completions[unit.unit_id] for unit in rewrites]
-        done = [*(latest[unit.unit_id] for unit in plan.units), *removals]
-        files = {t.uri: [o for c in done for o in c.outputs_of(t.spec.name)] for t in tables}
-        gone = {t.uri: [p for c in done for p in c.replaces.get(t.spec.name, [])] for t in tables}
-        if redo:
-            gone = {t.uri: _now(t).paths(self._partition_of(plan)) for t in tables}
-        told = self._finalise(plan, files) if plan.units and plan.settings["whole"] else {}
-        return Settled(
-            files=files,
-            removed=gone,
-            counts={
-                "embedded": 0,
-                **total_counts([*latest.values(), *removals]),
-                **told,
-                "model_version": plan.settings["model_version"],
-            },
-        )
-
-    def _rewrites(self, plan: Plan, tables: list[Table]) -> list[Unit]:
-        """Published files of this job's partition that hold images which have left the dataset."""
-        partition = self._partition_of(plan)
-        # The newest: another job may have embedded images that the plan's snapshot has not yet.
-        images = catalog.images_snapshot(self.lake, partition["dataset"])
-        known = IdSet(digests(rows["image_id"]) for _, rows in images.read_each(["image_id"]))
-        units = []
-        for table in tables:
-            if "image_id" not in table.spec.schema.names:
-                continue
-            for path, rows in _now(table).read_each(["image_id"], partition):
-                if not known.has(digests(rows["image_id"])).all():
-                    inputs = {"rewrite": table.spec.name, "path": path}
-                    units.append(Unit.of(plan.fingerprint, {**inputs, "images": images.version}))
-        return units
-
-    def _partition_of(self, plan: Plan) -> dict[str, str]:
-        return {key: plan.settings[key] for key in self.partition}
-
-    def _finalise(self, plan: Plan, files: dict[str, list[Output]]) -> dict[str, Any]:
-        """Decides the batch's anomalies, and adds their file to those of the commit."""
-        partition = self._partition_of(plan)
-        embeddings = self.lake.model(self.target, "embeddings")
-        batch = self._batch(plan, partition)
-        published = open_snapshot(embeddings)
-        assert published is not None
-        within = ("images_version", batch.first, batch.last)
-        # Of an earlier part of this batch; none where somebody else has ended the batch.
-        of_batch = batch.first <= batch.last and not plan.settings["redo"]
-        others = published.paths(partition, within) if of_batch else []
-        own = [output.path for output in files[embeddings]]
-        flagged = flag(
-            batch, [join(embeddings, p) for p in own], [join(embeddings, p) for p in others]
-        )
-        told = flagged.batch
-        if not told["tested"]:
-            return {"tested": 0}
-        stamp = {"night": plan.night, "job_id": plan.job_id, "unit_id": batch.name}
-        rows = {ANOMALIES: anomalies_table(flagged, stamp)}
-        rows[BATCHES] = pa.Table.from_pylist([told | stamp], schema=BATCHES.file_schema)
-        for spec, table in rows.items():
-            if table.num_rows:
-                uri = self.lake.model(self.target, spec.name)
-                name = f"{plan.job_id}-{uuid.uuid4().hex[:8]}"
-                files[uri] = [*files[uri], write_shard(uri, spec, table, name, partition)]
-        counts = {name: told[name] for name in ("batch", "tested", "fewest_flaggable")}
-        return {**counts, "anomalies": told["flagged"]}
-
-    def _batch(self, plan: Plan, partition: dict[str, str]) -> Batch:
-        """Of all versions of the images table since the last batch."""
-        last = plan.settings["images_version"]
-        held = open_snapshot(self.lake.model(self.target, BATCHES.name))
-        known = None if plan.settings["redo"] else held
-        rows = known.read(["last_version"], partition) if known is not None else None
-        before = max(rows["last_version"].to_pylist(), default=-1) if rows is not None else -1
-        about = self.about
-        calibrated = about["scoring"]["compute_fingerprint"]
-        return Batch(
-            first=before + 1,
-            last=last,
-            alpha=plan.settings["alpha"],
-            decision_score=about["decision_score"],
-            calibration=about["data"]["calibration_images"],
-            valid=compute_fingerprint(plan.settings["batch_size"]) == calibrated,
-            image_shape=tuple(about["config"]["image_shape"]),
-        )
-
-    def _published_since(self, plan: Plan, table: Table) -> pa.Array | None:
-        """Image ids in this job's partition, where another job has committed to the table."""
-        if not _has_moved(plan, table):
-            return None
-        held = _now(table).read(["image_id"], self._partition_of(plan))
-        return held["image_id"].combine_chunks() if held is not None else None
-
-
-def _now(table: Table) -> Snapshot:
-    snapshot = table.snapshot()
-    assert snapshot is not None, "tables are made before anything is settled"
-    return snapshot
-
-
-def _has_moved(plan: Plan, table: Table) -> bool:
-    """Whether somebody has committed to it since the plan was made."""
-    return _now(table).version != max(plan.base[table.spec.name], 0)
-
-
-def _held(completion: Completion, table: Table, published: pa.Array | None) -> list[str]:
-    """Image ids of a unit's output that another job has published meanwhile."""
-    found: list[str] = []
-    for output in completion.outputs_of(table.spec.name) if published is not None else ():
-        ids = read_shard(join(table.uri, output.path), ["image_id"])["image_id"]
-        found += ids.filter(pc.is_in(ids, published)).to_pylist()  # type: ignore[attr-defined]
-    return found
+        return EmbedSettle(self.lake, self.about, plan, self.tables(plan)).settle(completions)
