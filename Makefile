@@ -14,8 +14,8 @@ help:            ## this list
 demo: $(VENV)/.runtime   ## two nights on the sample that ships with the project
 	$(BIN)/latentlake demo
 
-test: $(VENV)/.dev       ## every test
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev       ## every test; most of them wait for processes, so two files at a time
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 fast: $(VENV)/.dev       ## the tests that need no server, no Ray and no training
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -m "not slow" -n 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from jobs.contact_sheet import Row, contact_sheet
 from jobs.errors import InputError
 from jobs.lake import Lake
 from jobs.schema import image_shape_of
+
+log = logging.getLogger("latentlake")
 
 COLUMNS = 10
 MOST = 200  # images a picture
@@ -30,7 +33,8 @@ def draw_grid(lake: Lake, table: pa.Table, path: str) -> None:
     rows = table.slice(0, MOST).to_pylist()
     cells = [cell for row in rows for cell in _cells(row)]
     if not cells:
-        raise InputError("--grid: there are no rows to draw")
+        log.warning("there are no rows to draw: %s is not written", path)
+        return
     pictures = _pictures(lake, sorted({image_id for image_id, _ in cells}))
     images = [pictures[image_id] for image_id, _ in cells if image_id in pictures]
     captions = [caption for image_id, caption in cells if image_id in pictures]

@@ -19,6 +19,7 @@ import pytest
 
 from jobs import views
 from jobs.lake import Lake
+from jobs.schema import MODEL_TABLES
 from tests.helpers import LATENTLAKE, TINY_STAGE, TINY_TRAIN, ok, run_cli, write_source
 
 pytestmark = pytest.mark.faults
@@ -27,9 +28,11 @@ ROUNDS = int(os.environ.get("LATENTLAKE_FAULT_ROUNDS", "2"))
 NIGHT = ("--night", "2026-01-01")
 STAGE = ("stage", "--dataset", "d", *TINY_STAGE, *NIGHT)
 TRAIN = ("train", "--dataset", "d", "--model", "m", *TINY_TRAIN, *NIGHT)
-EMBED = ("embed", "--dataset", "d", "--model", "m", "--reconstructions", "all", *NIGHT)
+# At so large an alpha some images are flagged.
+DRAWN = ("--reconstructions", "all", "--alpha", "0.9")
+EMBED = ("embed", "--dataset", "d", "--model", "m", *DRAWN, *NIGHT)
 # Everything but the names of runs; attempts never show in a table.
-TABLES = ("images", "sources", "quarantine", "embeddings", "reconstructions")
+TABLES = ("images", "sources", "quarantine", *MODEL_TABLES, "embeddings")
 
 
 files: dict[str, int] = {}  # that a whole run makes, by job
@@ -57,7 +60,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tables(folder: Path) -> dict[str, pa.Table]:
     lake = Lake(folder.as_uri())
-    order = {"sources": "source_uri, source_row", "quarantine": "source_uri, source_row"}
+    rows = "source_uri, source_row"
+    order = {"sources": rows, "quarantine": rows, "batches": "batch"}
     return {
         name: views.sql(lake, f"SELECT * FROM {name} ORDER BY {order.get(name, 'image_id')}")
         for name in TABLES

@@ -29,12 +29,16 @@ NIGHT = ("--night", "2026-01-01")
 SOURCE = "lake/faults-source"
 STAGE = ("stage", "--dataset", "d", "--source", f"s3://{SOURCE}/*.parquet", *TINY_STAGE, *NIGHT)
 TRAIN = ("train", "--dataset", "d", "--model", "m", *TINY_TRAIN, *NIGHT)
-EMBED = ("embed", "--dataset", "d", "--model", "m", *NIGHT)
-PUBLISHES = {"stage": ("images", "sources", "quarantine"), "embed": ("embeddings",)}
+EMBED = ("embed", "--dataset", "d", "--model", "m", "--alpha", "0.9", *NIGHT)
+PUBLISHES = {
+    "stage": ("images", "sources", "quarantine"),
+    "embed": ("embeddings", "anomalies", "batches"),
+}
 ORDER = {
     "sources": "source_uri, source_row",
     "quarantine": "source_uri, source_row",
     "runs": "job_id",
+    "batches": "batch",
 }
 
 Tables = dict[str, pa.Table]

@@ -12,7 +12,16 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from tests.helpers import ROOT, TINY_STAGE, TINY_TRAIN, S3Server, ok, run_cli, write_source
+from tests.helpers import (
+    ROOT,
+    TINY_STAGE,
+    TINY_TRAIN,
+    S3Server,
+    image_bytes,
+    ok,
+    run_cli,
+    write_source,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -119,6 +128,12 @@ def test_the_readme_commands_on_ones_own_images_run_as_written(
     fs.put_file(str(tmp_path / "a.parquet"), "bucket/photos/a.parquet")
     (yaml,) = re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)
     (tmp_path / "nightly.yaml").write_text(yaml)
+    # What the reader has of his own: an image, and a label.
+    (tmp_path / "some.jpg").write_bytes(image_bytes([3])[0])
+    queries = [line.replace("--label cat", "--label 3") for line in queries]
+    assert [line.split()[2] for line in queries] == [
+        *("anomalies", "anomalies", "neighbours", "duplicates", "outliers-of")
+    ]
     home = tmp_path / "prefect"
     env = s3_server.environment() | {"PREFECT_HOME": str(home)}
     printed = ""

@@ -1,0 +1,85 @@
+"""A reader in a loop, that knows nothing of us, while embeddings are replaced and files merged."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs import storage
+from tests.helpers import S3Server, ok, run_cli, write_source
+
+pytestmark = pytest.mark.integration
+
+READER = """
+import json, pathlib, sys
+from deltalake import DeltaTable
+uri, stop = sys.argv[1:]
+seen = []
+while True:
+    table = DeltaTable(uri)
+    rows = table.to_pyarrow_table(columns=["image_id", "neg_elbo", "job_id"])
+    ids = rows["image_id"].to_pylist()
+    seen.append((table.version(), len(ids), len(set(ids)), rows["neg_elbo"].null_count))
+    if pathlib.Path(stop).exists():
+        break
+print(json.dumps(seen))
+"""
+
+
+@pytest.fixture(params=["disk", "s3"])
+def lake(
+    request, trained_folder: Path, tmp_path: Path, monkeypatch
+) -> Iterator[tuple[str, dict[str, str]]]:
+    if request.param == "disk":
+        import shutil
+
+        shutil.copytree(trained_folder / "lake", tmp_path / "lake")
+        yield (tmp_path / "lake").as_uri(), {}
+        return
+    server: S3Server = request.getfixturevalue("s3_server")
+    for name, value in server.environment().items():
+        monkeypatch.setenv(name, value)
+    storage._filesystem.cache_clear()
+    uri = f"s3://lake/readers-{uuid.uuid4().hex[:8]}"
+    fs, path = storage.filesystem(uri)
+    for file in (trained_folder / "lake").rglob("*"):
+        if file.is_file():
+            fs.put_file(str(file), f"{path}/{file.relative_to(trained_folder / 'lake')}")
+    yield uri, server.environment()
+    storage._filesystem.cache_clear()
+
+
+def test_it_sees_only_whole_snapshots(lake: tuple[str, dict[str, str]], tmp_path: Path) -> None:
+    uri, env = lake
+    night = ("--night", "2026-01-01", "--workers", "2", "--lake", uri)
+    embed = ("embed", "--dataset", "d", "--model", "m", *night)
+    ok(run_cli(*embed, env=env))
+    stop = tmp_path / "stop"
+    reader = subprocess.Popen(
+        [sys.executable, "-c", READER, f"{uri}/models/m/embeddings", str(stop)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        ok(run_cli(*embed, "--redo", env=env))
+        write_source(tmp_path / "more" / "b.parquet", range(1000, 1100))
+        source = ("stage", "--dataset", "d", "--source", tmp_path / "more", "--size", "28")
+        ok(run_cli(*source, "--channels", "1", *night, env=env))
+        ok(run_cli(*embed, env=env))
+        ok(run_cli("maintain", "--keep-days", "0", *night, env=env))
+    finally:
+        stop.touch()
+    out, err = reader.communicate(timeout=60)
+    assert reader.returncode == 0, err
+    seen = json.loads(out)
+    assert {tuple(rows) for _, *rows in seen} == {(1000, 1000, 0), (1100, 1100, 0)}
+    versions = [version for version, *_ in seen]
+    assert versions == sorted(versions)
+    assert len(set(versions)) >= 3  # replaced, added to, merged
