@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 ADDED_UP = ("rows_in", "staged", "refused", "duplicates")
 ID_DIGITS = 12  # of a hash, enough to name a row on a screen
+URI_TAIL = 30  # of a URI, whose end differs
 
 
 def emit(value: Any, as_json: bool, text: str) -> None:
@@ -73,6 +74,7 @@ def records_text(records: list[dict[str, Any]]) -> str:
     """Rows as a table; long hashes and lists are cut."""
     if not records:
         return "no rows"
+    records = [_with_patch(record) for record in records]
     table = RichTable(show_edge=False, pad_edge=False)
     for name in records[0]:
         table.add_column(Text(name), overflow="fold")
@@ -85,13 +87,24 @@ def records_text(records: list[dict[str, Any]]) -> str:
     return capture.get().rstrip("\n")
 
 
+def _with_patch(record: dict[str, Any]) -> dict[str, Any]:
+    """Row, column and side of a patch in one column."""
+    if not {f"max_patch_{name}" for name in ("y", "x", "side")} <= record.keys():
+        return record
+    y, x, side = (record[f"max_patch_{name}"] for name in ("y", "x", "side"))
+    kept = {name: v for name, v in record.items() if not name.startswith("max_patch_")}
+    return {**kept, "patch at row, column": f"{side}×{side} at {y}, {x}"}
+
+
 def _cell(name: str, value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, str) and name.endswith(("_id", "_hash")) and len(value) > 40:
         return value[:ID_DIGITS]
+    if isinstance(value, str) and name.endswith("_uri") and len(value) > URI_TAIL:
+        return f"…{value[-URI_TAIL:]}"
     if isinstance(value, list):
-        return f"[{len(value)} numbers]"
+        return ", ".join(map(_number, value)) if len(value) <= 4 else f"[{len(value)} numbers]"
     return _number(value)
 
 
