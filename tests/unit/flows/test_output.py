@@ -12,11 +12,13 @@ def test_what_looks_like_markup_is_shown_as_it_is() -> None:
 
 
 def test_hashes_are_cut_and_nothing_is_a_dash() -> None:
-    shown = records_text([{"image_id": "ab" * 32, "p_value": None, "embedding": [1.0, 2.0]}])
+    row = {"image_id": "ab" * 32, "p_value": None, "embedding": [1.0] * 8, "latents": [3, 1]}
+    shown = records_text([row])
     assert "ab" * 6 in shown
     assert "ab" * 7 not in shown
     assert " - " in shown
-    assert "[2 numbers]" in shown
+    assert "[8 numbers]" in shown
+    assert "3, 1" in shown
     assert records_text([]) == "no rows"
 
 
@@ -24,3 +26,11 @@ def test_a_report_tells_what_was_done_or_that_nothing_was() -> None:
     assert report_text(JobReport(job="stage", target="d")) == "stage d: nothing to do"
     done = JobReport(job="stage", target="d", job_ids=["x"], counts={"staged": 1234}, seconds=2.0)
     assert "staged: 1,234" in report_text(done)
+
+
+def test_a_patch_is_one_column_and_the_end_of_a_uri_is_shown() -> None:
+    patch = {"max_patch_y": 22, "max_patch_x": 7, "max_patch_side": 4}
+    shown = records_text([{"image_id": "x", **patch, "source_uri": "s3://bucket/" + "a" * 40}])
+    assert "4×4 at 22, 7" in shown
+    assert "max_patch_y" not in shown
+    assert "…" + "a" * 30 in shown
