@@ -40,7 +40,7 @@ from vae_core.scores import Scorer, complexity_bits
 
 FOLDER = BENCH / "embed"
 SHAPE = (32, 32, 3)
-FEW, MANY = 20_000, 80_000
+FEW, MANY = 20_000, 240_000
 MODEL = {
     "network": {"kind": "conv", "widths": [32, 64, 128]},
     "likelihood": {"kind": "gaussian"},
@@ -143,7 +143,7 @@ BARE = """
     from tests.benchmarks.bench_embed import loaded, pixels_of_dataset
     torch.set_num_threads(2)
     model = loaded(Lake(sys.argv[1])).network()
-    pixels = torch.from_numpy(pixels_of_dataset(Lake(sys.argv[1]), 80_000, 20_000)[0].copy())
+    pixels = torch.from_numpy(pixels_of_dataset(Lake(sys.argv[1]), 20_000, 20_000)[0].copy())
     with torch.inference_mode():
         def run():
             for start in range(0, len(pixels), 256):
