@@ -93,7 +93,13 @@ def query_neighbours(
 
 @query.command("duplicates")
 @MODEL
-@click.option("--threshold", type=float, default=1e-3, show_default=True, help="Nearer than this.")
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0),
+    default=1e-3,
+    show_default=True,
+    help="Nearer than this.",
+)
 @METRIC
 @TOP
 @DATASET

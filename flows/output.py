@@ -56,8 +56,14 @@ def csv_text(table: pa.Table) -> str:
     writer = csv.DictWriter(buffer, table.column_names, lineterminator="\n")
     writer.writeheader()
     for record in to_records(table):
-        writer.writerow({k: json.dumps(v) if isinstance(v, list) else v for k, v in record.items()})
+        writer.writerow(
+            {k: json.dumps(v, default=str) if isinstance(v, list) else v for k, v in record.items()}
+        )
     return buffer.getvalue()
+
+
+def _csv_cell(value: Any) -> Any:
+    return json.dumps(value, default=str) if isinstance(value, list) else value
 
 
 def write_parquet(table: pa.Table, path: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from jobs.errors import InputError
 from jobs.lake import Lake
+from jobs.schema import PREPROCESSING
 from jobs.storage import exists, join, read_if_there
 from jobs.units import digest
 
@@ -17,6 +18,15 @@ FORMAT = 1
 def compute_fingerprint(batch_size: int, device: str = "cpu") -> str:
     """What fixes the last digits of a score: device kind, dtype, batch shape, torch version."""
     return digest(device, "float32", batch_size, version("torch"))
+
+
+def require_same_preprocessing(about: dict[str, Any], name: str) -> None:
+    """Raises InputError where this release would give the model other pixels."""
+    if about["data"]["preprocessing"] != PREPROCESSING:
+        raise InputError(
+            f"model {name} was trained on preprocessing {about['data']['preprocessing']}, this "
+            f"release stages {PREPROCESSING}; train again"
+        )
 
 
 def is_there(lake: Lake, model: str, model_version: str) -> bool:

@@ -193,7 +193,7 @@ class CompactWorker:
         started = time.monotonic()
         name, paths = unit.inputs["table"], unit.inputs["paths"]
         uri = compacted_uri(self.lake, self.settings["kind"], self.settings["target"], name)
-        table = Table(uri, spec_of(open_snapshot(uri), name))
+        table = Table(uri, spec_of(open_snapshot(uri), name)).as_published()
         writer = self._writer(table, f"{unit.unit_id}-{attempt}", paths[0])
         for path in paths:
             for rows in row_groups(join(uri, path)):

@@ -297,8 +297,7 @@ class EmbedSettings(Settings):
         "alpha), of a sample (one in a hundred), of all",
     )
     scores: Literal["all", "none"] = Field(
-        default="all",
-        description="none: only encode; the images have neither scores nor p-values then",
+        default="all", description="none: only encode; the images have no scores and p-values then"
     )
     alpha: float = Field(
         default=0.05, gt=0, lt=1, description="false-discovery rate among the flagged anomalies"

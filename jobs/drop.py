@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from jobs import catalog
+from jobs.bundle_about import read_about
 from jobs.embed import embed_tables
+from jobs.errors import InputError
 from jobs.job import Job
 from jobs.lake import Lake
 from jobs.schema import RECONSTRUCTIONS
@@ -21,6 +23,8 @@ class DropJob(Job):
 
     def __init__(self, lake: Lake, model: str, dataset: str | None, night: str) -> None:
         """model: NAME@VERSION or NAME@ALIAS. dataset: all of them if None."""
+        if "@" not in model:
+            raise InputError(f"{model}: say which version to drop, as in {model}@VERSION")
         name, self.version = catalog.resolve_model(lake, model)
         super().__init__(lake, name)
         if dataset is not None:
@@ -42,8 +46,6 @@ class DropJob(Job):
 
     def plan(self) -> Plan:
         """Empty where there is nothing to drop."""
-        from jobs.bundle_about import read_about
-
         held = open_snapshot(self.lake.model(self.target, "embeddings"))
         files = held.paths(self._partition) if held is not None else []
         version = held.version if held is not None else -1
@@ -62,6 +64,10 @@ class DropJob(Job):
             units=[],
             key=["drop", version] if files else [],
         )
+
+    def planned_removals(self) -> list[str]:
+        held = open_snapshot(self.lake.model(self.target, "embeddings"))
+        return held.file_uris(self._partition) if held is not None else []
 
     def claims(self, plan: Plan) -> bool:
         return plan.fingerprint == digest(self._partition)

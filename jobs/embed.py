@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs import catalog
-from jobs.bundle_about import compute_fingerprint, read_about
+from jobs.bundle_about import compute_fingerprint, read_about, require_same_preprocessing
 from jobs.config import EmbedSettings, RaySettings
-from jobs.embed_settle import PER_IMAGE, EmbedSettle
+from jobs.embed_settle import PER_IMAGE, EmbedSettle, last_batch
 from jobs.errors import InputError
 from jobs.idset import IdSet, digests
 from jobs.job import PoolJob, WorkerFactory
@@ -29,6 +29,8 @@ from jobs.schema import (
     embeddings_spec,
     image_shape_of,
 )
+from jobs.shards import read_shard
+from jobs.storage import join
 from jobs.tables import Snapshot, Table, open_snapshot
 from jobs.units import Completion, Plan, Settled, Unit, digest
 
@@ -88,7 +90,7 @@ class EmbedJob(PoolJob):
         model, version = catalog.resolve_model(lake, settings.model)
         super().__init__(lake, model, night, ray_settings, settings.workers)
         self.settings = settings
-        self.one_a_call = settings.redo  # one that was left behind need not be done twice
+        self.redo = settings.redo
         self.version = version
         self.about = read_about(lake, model, version)
 
@@ -145,12 +147,7 @@ class EmbedJob(PoolJob):
                 f"dataset {self.settings.dataset!r} has images of {held} (H, W, C), model "
                 f"{self.target}@{self.version} was trained on {wanted}; stage at that size"
             )
-        if self.about["data"]["preprocessing"] != PREPROCESSING:
-            raise InputError(
-                f"model {self.target}@{self.version} was trained on preprocessing "
-                f"{self.about['data']['preprocessing']}, this release stages {PREPROCESSING}; "
-                "train again"
-            )
+        require_same_preprocessing(self.about, f"{self.target}@{self.version}")
 
     def _warn_of_other_digits(self) -> None:
         calibrated = self.about["scoring"]["compute_fingerprint"]
@@ -163,7 +160,7 @@ class EmbedJob(PoolJob):
 
     def _work(self, images: Snapshot, fingerprint: str) -> dict[str, Any]:
         """Units of the images that are missing; a key where rows have to leave."""
-        redo = self.settings.redo
+        redo = self.redo
         held = {name: IdSet() if redo else self._held_ids(name) for name in PER_IMAGE}
         extreme = self._extreme_ids()
         units, found = [], []
@@ -176,11 +173,26 @@ class EmbedJob(PoolJob):
                 work = {"path": path, "tables": list(tables)}
                 units += [Unit.of(fingerprint, work | piece) for piece in _pieces(wanted, len(ids))]
         known = IdSet(found)
-        leaves = any(not held[name].within(known) for name in PER_IMAGE)
+        held["anomalies"] = self._held_ids("anomalies")
+        leaves = any(not ids.within(known) for ids in held.values())
         if redo:
             now = open_snapshot(self.lake.model(self.target, "embeddings"))
             return {"units": units, "key": ["redo", now.version if now is not None else -1]}
-        return {"units": units, "key": ["leaving", images.version] if leaves else []}
+        key = ["leaving", images.version] if leaves else []
+        if not units and self._has_open_batch():
+            key = ["unflagged", images.version]
+        return {"units": units, "key": key}
+
+    def _has_open_batch(self) -> bool:
+        """Whether rows were published whose batch nobody has ended: its last part went away."""
+        held = open_snapshot(self.lake.model(self.target, "embeddings"))
+        last = last_batch(self.lake, self.target, self.partition)
+        if held is None:
+            return False
+        # Files of older releases have no such statistics: the column itself decides.
+        later = held.paths(self.partition, ("images_version", last + 1, 2**62))
+        each = (read_shard(join(held.uri, path), ["images_version"]) for path in later)
+        return any(pc.max(rows["images_version"]).as_py() > last for rows in each)  # type: ignore[attr-defined]
 
     def _drawn(self, ids: np.ndarray, new: np.ndarray, extreme: IdSet) -> np.ndarray:
         """Whose reconstructions to make, of images by digest, (N,) of bool.
@@ -213,7 +225,16 @@ class EmbedJob(PoolJob):
         return IdSet(digests(rows["image_id"]) for _, rows in each)
 
     def claims(self, plan: Plan) -> bool:
-        return plan.fingerprint == self._fingerprint()
+        ours = plan.fingerprint == self._fingerprint()
+        if ours and self.redo:
+            self.redo = False  # finished, it is not done again; what came later is added to it
+        return ours
+
+    def planned_removals(self) -> list[str]:
+        """All files of the version, where they are replaced."""
+        tables = [open_snapshot(self.lake.model(self.target, name)) for name in PER_IMAGE]
+        held = [table for table in tables if table is not None and self.redo]
+        return [uri for table in held for uri in table.file_uris(self.partition)]
 
     def _fingerprint(self) -> str:
         return digest(PREPROCESSING, self.partition, self._outputs())
@@ -224,7 +245,7 @@ class EmbedJob(PoolJob):
             "reconstructions": self.settings.reconstructions,
             "alpha": self.settings.alpha,
             "scores": self.settings.scores,
-            "redo": self.settings.redo,
+            "redo": self.redo,
         }
 
     def worker(self) -> WorkerFactory:

@@ -68,7 +68,9 @@ class EmbedSettle:
         gone = {t.uri: [p for c in done for p in c.replaces.get(t.spec.name, [])] for t in tables}
         if redo:
             gone = {t.uri: _now(t).paths(self.partition) for t in tables}
-        told = self._finalise(files) if plan.units and plan.settings["whole"] else {}
+        own = [o for unit in plan.units for o in latest[unit.unit_id].outputs_of("embeddings")]
+        rewritten = [o for c in removals for o in c.outputs_of("embeddings")]
+        told = self._finalise(files, gone, own, rewritten) if plan.settings["whole"] else {}
         return Settled(
             files=files,
             removed=gone,
@@ -97,8 +99,18 @@ class EmbedSettle:
                     )
         return units
 
-    def _finalise(self, files: dict[str, list[Output]]) -> dict[str, Any]:
-        """Decides the batch's anomalies, and adds their file to those of the commit."""
+    def _finalise(
+        self,
+        files: dict[str, list[Output]],
+        gone: dict[str, list[str]],
+        own: list[Output],
+        rewritten: list[Output],
+    ) -> dict[str, Any]:
+        """Decides the batch's anomalies, and adds their file to those of the commit.
+
+        files, gone: of the commit, by table. own: the units' embeddings; rewritten: those of files
+        that images had to leave.
+        """
         plan, embeddings = self.plan, self.lake.model(self.plan.target, "embeddings")
         batch = self._batch()
         published = open_snapshot(embeddings)
@@ -106,14 +118,18 @@ class EmbedSettle:
         within = ("images_version", batch.first, batch.last)
         # Of an earlier part of this batch; none where somebody else has ended the batch.
         of_batch = batch.first <= batch.last and not plan.settings["redo"]
-        others = published.paths(self.partition, within) if of_batch else []
-        own = [output.path for output in files[embeddings]]
+        others: list[str] = []
+        if of_batch:
+            left = set(published.paths(self.partition, within)) - set(gone[embeddings])
+            others = [*sorted(left), *(output.path for output in rewritten)]
+        elif not own:
+            return {}
         flagged = flag(
-            batch, [join(embeddings, p) for p in own], [join(embeddings, p) for p in others]
+            batch,
+            [join(embeddings, output.path) for output in own],
+            [join(embeddings, path) for path in others],
         )
         told = flagged.batch
-        if not told["tested"]:
-            return {"tested": 0}
         stamp = {"night": plan.night, "job_id": plan.job_id, "unit_id": batch.name}
         rows = {ANOMALIES: anomalies_table(flagged, stamp)}
         rows[BATCHES] = pa.Table.from_pylist([told | stamp], schema=BATCHES.file_schema)
@@ -129,10 +145,8 @@ class EmbedSettle:
         """Of all versions of the images table since the last batch."""
         plan, about = self.plan, self.about
         last = plan.settings["images_version"]
-        held = open_snapshot(self.lake.model(plan.target, BATCHES.name))
-        known = None if plan.settings["redo"] else held
-        rows = known.read(["last_version"], self.partition) if known is not None else None
-        before = max(rows["last_version"].to_pylist(), default=-1) if rows is not None else -1
+        redo = plan.settings["redo"]
+        before = -1 if redo else last_batch(self.lake, plan.target, self.partition)
         calibrated = about["scoring"]["compute_fingerprint"]
         return Batch(
             first=before + 1,
@@ -154,6 +168,13 @@ class EmbedSettle:
     def _has_moved(self, table: Table) -> bool:
         """Whether somebody has committed to it since the plan was made."""
         return _now(table).version != max(self.plan.base[table.spec.name], 0)
+
+
+def last_batch(lake: Lake, model: str, partition: dict[str, str]) -> int:
+    """The last version of the images table that a batch of the partition covers; -1 for none."""
+    held = open_snapshot(lake.model(model, BATCHES.name))
+    rows = held.read(["last_version"], partition) if held is not None else None
+    return max(rows["last_version"].to_pylist(), default=-1) if rows is not None else -1
 
 
 def _now(table: Table) -> Snapshot:

@@ -77,7 +77,7 @@ class EmbedWorker:
         """A published file without the images that have left the dataset."""
         started = time.monotonic()
         name, path = unit.inputs["rewrite"], unit.inputs["path"]
-        table = next(table for table in self.tables if table.spec.name == name)
+        table = next(table for table in self.tables if table.spec.name == name).as_published()
         known = self._ids(unit.inputs["images"])
         before = 0
         writer = ShardWriter(table.uri, table.spec, f"{unit.unit_id}-{attempt}", self.partition)
@@ -125,7 +125,8 @@ class EmbedWorker:
         if "embeddings" in unit.inputs["tables"]:
             made["embeddings"] = self._embedding_rows(ids, scored, model_split, p_value, stamp)
         if "reconstructions" in unit.inputs["tables"]:
-            kept = self._drawn(ids, p_value)
+            # Of images that are embedded already, the plan has chosen.
+            kept = self._drawn(ids, p_value) if "embeddings" in made else range(len(ids))
             assert scored.reconstruction_NHWC is not None, "reconstructions come with scores"
             pngs = [encode_png(scored.reconstruction_NHWC[row]) for row in kept]
             columns = {"image_id": [ids[row] for row in kept], "png": pngs}

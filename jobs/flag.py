@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.schema import ANOMALIES
-from jobs.shards import read_shard
+from jobs.schema import ANOMALIES, UNKNOWN
+from jobs.shards import column_names, read_shard
 from vae_core.conformal import fewest_flaggable, q_values
 from vae_core.score_names import SCORES, patch_side
 
@@ -61,6 +61,7 @@ def flag(batch: Batch, own: Iterable[str], others: Iterable[str]) -> Flagged:
     """
     files = [*((uri, None) for uri in own), *((uri, batch) for uri in others)]
     counted: Counter[float] = Counter()
+    files = [(uri, within) for uri, within in files if _tells_splits(uri)]
     for uri, within in files:
         rows = _tested(uri, ["p_value"], within)
         values, counts = np.unique(rows["p_value"].to_numpy(), return_counts=True)
@@ -91,13 +92,19 @@ def flag(batch: Batch, own: Iterable[str], others: Iterable[str]) -> Flagged:
     return Flagged(columns, told)
 
 
+def _tells_splits(uri: str) -> bool:
+    """Whether a file is of a release that told calibration images apart."""
+    return "model_split" in column_names(uri)
+
+
 def _tested(uri: str, columns: Sequence[str], within: Batch | None) -> pa.Table:
     """Rows that enter the correction: with a p-value, and none of the calibration images."""
     rows = read_shard(uri, [*columns, "model_split", "images_version"])
-    if "model_split" not in rows.column_names:
-        return rows.slice(0, 0).select(columns)  # of a release that did not tell them apart
-    own = pc.equal(rows["model_split"], "calibration")  # type: ignore[attr-defined]
-    kept = pc.and_not(pc.is_valid(rows["p_value"]), pc.fill_null(own, False))  # type: ignore[attr-defined]
+    splits = pa.array(["calibration", UNKNOWN])
+    kept = pc.and_not(  # type: ignore[attr-defined]
+        rows["p_value"].is_valid(),
+        pc.is_in(rows["model_split"], splits),  # type: ignore[attr-defined]
+    )
     if within is not None:
         versions = rows["images_version"].to_numpy()
         here = pa.array((versions >= within.first) & (versions <= within.last))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -35,9 +34,11 @@ def draw_grid(lake: Lake, table: pa.Table, path: str) -> None:
     if not cells:
         log.warning("there are no rows to draw: %s is not written", path)
         return
-    pictures = _pictures(lake, sorted({image_id for image_id, _ in cells}))
-    images = [pictures[image_id] for image_id, _ in cells if image_id in pictures]
-    captions = [caption for image_id, caption in cells if image_id in pictures]
+    pictures = _pictures(lake, sorted({str(image_id) for image_id, _ in cells if image_id}))
+    known = [(pictures[image_id], caption) for image_id, caption in cells if image_id in pictures]
+    if not known:
+        raise InputError("--grid: none of the rows' image_id is that of a staged image")
+    images, captions = [image for image, _ in known], [caption for _, caption in known]
     parts = [
         Row("", images[at : at + COLUMNS], captions[at : at + COLUMNS])
         for at in range(0, len(images), COLUMNS)
@@ -62,16 +63,18 @@ def _cells(row: dict[str, Any]) -> list[tuple[str, str]]:
 def _pictures(lake: Lake, ids: list[str]) -> dict[str, np.ndarray]:
     """uint8 (H, W, C) by image id, of whichever dataset has it."""
     found: dict[str, np.ndarray] = {}
-    for dataset in catalog.datasets(lake):
-        with contextlib.suppress(InputError):  # a dataset that has published nothing
-            shape = image_shape_of(catalog.images_snapshot(lake, dataset).schema)
-            wanted = [image_id for image_id in ids if image_id not in found]
-            listed = ", ".join(f"'{image_id}'" for image_id in wanted) or "''"
-            rows = views.sql(
-                lake,
-                f"SELECT image_id, image FROM images WHERE dataset = '{dataset}' "
-                f"AND image_id IN ({listed})",
-            )
-            for row in rows.to_pylist():
-                found[row["image_id"]] = np.frombuffer(row["image"], np.uint8).reshape(shape)
+    wanted = pa.table({"image_id": pa.array(ids, pa.string())})
+
+    def ask(connection: Any) -> pa.Table:
+        connection.register("wanted", wanted)
+        return connection.sql(
+            "SELECT image_id, dataset, image FROM images SEMI JOIN wanted USING (image_id)"
+        ).to_arrow_table()
+
+    rows = views.answer(lake, ask)
+    datasets = set(rows["dataset"].to_pylist())
+    shapes = {d: image_shape_of(catalog.images_snapshot(lake, d).schema) for d in datasets}
+    for row in rows.to_pylist():
+        pixels = np.frombuffer(row["image"], np.uint8)
+        found[row["image_id"]] = pixels.reshape(shapes[row["dataset"]])
     return found

@@ -153,7 +153,10 @@ def run(job: Job) -> JobReport:
             text, counts = job.idle(plan)
             log.info("%s %s: %s", job.name, job.target, text)
             return dataclasses.replace(report, counts=report.counts or counts)
-        done = _finish_or_drop(job, records.save_plan(job.lake, plan))
+        saved = records.save_plan(job.lake, plan)
+        if saved.job_id in report.job_ids:
+            raise JobError(f"{job.name} {job.target}: {saved.job_id} left its work undone")
+        done = _finish_or_drop(job, saved)
         if done is None:
             replans += 1
             continue

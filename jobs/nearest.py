@@ -6,7 +6,7 @@ import numpy as np
 
 METRICS = ("cosine", "euclidean")
 CHUNK = 1 << 24  # distances at once
-SPARE = 32  # candidates beyond k that single precision may have ranked wrongly
+ROUNDING = 6e-8  # of a float32 product, relative
 
 
 def prepared(matrix_ND: np.ndarray, metric: str) -> np.ndarray:
@@ -38,6 +38,9 @@ def nearest(
     rows = np.flatnonzero(allowed_N)
     k = min(k, len(rows))
     ready_ND, ready_QD = prepared(matrix_ND, metric), prepared(queries_QD, metric)
+    # Distances do not know where zero is, but digits do.
+    centre_D = ready_ND.mean(axis=0, dtype=np.float64).astype(np.float32)
+    ready_ND, ready_QD = ready_ND - centre_D, ready_QD - centre_D
     squares_N = np.einsum("nd,nd->n", ready_ND, ready_ND)[rows]
     found = []
     step = max(1, CHUNK // max(1, len(rows)))
@@ -46,13 +49,20 @@ def nearest(
     for start in range(0, len(queries_QD), step):
         near_QN = squares_N - 2.0 * (ready_QD[start : start + step] @ held_ND.T)
         for query_D, near_N in zip(queries_QD[start : start + step], near_QN, strict=True):
-            wanted = min(len(rows), k + SPARE)
-            picked = np.argpartition(near_N, wanted - 1)[:wanted] if wanted else np.zeros(0, int)
-            picked = np.sort(rows[picked])
+            picked = rows[_candidates(near_N, k, squares_N, matrix_ND.shape[1])]
             far = distances(matrix_ND[picked], query_D, metric)
             best = np.argsort(far, kind="stable")[:k]
             found.append((picked[best], far[best]))
     return found
+
+
+def _candidates(near_N: np.ndarray, k: int, squares_N: np.ndarray, dim: int) -> np.ndarray:
+    """All that may be among the k nearest, whatever single precision did to their order."""
+    if not k:
+        return np.zeros(0, np.int64)
+    kth = np.partition(near_N, k - 1)[k - 1]
+    longest = float(squares_N.max()) + float(np.abs(near_N).max())
+    return np.flatnonzero(near_N <= kth + 4.0 * (dim + 8) * ROUNDING * longest)
 
 
 def close_pairs(
@@ -63,7 +73,10 @@ def close_pairs(
     Along any direction two vectors are no farther apart than they are: sorted along the one of the
     largest spread, each is held against those within the threshold only.
     """
+    if len(matrix_ND) < 2:
+        return np.zeros((0, 2), np.int64), np.zeros(0)
     ready_ND = prepared(matrix_ND, metric)
+    ready_ND = ready_ND - ready_ND.mean(axis=0, dtype=np.float64).astype(np.float32)
     # Of unit vectors |a − b|² = 2 (1 − cos).
     reach = float(np.sqrt(2.0 * threshold)) if metric == "cosine" else threshold
     reach = reach * (1.0 + 1e-5) + 1e-6  # float32 may err so much

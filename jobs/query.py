@@ -159,6 +159,8 @@ class Embeddings:
         if metric not in METRICS:
             raise unknown_name("metric", metric, list(METRICS))
         held = self._vectors
+        if threshold < 0:
+            raise InputError(f"threshold {threshold}: no distance is below 0")
         kept = np.flatnonzero(self._allowed(dataset, None, None))
         pairs, far = close_pairs(held.matrix_ND[kept], threshold, metric)
         pairs = kept[pairs[:top]]
@@ -181,8 +183,8 @@ class Embeddings:
         rows = np.flatnonzero(self._allowed(dataset, label, None))
         if len(rows) < ENOUGH:
             raise InputError(
-                f"label {label!r} has {len(rows)} embedded images; known labels: "
-                f"{', '.join(self._labels()) or 'none, the images have no column `label`'}"
+                f"label {label!r} has {len(rows)} embedded images, and it takes {ENOUGH} to say "
+                f"what is usual; known labels: {', '.join(self._labels()) or 'none'}"
             )
         far = mahalanobis(held.matrix_ND[rows])
         worst = np.argsort(-far, kind="stable")[:top]
@@ -241,7 +243,7 @@ class Embeddings:
         numbered = found.append_column("place", pa.array(np.arange(len(found))))
         statement = f"""
             SELECT f.*, {self._source} FROM found f
-            JOIN images i ON i.image_id = f.image_id AND i.dataset = f.dataset
+            LEFT JOIN images i ON i.image_id = f.image_id AND i.dataset = f.dataset
             ORDER BY f.place
         """
         return self._ask(statement, found=numbered).drop_columns(["place"])
@@ -276,16 +278,23 @@ class Embeddings:
             allowed &= pc.equal(held.datasets, dataset).to_numpy(zero_copy_only=False)  # type: ignore[attr-defined]
         if night is not None:
             where, params = _where({**self._mine, "r.night": night})
-            allowed &= self._among(f"SELECT image_id FROM embeddings r WHERE {where}", params)
+            wanted = f"SELECT image_id, dataset FROM embeddings r WHERE {where}"
+            allowed &= self._among(wanted, params)
         if label is not None:
             self._require_labels()
-            wanted = "SELECT image_id FROM images WHERE CAST(label AS VARCHAR) = ?"
+            wanted = "SELECT image_id, dataset FROM images WHERE CAST(label AS VARCHAR) = ?"
             allowed &= self._among(wanted, [label])
         return allowed
 
     def _among(self, statement: str, params: list[Any]) -> np.ndarray:
-        found = self._ask(statement, params)["image_id"]
-        return IdSet([digests(found)]).has(digests(self._vectors.ids))
+        """Which rows are among the answer's, by image and dataset."""
+        held, found = self._vectors, self._ask(statement, params)
+        ids, among = digests(held.ids), np.zeros(len(held.ids), bool)
+        for dataset in pc.unique(found["dataset"]).to_pylist():  # type: ignore[attr-defined]
+            theirs = found["image_id"].filter(pc.equal(found["dataset"], dataset))  # type: ignore[attr-defined]
+            here = pc.equal(held.datasets, dataset).to_numpy(zero_copy_only=False)  # type: ignore[attr-defined]
+            among |= here & IdSet([digests(theirs)]).has(ids)
+        return among
 
     def _vectors_of(self, of: Path | np.ndarray) -> np.ndarray:
         dim = self._vectors.matrix_ND.shape[1]

@@ -46,6 +46,8 @@ def split_of(image_id: str) -> str:
     raise AssertionError("shares add up to 100")
 
 
+# What rows of a release that had no such column get when their file is written anew.
+UNKNOWN = "unknown"
 # Field metadata that two runs on one table must agree on.
 CONTRACT_KEYS = ("shape", "preprocessing", "fit", "background", "exact", "dimension")
 
@@ -181,6 +183,7 @@ def embeddings_spec(latent_dim: int) -> TableSpec:
             "model_split",
             pa.string(),
             "the image's split in the snapshot that the model was trained on; null: a later image",
+            older=UNKNOWN,
         ),
         _p_value(),
         *_provenance(),
@@ -334,7 +337,7 @@ RUNS = TableSpec(
     pa.schema(
         [
             _field("job_id", pa.string(), "the job", required=True),
-            _field("job", pa.string(), "stage / train / embed"),
+            _field("job", pa.string(), "stage / train / embed / compact / drop"),
             _field("target", pa.string(), "dataset or model it worked on"),
             _field("night", pa.string(), "logical night"),
             _field("finished_at", pa.timestamp("us", "UTC"), "wall clock at the commit"),

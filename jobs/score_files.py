@@ -11,6 +11,7 @@ import numpy as np
 
 from jobs import bundle as bundles
 from jobs import catalog
+from jobs.bundle_about import require_same_preprocessing
 from jobs.card import look_of
 from jobs.errors import InputError, Refused
 from jobs.images import Target, decode
@@ -61,6 +62,7 @@ def embed_files(lake: Lake, model: str, files: Sequence[str | Path]) -> list[dic
 def _scored(
     bundle: bundles.Bundle, lake: Lake, files: Sequence[str | Path]
 ) -> tuple[ScoredBatch, list[str]]:
+    require_same_preprocessing(bundle.about, f"{bundle.model}@{bundle.version}")
     target = _target(bundle, lake)
     pixels, ids = [], []
     for file in files:

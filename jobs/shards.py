@@ -139,7 +139,9 @@ class ShardWriter:
 def _with_all_columns(rows: pa.Table, schema: pa.Schema) -> pa.Table:
     for field in schema:
         if field.name not in rows.column_names and field.nullable:
-            rows = rows.append_column(field, pa.nulls(len(rows), field.type))
+            older = (field.metadata or {}).get(b"older")
+            value = pa.scalar(older.decode() if older is not None else None, field.type)
+            rows = rows.append_column(field, pa.repeat(value, len(rows)))
     return rows.select(schema.names).cast(schema)
 
 
@@ -275,6 +277,10 @@ def read_span(uri: str, start: int, stop: int, columns: Sequence[str] | None = N
             parts.append(read_row_group(uri, index, columns).slice(low, high - low))
         first += count
     return pa.concat_tables(parts)
+
+
+def column_names(uri: str) -> list[str]:
+    return _footer(uri).schema.to_arrow_schema().names
 
 
 def shard_metadata(uri: str) -> dict[str, str]:

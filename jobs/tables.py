@@ -16,10 +16,10 @@ from typing import Any
 
 import pyarrow as pa
 from deltalake import DeltaTable, Schema
-from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from deltalake.exceptions import CommitFailedError, TableNotFoundError
 from deltalake.transaction import AddAction, CommitProperties, RemoveAction, Transaction
 
-from jobs.errors import InputError, JobError, StorageError
+from jobs.errors import InputError, JobError, LatentlakeError, StorageError
 from jobs.schema import CONTRACT_KEYS, TableSpec
 from jobs.shards import read_shard
 from jobs.storage import ATTEMPTS, attempt, delta_options, explain, is_transient, join
@@ -73,8 +73,9 @@ class Table:
         required = [field.name for field in fields if not field.nullable]
         assert not required, f"{self.uri}: {required} have no value in older rows"
         # Another process may be doing the same: whoever comes second finds them there.
-        with contextlib.suppress(CommitFailedError, DeltaError):
-            found.handle.alter.add_columns(list(Schema.from_arrow(pa.schema(fields)).fields))
+        new = list(Schema.from_arrow(pa.schema(fields)).fields)
+        with contextlib.suppress(_Added):
+            attempt(lambda: _added(found.handle, new), self.uri, "write")
 
     def _create(self) -> None:
         # Of several that create it at once, one does and the others find it there.
@@ -88,6 +89,14 @@ class Table:
                 configuration={"delta.enableExpiredLogCleanup": "false"},
                 storage_options=delta_options(self.uri),
             )
+
+    def as_published(self) -> Table:
+        """With columns that a later release has added, so that no rewrite loses them."""
+        found = self.snapshot()
+        known = self.spec.schema.names
+        more = [f for f in found.schema if f.name not in known] if found is not None else []
+        schema = pa.schema([*self.spec.schema, *more])
+        return Table(self.uri, dataclasses.replace(self.spec, schema=schema))
 
     @property
     def delta_schema(self) -> str:
@@ -114,6 +123,17 @@ class Table:
                         f"{(held or b'none').decode()} in the table, {(mine or b'none').decode()} "
                         "in this run; use the same settings, or another name"
                     )
+
+
+class _Added(LatentlakeError):
+    """Another process has added the columns."""
+
+
+def _added(handle: DeltaTable, fields: list[Any]) -> None:
+    try:
+        handle.alter.add_columns(fields)
+    except CommitFailedError as error:
+        raise _Added(str(error)) from error
 
 
 def _delta_schema(spec: TableSpec) -> pa.Schema:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import uuid
@@ -9,6 +10,7 @@ from typing import Any
 
 import ray
 import torch
+from ray.exceptions import RayError
 
 from jobs.errors import LatentlakeError, StorageError
 from jobs.finishing import is_published, publish
@@ -38,7 +40,8 @@ def train_loop(config: dict[str, Any]) -> None:
     except Exception as error:
         # A lost peer comes as many errors, with addresses in them; a mistake is always the same.
         text = f"{type(error).__name__}: {error}"
-        ray.get(board.crash.remote(Rank.here().index, text), timeout=60)
+        with contextlib.suppress(RayError):  # the error itself tells more than a board that is away
+            ray.get(board.crash.remote(Rank.here().index, text), timeout=60)
         raise
 
 

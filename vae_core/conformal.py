@@ -25,7 +25,8 @@ def p_values(
     """
     above_N = len(calibration_M) - np.searchsorted(calibration_M, scores_N, side="left")
     if leave_one_out:
-        values = above_N / max(1, len(calibration_M))
+        # Its own score is among them, but for the last digit perhaps.
+        values = np.maximum(above_N, 1) / max(1, len(calibration_M))
     else:
         values = (1.0 + above_N) / (len(calibration_M) + 1.0)
     return np.where(np.isnan(scores_N), np.nan, values)

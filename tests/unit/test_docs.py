@@ -57,7 +57,11 @@ def columns_text(spec: TableSpec) -> str:
         kind = str(field.type).replace("list<element: ", "list<").replace("|", "\\|")
         kind = "binary" if kind.startswith("fixed_size_binary") else kind
         cells = [f"`{field.name}`", kind, told.get("unit", ""), told.get("anomalous", "")]
-        lines.append(f"| {' | '.join([*cells, told['comment']])} |".replace("  ", " "))
+        lines.append(
+            f"| {' | '.join([*cells, told['comment'].replace('|', chr(92) + '|')])} |".replace(
+                "  ", " "
+            )
+        )
     return "\n".join(lines)
 
 

@@ -263,7 +263,7 @@ def test_codes_alone_are_the_same_codes_and_nothing_else(trained: Lake) -> None:
     codes = embedded(trained)
     for name in (*SCORES, "p_value", "max_patch_y"):
         assert codes[name].null_count == 600, name
-    assert len(views.sql(trained, "SELECT * FROM batches")) == 0
+    assert views.sql(trained, "SELECT tested FROM batches")["tested"].to_pylist() == [0]
     job.run(InlineEmbed(trained, redo=True))
     whole = embedded(trained)
     assert whole["neg_elbo"].null_count == 0
@@ -320,7 +320,9 @@ def test_a_dropped_version_leaves_every_table_and_can_be_embedded_again(trained:
     assert report.counts["dropped"] == 600
     for table in ("embeddings", "reconstructions", "anomalies", "batches"):
         assert len(views.sql(trained, f"SELECT * FROM {table}")) == 0, table
-    assert job.run(DropJob(trained, "m", "d", "2026-01-02")).job_ids == []
+    assert job.run(DropJob(trained, "m@champion", "d", "2026-01-02")).job_ids == []
+    with pytest.raises(InputError, match="m@VERSION"):
+        DropJob(trained, "m", None, "2026-01-02")
     assert job.run(InlineEmbed(trained)).counts["embedded"] == 600
 
 
@@ -355,8 +357,9 @@ def test_a_column_of_a_later_release_is_null_in_older_rows(
     job.run(InlineStage(trained, _more(tmp_path), night="2026-01-02"))
     before = open_snapshot(trained.model("m", "embeddings"))
     assert "model_split" not in before.schema.names
-    report = job.run(InlineEmbed(trained, night="2026-01-02"))
+    report = job.run(InlineEmbed(trained, night="2026-01-02", alpha=0.9))
     assert (report.counts["embedded"], report.counts["tested"]) == (50, 50)
+    assert report.counts["anomalies"]
     old, new = (embedded(trained, f"WHERE night = '2026-01-0{n}'") for n in (1, 2))
     assert old["max_patch_y"].null_count == 600
     assert new["max_patch_y"].null_count == 0
@@ -365,7 +368,13 @@ def test_a_column_of_a_later_release_is_null_in_older_rows(
     assert (len(table), table["max_patch_y"].null_count) == (650, 600)
     rows = embedded(trained)
     job.run(InlineCompact.of(trained, "model", "m", night="2026-01-03"))
-    assert embedded(trained).equals(rows)
+    merged = embedded(trained)
+    others = [name for name in rows.column_names if name != "model_split"]
+    assert merged.select(others).equals(rows.select(others))
+    # Not null, which would say that the image came later than the model.
+    assert merged["model_split"].to_pylist().count("unknown") == 600
+    job.run(InlineEmbed(trained, night="2026-01-04"))
+    assert len(views.sql(trained, "SELECT * FROM batches")) == 2  # and no third
 
 
 def test_a_column_of_another_type_is_refused_with_a_way_out(trained: Lake, monkeypatch) -> None:

@@ -206,6 +206,35 @@ def test_a_crash_between_the_commits_of_a_batch_leaves_one_batch(
     assert len(ids) == len(set(ids)) > 0
 
 
+def test_a_batch_whose_rest_has_left_is_ended_all_the_same(
+    embedded: Lake, tmp_path: Path, monkeypatch
+) -> None:
+    """A part is published, then the job dies, then images of both parts leave."""
+    monkeypatch.setattr("jobs.embed.UNIT_ROWS", 40)
+    real, done = publish.commit, []
+
+    def commit(*arguments) -> None:
+        if done:
+            raise KeyboardInterrupt
+        done.append(real(*arguments))
+
+    monkeypatch.setattr(publish, "commit", commit)
+    with pytest.raises(KeyboardInterrupt):
+        embed(embedded, commit_every=3)
+    monkeypatch.setattr(publish, "commit", real)
+    held = set(table(embedded, "embeddings", "image_id")["image_id"].to_pylist())
+    rows = table(embedded, "images", "source_row", f"night = '{NIGHTS[0]}'").to_pylist()
+    stay = [600 + row["source_row"] for row in rows if row["image_id"] in held][:50]
+    (tmp_path / "more" / "b.parquet").unlink()
+    write_source(tmp_path / "more" / "c.parquet", stay)
+    job.run(InlineStage(embedded, tmp_path / "more", night=NIGHTS[1], max_removed=1.0))
+    embed(embedded, commit_every=3)
+    left = set(table(embedded, "images", "image_id")["image_id"].to_pylist())
+    assert table(embedded, "batches", "batch")["tested"].to_pylist()[1:] == [50]
+    assert set(anomalies(embedded)["image_id"].to_pylist()) <= left
+    assert embed(embedded).job_ids == []
+
+
 def test_of_two_embeds_at_once_each_image_is_flagged_once(embedded: Lake) -> None:
     rival = InlineEmbed(embedded, night=NIGHTS[1], alpha=ALPHA)
     job.run(OvertakenEmbed(embedded, rival, night=NIGHTS[0], alpha=ALPHA))

@@ -37,6 +37,28 @@ def test_the_nearest_are_those_of_scipy(metric: str, dim: int, monkeypatch) -> N
         assert allowed[rows].all()
 
 
+@pytest.mark.parametrize("metric", METRICS)
+def test_far_from_zero_the_nearest_are_the_same(metric: str) -> None:
+    """As codes are that have collapsed, or were squashed into (0, 1)."""
+    rng = np.random.default_rng(0)
+    matrix = (5.0 + 1e-3 * rng.normal(size=(3000, 16))).astype(np.float32)
+    ((rows, far),) = nearest(matrix, matrix[:1], 10, metric, np.ones(3000, bool))
+    by_hand = cdist(matrix[:1].astype(np.float64), matrix.astype(np.float64), metric)[0]
+    np.testing.assert_allclose(far, np.sort(by_hand)[:10], rtol=1e-6, atol=1e-12)
+    assert rows[0] == 0
+
+
+def test_of_equal_ones_the_first_are_found() -> None:
+    ones = np.ones((90, 1), np.float32)
+    ((rows, _),) = nearest(ones, ones[:1], 5, "cosine", np.ones(90, bool))
+    assert rows.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_one_image_has_no_pair() -> None:
+    for count in (0, 1):
+        assert close_pairs(np.ones((count, 3), np.float32), 1.0, "euclidean")[0].shape == (0, 2)
+
+
 def test_there_may_be_fewer_than_asked_for() -> None:
     matrix = vectors(6, 3)
     ((rows, _),) = nearest(matrix, matrix[:1], 50, "cosine", np.arange(6) > 2)

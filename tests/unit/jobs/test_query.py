@@ -198,8 +198,30 @@ def test_each_question_is_a_command(lake: Lake, tmp_path: Path) -> None:
     assert run(lake, "sql", "SELECT 1 AS one", "--csv") == "one\n1\n"
 
 
+def test_a_label_is_that_of_the_image_in_its_own_dataset(
+    lake: Lake, model: Embeddings, trained_source: Path
+) -> None:
+    copy = InlineStage(lake, trained_source)
+    copy.target = "copy"
+    job.run(copy)
+    job.run(InlineEmbed(lake, dataset="copy"))
+    fresh = lake.embeddings("m")
+    label = str(lake.sql("SELECT min(label) AS l FROM images")["l"][0])
+    found = fresh.outliers_of(label, top=500, dataset="copy")
+    assert set(found["dataset"].to_pylist()) == {"copy"}
+    assert len(fresh.outliers_of(label, top=5000)) == 2 * len(found)
+    one = ids(lake.sql("SELECT min(image_id) AS image_id FROM embeddings"))[0]
+    assert set(fresh.neighbours(one, dataset="copy")["dataset"].to_pylist()) == {"copy"}
+    pairs = fresh.duplicates(1e-9, dataset="copy")
+    assert set(pairs["dataset"].to_pylist()) <= {"copy"}
+
+
 def test_a_picture_of_rows_without_images_is_refused(lake: Lake, tmp_path: Path) -> None:
     arguments = ["query", "sql", "SELECT 1 AS one", "--grid", str(tmp_path / "x.png")]
     done = CliRunner().invoke(cli, [*arguments, "--lake", lake.uri])
     assert isinstance(done.exception, InputError)
     assert "a column image_id" in str(done.exception)
+    for image_id in ("'nobody'", "NULL", "'it''s'"):
+        arguments = ["query", "sql", f"SELECT {image_id} AS image_id", "--grid", "x.png"]
+        done = CliRunner().invoke(cli, [*arguments, "--lake", lake.uri])
+        assert "none of the rows" in str(done.exception)

@@ -27,6 +27,12 @@ def test_calibration_images_are_held_against_the_others() -> None:
     np.testing.assert_allclose(found, by_hand)
 
 
+def test_a_calibration_image_is_above_itself_whatever_the_last_digit() -> None:
+    calibration = np.array([1.0, 2.0, 3.0, 4.0])
+    found = p_values(np.nextafter(calibration, 9.0), calibration, leave_one_out=True)
+    assert found[-1] == 0.25
+
+
 def test_a_missing_score_has_no_p_value() -> None:
     assert np.isnan(p_values(np.array([np.nan]), np.array([1.0])))[0]
 
