@@ -350,3 +350,9 @@ RUNS = TableSpec(
     ),
     stats=("job", "night"),
 )
+
+
+def every_spec() -> list[TableSpec]:
+    """One of each kind of table, without passthrough columns and of one latent dimension."""
+    of_datasets = [images_spec((1, 1, 1), pa.schema([])), SOURCES, QUARANTINE]
+    return [*of_datasets, embeddings_spec(1), *MODEL_TABLES.values(), ALIASES, RUNS]

@@ -13,28 +13,12 @@ from jobs.lake import Lake
 from jobs.schema import (
     ALIASES,
     MODEL_TABLES,
-    QUARANTINE,
     RUNS,
-    SOURCES,
     TableSpec,
-    embeddings_spec,
-    images_spec,
+    every_spec,
 )
 from jobs.storage import attempt, filesystem, local_path
 from jobs.tables import Snapshot, open_snapshot
-
-
-def _empty_specs() -> dict[str, TableSpec]:
-    specs = [
-        images_spec((1, 1, 1), pa.schema([])),
-        SOURCES,
-        QUARANTINE,
-        embeddings_spec(1),
-        *MODEL_TABLES.values(),
-        ALIASES,
-        RUNS,
-    ]
-    return {spec.name: spec for spec in specs}
 
 
 def open_views(lake: Lake) -> duckdb.DuckDBPyConnection:
@@ -48,7 +32,8 @@ def open_views(lake: Lake) -> duckdb.DuckDBPyConnection:
     if local_path(lake.uri) is None:
         connection.register_filesystem(fs)
     versions = catalog.published_versions(lake)
-    for name, spec in _empty_specs().items():
+    for spec in every_spec():
+        name = spec.name
         parts = [
             _select(snapshot, owner)
             for snapshot, owner in _snapshots(lake, name, versions)

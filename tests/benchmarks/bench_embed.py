@@ -9,7 +9,6 @@ dataset, so that start-up, which is given apart, is in neither. Writes `.bench/e
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import subprocess
@@ -22,8 +21,6 @@ from typing import Any
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
 
 from jobs import bundle as bundles
 from jobs import catalog, job
@@ -33,7 +30,7 @@ from jobs.query import Lake as Asked
 from jobs.split import pixels_of
 from jobs.tables import open_snapshot
 from tests.benchmarks.bench_stage import Memory
-from tests.benchmarks.rounds import BENCH, Round, last_cores, tell
+from tests.benchmarks.rounds import BENCH, Round, main, write_pictures
 from tests.helpers import LATENTLAKE
 from tests.inline import InlineEmbed, InlineStage, InlineTrain
 from vae_core.scores import Scorer, complexity_bits
@@ -74,23 +71,6 @@ def lake_of(shape: tuple[int, int, int], counts: list[int], **model: Any) -> Lak
 
 def _sizes(shape: tuple[int, int, int]) -> dict[str, Any]:
     return dict(zip(("height", "width", "channels"), shape, strict=True)) | {"rows_per_unit": None}
-
-
-def write_pictures(path: Path, shape: tuple[int, int, int], count: int) -> None:
-    """Soft random pictures as plain pixels, each another one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    size = int(np.prod(shape))
-    kind = pa.binary(size)
-    generator = np.random.default_rng(count)
-    with pq.ParquetWriter(path, pa.schema([("image", kind)])) as writer:
-        for start in range(0, count, 5000):
-            here = min(5000, count - start)
-            rough = generator.integers(0, 256, (here, 4, 4, shape[2]), dtype=np.uint8)
-            pixels = rough.repeat(-(-shape[0] // 4), 1).repeat(-(-shape[1] // 4), 2)
-            pixels = np.ascontiguousarray(pixels[:, : shape[0], : shape[1]]).reshape(here, size)
-            pixels[:, :4] = np.arange(start, start + here, dtype=np.uint32)[:, None].view(np.uint8)
-            held = pa.Array.from_buffers(kind, here, [None, pa.py_buffer(pixels)])
-            writer.write_table(pa.table({"image": held}))
 
 
 def embed(lake: Lake, count: int, *options: str, memory: bool = False) -> dict[str, Any]:
@@ -388,16 +368,5 @@ SECTIONS: dict[str, Round] = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", choices=list(SECTIONS), action="append")
-    args = parser.parse_args()
-    last_cores(2)
-    torch.set_num_threads(1)
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    tell("embed", SECTIONS, args.only, args.rounds)
-
-
 if __name__ == "__main__":
-    main()
+    main("embed", __doc__, SECTIONS)

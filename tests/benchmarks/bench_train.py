@@ -8,7 +8,6 @@ what is told is medians of the rounds. Writes `.bench/train.json`.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import subprocess
@@ -20,9 +19,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -33,7 +29,7 @@ from jobs.order import Order
 from jobs.split import find_splits
 from tests.benchmarks import pythae_rival, ray_template
 from tests.benchmarks.bare_loop import CASES, bare_rate
-from tests.benchmarks.rounds import BENCH, Round, last_cores, tell
+from tests.benchmarks.rounds import BENCH, Round, main, write_pictures
 from tests.helpers import LATENTLAKE
 from tests.inline import InlineStage, InlineTrain
 from vae_core.autoencoder import to_unit_range
@@ -49,20 +45,7 @@ def staged(shape: tuple[int, int, int], count: int) -> Lake:
         return lake
     shutil.rmtree(FOLDER / f"lake-{name}", ignore_errors=True)
     source = FOLDER / f"source-{name}.parquet"
-    source.parent.mkdir(parents=True, exist_ok=True)
-    size = int(np.prod(shape))
-    kind = pa.binary(size)
-    generator = np.random.default_rng(0)
-    with pq.ParquetWriter(source, pa.schema([("image", kind)])) as writer:
-        for start in range(0, count, 5000):
-            here = min(5000, count - start)
-            rough = generator.integers(0, 256, (here, 4, 4, shape[2]), dtype=np.uint8)
-            pixels = rough.repeat(-(-shape[0] // 4), 1).repeat(-(-shape[1] // 4), 2)
-            pixels = np.ascontiguousarray(pixels[:, : shape[0], : shape[1]]).reshape(here, size)
-            # Each another picture.
-            pixels[:, :4] = np.arange(start, start + here, dtype=np.uint32)[:, None].view(np.uint8)
-            held = pa.Array.from_buffers(kind, here, [None, pa.py_buffer(pixels)])
-            writer.write_table(pa.table({"image": held}))
+    write_pictures(source, shape, count)
     height, width, channels = shape
     settings = {"height": height, "width": width, "channels": channels, "rows_per_unit": None}
     job.run(InlineStage(lake, source, array_shape=shape, **settings))
@@ -276,16 +259,5 @@ SECTIONS: dict[str, Round] = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", choices=list(SECTIONS), action="append")
-    args = parser.parse_args()
-    last_cores(2)
-    torch.set_num_threads(1)
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    tell("train", SECTIONS, args.only, args.rounds)
-
-
 if __name__ == "__main__":
-    main()
+    main("train", __doc__, SECTIONS)

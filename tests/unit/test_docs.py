@@ -6,20 +6,13 @@ import re
 from pathlib import Path
 from typing import get_args
 
-import pyarrow as pa
 import pytest
 import yaml
 
 from jobs.config import TrainSettings, build
 from jobs.schema import (
-    ALIASES,
-    MODEL_TABLES,
-    QUARANTINE,
-    RUNS,
-    SOURCES,
     TableSpec,
-    embeddings_spec,
-    images_spec,
+    every_spec,
 )
 from vae_core.config import LikelihoodKind, NetworkKind, ObjectiveKind
 
@@ -65,18 +58,7 @@ def columns_text(spec: TableSpec) -> str:
     return "\n".join(lines)
 
 
-SPECS = [
-    images_spec((1, 1, 1), pa.schema([])),
-    SOURCES,
-    QUARANTINE,
-    embeddings_spec(1),
-    *MODEL_TABLES.values(),
-    ALIASES,
-    RUNS,
-]
-
-
-@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", every_spec(), ids=lambda spec: spec.name)
 def test_every_column_of_every_table_is_told(spec: TableSpec) -> None:
     section = TABLES.split(f"## `{spec.name}`\n")[1].split("\n## ")[0]
     assert columns_text(spec) in section

@@ -185,9 +185,8 @@ def test_a_batch_of_many_commits_is_flagged_once_at_its_end(
     assert anomalies(embedded).select(kept).equals(anomalies(one).select(kept))
 
 
-def test_a_crash_between_the_commits_of_a_batch_leaves_one_batch(
-    embedded: Lake, monkeypatch
-) -> None:
+def publish_one_part(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three units of the night are published, then the job dies."""
     monkeypatch.setattr("jobs.embed.UNIT_ROWS", 40)
     real, done = publish.commit, []
 
@@ -198,8 +197,14 @@ def test_a_crash_between_the_commits_of_a_batch_leaves_one_batch(
 
     monkeypatch.setattr(publish, "commit", commit)
     with pytest.raises(KeyboardInterrupt):
-        embed(embedded, commit_every=3)
+        embed(lake, commit_every=3)
     monkeypatch.setattr(publish, "commit", real)
+
+
+def test_a_crash_between_the_commits_of_a_batch_leaves_one_batch(
+    embedded: Lake, monkeypatch
+) -> None:
+    publish_one_part(embedded, monkeypatch)
     embed(embedded, commit_every=3)
     assert table(embedded, "batches", "batch")["tested"].to_pylist()[1:] == [300]
     ids = anomalies(embedded)["image_id"].to_pylist()
@@ -210,18 +215,7 @@ def test_a_batch_whose_rest_has_left_is_ended_all_the_same(
     embedded: Lake, tmp_path: Path, monkeypatch
 ) -> None:
     """A part is published, then the job dies, then images of both parts leave."""
-    monkeypatch.setattr("jobs.embed.UNIT_ROWS", 40)
-    real, done = publish.commit, []
-
-    def commit(*arguments) -> None:
-        if done:
-            raise KeyboardInterrupt
-        done.append(real(*arguments))
-
-    monkeypatch.setattr(publish, "commit", commit)
-    with pytest.raises(KeyboardInterrupt):
-        embed(embedded, commit_every=3)
-    monkeypatch.setattr(publish, "commit", real)
+    publish_one_part(embedded, monkeypatch)
     held = set(table(embedded, "embeddings", "image_id")["image_id"].to_pylist())
     rows = table(embedded, "images", "source_row", f"night = '{NIGHTS[0]}'").to_pylist()
     stay = [600 + row["source_row"] for row in rows if row["image_id"] in held][:50]
