@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from deltalake import DeltaTable
 from PIL import Image
 
 from jobs import bundle, catalog, job, publish, views
@@ -17,10 +15,10 @@ from jobs.drop import DropJob
 from jobs.errors import InputError
 from jobs.lake import Lake
 from jobs.query import Embeddings
-from jobs.schema import RECONSTRUCTIONS, TableSpec, embeddings_spec
-from jobs.tables import Snapshot, Table, open_snapshot
+from jobs.schema import RECONSTRUCTIONS, embeddings_spec
+from jobs.tables import Snapshot, open_snapshot
 from tests.helpers import write_source
-from tests.inline import InlineCompact, InlineEmbed, InlineStage, InlineTrain, OvertakenEmbed
+from tests.inline import InlineEmbed, InlineStage, InlineTrain, OvertakenEmbed
 from vae_core.conformal import p_values
 from vae_core.score_names import SCORES
 
@@ -336,76 +334,3 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
     ):
         with pytest.raises(InputError, match=message):
             build(EmbedSettings, {"dataset": "d", "model": "m", **values})
-
-
-def test_a_column_of_a_later_release_is_null_in_older_rows(
-    trained: Lake, tmp_path: Path, monkeypatch
-) -> None:
-    def older(latent_dim: int) -> TableSpec:
-        spec = embeddings_spec(latent_dim)
-        kept = [field for field in spec.schema if field.name not in ("max_patch_y", "model_split")]
-        return dataclasses.replace(
-            spec,
-            schema=pa.schema(kept),
-            stats=tuple(name for name in spec.stats if name != "model_split"),
-        )
-
-    monkeypatch.setattr("jobs.embed.embeddings_spec", older)
-    job.run(InlineEmbed(trained))
-    monkeypatch.undo()
-    assert embedded(trained)["model_split"].null_count == 600
-    job.run(InlineStage(trained, _more(tmp_path), night="2026-01-02"))
-    before = open_snapshot(trained.model("m", "embeddings"))
-    assert "model_split" not in before.schema.names
-    report = job.run(InlineEmbed(trained, night="2026-01-02", alpha=0.9))
-    assert (report.counts["embedded"], report.counts["tested"]) == (50, 50)
-    assert report.counts["anomalies"]
-    old, new = (embedded(trained, f"WHERE night = '2026-01-0{n}'") for n in (1, 2))
-    assert old["max_patch_y"].null_count == 600
-    assert new["max_patch_y"].null_count == 0
-    # So it does for readers that are not ours, and after the files have been merged.
-    table = DeltaTable(trained.model("m", "embeddings")).to_pyarrow_table(columns=["max_patch_y"])
-    assert (len(table), table["max_patch_y"].null_count) == (650, 600)
-    rows = embedded(trained)
-    job.run(InlineCompact.of(trained, "model", "m", night="2026-01-03"))
-    merged = embedded(trained)
-    others = [name for name in rows.column_names if name != "model_split"]
-    assert merged.select(others).equals(rows.select(others))
-    # Not null, which would say that the image came later than the model.
-    assert merged["model_split"].to_pylist().count("unknown") == 600
-    job.run(InlineEmbed(trained, night="2026-01-04"))
-    assert len(views.sql(trained, "SELECT * FROM batches")) == 2  # and no third
-
-
-def test_a_column_of_another_type_is_refused_with_a_way_out(trained: Lake, monkeypatch) -> None:
-    job.run(InlineEmbed(trained))
-
-    def other(latent_dim: int) -> TableSpec:
-        spec = embeddings_spec(latent_dim)
-        at = spec.schema.get_field_index("kl")
-        return dataclasses.replace(spec, schema=spec.schema.set(at, pa.field("kl", pa.string())))
-
-    monkeypatch.setattr("jobs.embed.embeddings_spec", other)
-    with pytest.raises(InputError, match=r"'kl' would be string, .* has double; use another name"):
-        job.run(InlineEmbed(trained, redo=True))
-
-
-def test_a_new_column_hides_no_commit_that_was_cut_short(trained: Lake, monkeypatch) -> None:
-    """The table that jobs compete for gets its column between a crash and what completes it."""
-    real = Snapshot.commit
-
-    def commit(self, *arguments, **how):
-        if self.uri.endswith("anomalies"):
-            raise KeyboardInterrupt
-        return real(self, *arguments, **how)
-
-    monkeypatch.setattr(Snapshot, "commit", commit)
-    with pytest.raises(KeyboardInterrupt):
-        job.run(InlineEmbed(trained, reconstructions="all"))
-    monkeypatch.undo()
-    wider = pa.schema([*RECONSTRUCTIONS.schema, pa.field("later", pa.int64())])
-    uri = trained.model("m", "reconstructions")
-    Table(uri, dataclasses.replace(RECONSTRUCTIONS, schema=wider)).ensure()
-    assert "later" in open_snapshot(uri).schema.names
-    publish.recover(trained, uri)
-    assert len(open_snapshot(trained.model("m", "embeddings")).read(["image_id"])) == 600
