@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from jobs import catalog, views
+from jobs import catalog, query, views
 from jobs.config import (
     EmbedSettings,
     NightlySettings,
@@ -31,7 +31,6 @@ from jobs.config import (
 from jobs.contact_sheet import Row, contact_sheet
 from jobs.job_report import JobReport
 from jobs.lake import Lake
-from jobs.query import Embeddings
 from jobs.split import pixels_of
 from jobs.storage import create_or_keep, join, local_path, resolve_uri
 from vae_core.metrics import auroc
@@ -235,11 +234,14 @@ def _median_p_values(lake: Lake, version: str) -> dict[str, float]:
 
 def _picture(lake: Lake) -> bytes:
     """Night two: a few originals and reconstructions, and the top anomalies with theirs."""
-    asked = Embeddings.of(lake, NAME)
+    asked = query.Lake(lake.uri).embeddings(NAME)
     worst = asked.anomalies(top=SHOWN, night=NIGHTS[1])["image_id"].to_pylist()
     # The middle of the ranking, spread over it, stands for an ordinary image.
     ranked = (
-        Embeddings.of(lake, NAME).anomalies(top=100_000, night=NIGHTS[1])["image_id"].to_pylist()
+        query.Lake(lake.uri)
+        .embeddings(NAME)
+        .anomalies(top=100_000, night=NIGHTS[1])["image_id"]
+        .to_pylist()
     )
     step = len(ranked) // (SHOWN + 2)
     usual = ranked[step::step][:SHOWN]

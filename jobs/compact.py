@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import pyarrow as pa
+
 from jobs.config import RaySettings
 from jobs.job import OutOfDate, PoolJob, WorkerFactory
 from jobs.lake import Lake
@@ -24,7 +26,7 @@ from jobs.schema import (
     images_spec,
     passthrough_of,
 )
-from jobs.shards import ShardWriter, row_groups
+from jobs.shards import ShardWriter, read_shard, row_groups, with_all_columns
 from jobs.stage_rewrites import shard_writer
 from jobs.storage import join
 from jobs.tables import Snapshot, Table, TableFile, open_snapshot
@@ -32,7 +34,7 @@ from jobs.units import Completion, JobContext, Plan, Settled, Unit, digest, tota
 
 TARGET_BYTES = 128 << 20
 SMALL_BYTES = TARGET_BYTES // 2
-LAYOUT = 1  # raised when merged files would come out otherwise
+LAYOUT = 2  # raised when merged files would come out otherwise
 
 
 def merges(files: Iterable[TableFile]) -> list[list[TableFile]]:
@@ -183,7 +185,7 @@ def spec_of(snapshot: Snapshot | None, name: str) -> TableSpec:
 
 
 class CompactWorker:
-    """Merges the files of one unit, row group by row group."""
+    """Merges the files of one unit: row group by row group, unless their rows are sorted."""
 
     def __init__(self, lake: Lake, context: JobContext) -> None:
         self.lake = lake
@@ -195,9 +197,14 @@ class CompactWorker:
         uri = compacted_uri(self.lake, self.settings["kind"], self.settings["target"], name)
         table = Table(uri, spec_of(open_snapshot(uri), name)).as_published()
         writer = self._writer(table, f"{unit.unit_id}-{attempt}", paths[0])
-        for path in paths:
-            for rows in row_groups(join(uri, path)):
-                writer.write(rows)
+        if table.spec.sort_by is None:
+            for path in paths:
+                for rows in row_groups(join(uri, path)):
+                    writer.write(rows)
+        else:
+            schema = table.spec.file_schema
+            held = [with_all_columns(read_shard(join(uri, path)), schema) for path in paths]
+            writer.write(pa.concat_tables(held).sort_by(table.spec.sort_by))
         return Completion(
             unit_id=unit.unit_id,
             attempt=attempt,

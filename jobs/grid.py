@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jobs import catalog, views
+from jobs import catalog
 from jobs.contact_sheet import Row, contact_sheet
 from jobs.errors import InputError
 from jobs.lake import Lake
 from jobs.schema import image_shape_of
+from jobs.views import Views
 
 log = logging.getLogger("latentlake")
 
@@ -65,13 +66,10 @@ def _pictures(lake: Lake, ids: list[str]) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     wanted = pa.table({"image_id": pa.array(ids, pa.string())})
 
-    def ask(connection: Any) -> pa.Table:
-        connection.register("wanted", wanted)
-        return connection.sql(
-            "SELECT image_id, dataset, image FROM images SEMI JOIN wanted USING (image_id)"
-        ).to_arrow_table()
-
-    rows = views.answer(lake, ask)
+    rows = Views(lake).sql(
+        "SELECT image_id, dataset, image FROM images SEMI JOIN wanted USING (image_id)",
+        tables={"wanted": wanted},
+    )
     datasets = set(rows["dataset"].to_pylist())
     shapes = {d: image_shape_of(catalog.images_snapshot(lake, d).schema) for d in datasets}
     for row in rows.to_pylist():

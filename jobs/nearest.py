@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 METRICS = ("cosine", "euclidean")
 CHUNK = 1 << 24  # distances at once
+BLOCK = 8192  # rows at once, so that what is computed of them stays in the cache
+QUERIES = 1024  # at once
 ROUNDING = 6e-8  # of a float32 product, relative
 
 
@@ -27,42 +31,111 @@ def distances(matrix_ND: np.ndarray, vector_D: np.ndarray, metric: str) -> np.nd
         return np.nan_to_num(1.0 - wide_ND @ wide_D / lengths_N, nan=1.0)
 
 
+def lengths(matrix_ND: np.ndarray) -> np.ndarray:
+    """(N,) in float32."""
+    return np.sqrt(np.einsum("nd,nd->n", matrix_ND, matrix_ND))
+
+
 def nearest(
-    matrix_ND: np.ndarray, queries_QD: np.ndarray, k: int, metric: str, allowed_N: np.ndarray
+    matrix_ND: np.ndarray,
+    lengths_N: np.ndarray,
+    queries_QD: np.ndarray,
+    k: int,
+    metric: str,
+    allowed_N: np.ndarray,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """For each query the k nearest rows, nearest first, of equal ones the first; and how far.
 
-    matrix_ND: float32. allowed_N: rows that may be found. Candidates are ranked in float32 and
-    settled in float64.
+    matrix_ND: float32; lengths_N: of its rows. allowed_N: rows that may be found. One pass in
+    single precision keeps all that may be among the k; double precision settles their order.
     """
-    rows = np.flatnonzero(allowed_N)
-    k = min(k, len(rows))
-    ready_ND, ready_QD = prepared(matrix_ND, metric), prepared(queries_QD, metric)
-    # Distances do not know where zero is, but digits do.
-    centre_D = ready_ND.mean(axis=0, dtype=np.float64).astype(np.float32)
-    ready_ND, ready_QD = ready_ND - centre_D, ready_QD - centre_D
-    squares_N = np.einsum("nd,nd->n", ready_ND, ready_ND)[rows]
-    found = []
-    step = max(1, CHUNK // max(1, len(rows)))
-    everything = len(rows) == len(matrix_ND)
-    held_ND = ready_ND if everything else ready_ND[rows]
-    for start in range(0, len(queries_QD), step):
-        near_QN = squares_N - 2.0 * (ready_QD[start : start + step] @ held_ND.T)
-        for query_D, near_N in zip(queries_QD[start : start + step], near_QN, strict=True):
-            picked = rows[_candidates(near_N, k, squares_N, matrix_ND.shape[1])]
-            far = distances(matrix_ND[picked], query_D, metric)
+    k = min(k, int(np.count_nonzero(allowed_N)))
+    if not k:
+        return [(np.zeros(0, np.int64), np.zeros(0)) for _ in queries_QD]
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    for start in range(0, len(queries_QD), QUERIES):
+        some_QD = np.ascontiguousarray(queries_QD[start : start + QUERIES], np.float32)
+        candidates = _candidates(matrix_ND, lengths_N, some_QD, k, metric, allowed_N)
+        for query_D, rows in zip(some_QD, candidates, strict=True):
+            far = distances(matrix_ND[rows], query_D, metric)
             best = np.argsort(far, kind="stable")[:k]
-            found.append((picked[best], far[best]))
+            found.append((rows[best], far[best]))
     return found
 
 
-def _candidates(near_N: np.ndarray, k: int, squares_N: np.ndarray, dim: int) -> np.ndarray:
-    """All that may be among the k nearest, whatever single precision did to their order."""
-    if not k:
-        return np.zeros(0, np.int64)
-    kth = np.partition(near_N, k - 1)[k - 1]
-    longest = float(squares_N.max()) + float(np.abs(near_N).max())
-    return np.flatnonzero(near_N <= kth + 4.0 * (dim + 8) * ROUNDING * longest)
+def _candidates(
+    matrix_ND: np.ndarray,
+    lengths_N: np.ndarray,
+    queries_QD: np.ndarray,
+    k: int,
+    metric: str,
+    allowed_N: np.ndarray,
+) -> list[np.ndarray]:
+    """For each query the rows, ascending, that may be among its k nearest, whatever single
+    precision did to their order.
+
+    Rows go by in blocks. What is farther than the k nearest of all rows before is let go at once:
+    as the bound is drawn tighter each time the rows seen have doubled, few others are kept.
+    """
+    held: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in queries_QD]
+    bounds_Q = np.full(len(queries_QD), np.inf, np.float32)
+    slack_Q = _slack(lengths_N, queries_QD, metric)
+    done, tighten_at = 0, 0
+    while done < len(matrix_ND):
+        stop = min(done + max(BLOCK, k), len(matrix_ND))
+        near_BQ = _near(matrix_ND[done:stop], lengths_N[done:stop], queries_QD, metric)
+        near_BQ[~allowed_N[done:stop]] = np.inf
+        rows_H, queries_H = np.nonzero((near_BQ <= bounds_Q) & np.isfinite(near_BQ))
+        for query, rows in _by_query(rows_H, queries_H):
+            held[query].append((rows + done, near_BQ[rows, query]))
+        done = stop
+        if done >= tighten_at or done == len(matrix_ND):
+            tighten_at = 2 * done
+            for query, parts in enumerate(held):
+                held[query], bounds_Q[query] = _tightened(parts, k, float(slack_Q[query]))
+    return [np.concatenate([rows for rows, _ in parts]) for parts in held]
+
+
+def _near(
+    block_BD: np.ndarray, lengths_B: np.ndarray, queries_QD: np.ndarray, metric: str
+) -> np.ndarray:
+    """(B, Q): what is in the order of the distances from each query; not the distances."""
+    near_BQ = block_BD @ queries_QD.T
+    if metric == "euclidean":
+        near_BQ *= -2.0
+        near_BQ += np.square(lengths_B)[:, None]
+    else:
+        near_BQ /= -np.where(lengths_B > 0, lengths_B, 1.0)[:, None]
+    return near_BQ
+
+
+def _slack(lengths_N: np.ndarray, queries_QD: np.ndarray, metric: str) -> np.ndarray:
+    """(Q,): how far apart two values of `_near` may be and yet in the wrong order."""
+    longest, dim = float(lengths_N.max(initial=0.0)), queries_QD.shape[1]
+    lengths_Q = lengths(queries_QD).astype(np.float64)
+    size_Q = lengths_Q if metric == "cosine" else longest * (longest + 2.0 * lengths_Q)
+    return 4.0 * (dim + 8) * ROUNDING * size_Q
+
+
+def _by_query(rows_H: np.ndarray, queries_H: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    order = np.argsort(queries_H, kind="stable")
+    queries, counts = np.unique(queries_H, return_counts=True)
+    ends = np.cumsum(counts)
+    for query, start, end in zip(queries, ends - counts, ends, strict=True):
+        yield int(query), rows_H[order[start:end]]
+
+
+def _tightened(
+    parts: list[tuple[np.ndarray, np.ndarray]], k: int, slack: float
+) -> tuple[list[tuple[np.ndarray, np.ndarray]], float]:
+    """What is left of a query's candidates, and the bound for further ones."""
+    if sum(len(rows) for rows, _ in parts) < k:
+        return parts, np.inf
+    rows_H = np.concatenate([rows for rows, _ in parts])
+    near_H = np.concatenate([near for _, near in parts])
+    bound = float(np.partition(near_H, k - 1)[k - 1]) + slack
+    kept = near_H <= bound
+    return [(rows_H[kept], near_H[kept])], bound
 
 
 def close_pairs(

@@ -20,18 +20,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs import catalog, lake, views
+from jobs import catalog, lake
 from jobs.bundle_about import read_about
 from jobs.errors import InputError, unknown_name
 from jobs.idset import IdSet, digests
-from jobs.nearest import METRICS, close_pairs, mahalanobis, nearest
+from jobs.nearest import METRICS, close_pairs, lengths, mahalanobis, nearest
 from jobs.shards import read_shard
 from jobs.storage import join, resolve_uri
-from jobs.tables import open_snapshot
+from jobs.tables import TableFile, open_snapshot
+from jobs.views import Views, quoted
 from vae_core.score_names import SCORES
 
 RANKED = (*SCORES, "p_value")
 READERS = 4
+FEW = 1000  # ids that a statement may list
 ENOUGH = 3  # images of a label, to say what is usual
 
 
@@ -41,13 +43,24 @@ class Lake(lake.Lake):
     def __init__(self, uri: str) -> None:
         super().__init__(resolve_uri(uri))
 
-    def sql(self, statement: str) -> pa.Table:
-        """A SELECT (DuckDB) over all tables. Raises InputError with DuckDB's own words."""
-        return views.sql(self, statement)
+    @functools.cached_property
+    def _views(self) -> Views:
+        return Views(self)
+
+    def sql(self, statement: str, params: Sequence[Any] = (), **tables: pa.Table) -> pa.Table:
+        """A SELECT (DuckDB) over all tables, as finished jobs published them.
+
+        params: for the `?` in it. tables: further ones to ask, by name. Raises InputError with
+        DuckDB's own words.
+        """
+        return self._views.sql(statement, params, tables)
 
     def embeddings(self, model: str) -> Embeddings:
-        """model: NAME, NAME@VERSION or NAME@ALIAS; the champion if only NAME."""
-        return Embeddings.of(self, model)
+        """model: NAME, NAME@VERSION or NAME@ALIAS; the champion if only NAME.
+
+        Raises InputError for an unknown model, version or alias.
+        """
+        return Embeddings(self, *catalog.resolve_model(self, model))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,19 +71,18 @@ class _Vectors:
     datasets: pa.Array
     matrix_ND: np.ndarray
 
+    @functools.cached_property
+    def lengths_N(self) -> np.ndarray:
+        return lengths(self.matrix_ND)
+
 
 @dataclasses.dataclass(frozen=True)
 class Embeddings:
     """What one version of a model made of the images of all datasets."""
 
-    lake: lake.Lake
+    lake: Lake
     model: str
     version: str
-
-    @classmethod
-    def of(cls, held: lake.Lake, model: str) -> Embeddings:
-        """Raises InputError for an unknown model, version or alias."""
-        return cls(held, *catalog.resolve_model(held, model))
 
     def anomalies(
         self,
@@ -102,7 +114,7 @@ class Embeddings:
             shown += ["r.q_value", "r.calibration_valid", "r.max_patch_y", "r.max_patch_x"]
             shown += ["r.max_patch_side", "r.latents", "r.batch"]
         # Rank on narrow columns first, then fetch the rest for the few that are shown.
-        ranked = self._ask(
+        ranked = self.lake.sql(
             f"""
             SELECT r.image_id, r.dataset, r.night, r.{score}{"".join(f", {c}" for c in shown)}
             FROM {table} r WHERE {where} {of_label} AND r.{score} IS NOT NULL
@@ -139,7 +151,7 @@ class Embeddings:
             allowed &= ~pc.equal(held.ids, held.ids[row]).to_numpy(zero_copy_only=False)  # type: ignore[attr-defined]
         else:
             vectors = self._vectors_of(of)
-        each = nearest(held.matrix_ND, np.atleast_2d(vectors), k, metric, allowed)
+        each = nearest(held.matrix_ND, held.lengths_N, np.atleast_2d(vectors), k, metric, allowed)
         rows = np.concatenate([found for found, _ in each])
         columns = {"image_id": held.ids.take(rows), "dataset": held.datasets.take(rows)}
         if vectors.ndim == 2:
@@ -205,17 +217,9 @@ class Embeddings:
         if dataset is not None:
             catalog.require_dataset(self.lake, dataset)
 
-    def _ask(self, statement: str, params: Sequence[Any] = (), **tables: pa.Table) -> pa.Table:
-        def ask(connection: Any) -> pa.Table:
-            for name, table in tables.items():
-                connection.register(name, table)
-            return connection.sql(statement, params=list(params)).to_arrow_table()
-
-        return views.answer(self.lake, ask)
-
     @functools.cached_property
     def _image_columns(self) -> list[str]:
-        return self._ask("SELECT * FROM images LIMIT 0").column_names
+        return self.lake.sql("SELECT * FROM images LIMIT 0").column_names
 
     def _labelled(self, row: str) -> str:
         self._require_labels()
@@ -231,7 +235,7 @@ class Embeddings:
     def _labels(self) -> list[str]:
         if "label" not in self._image_columns:
             return []
-        found = self._ask("SELECT DISTINCT CAST(label AS VARCHAR) AS l FROM images ORDER BY 1")
+        found = self.lake.sql("SELECT DISTINCT CAST(label AS VARCHAR) AS l FROM images ORDER BY 1")
         return [text for text in found["l"].to_pylist() if text is not None][:50]
 
     @property
@@ -241,12 +245,16 @@ class Embeddings:
     def _explained(self, found: pa.Table) -> pa.Table:
         """The same rows, in order, with label and source."""
         numbered = found.append_column("place", pa.array(np.arange(len(found))))
+        # Ids in the statement are held against the files' statistics and bloom filters.
+        few = ", ".join(quoted(i) for i in found["image_id"].to_pylist()[: FEW + 1])
+        among = f"WHERE image_id IN ({few})" if 0 < len(found) <= FEW else ""
         statement = f"""
             SELECT f.*, {self._source} FROM found f
-            LEFT JOIN images i ON i.image_id = f.image_id AND i.dataset = f.dataset
+            LEFT JOIN (SELECT * FROM images {among}) i
+            ON i.image_id = f.image_id AND i.dataset = f.dataset
             ORDER BY f.place
         """
-        return self._ask(statement, found=numbered).drop_columns(["place"])
+        return self.lake.sql(statement, found=numbered).drop_columns(["place"])
 
     @functools.cached_property
     def _vectors(self) -> _Vectors:
@@ -254,20 +262,24 @@ class Embeddings:
         version = catalog.published_versions(self.lake).get(uri.removeprefix(self.lake.uri + "/"))
         snapshot = open_snapshot(uri, version) if version is not None else None
         files = snapshot.files({"model_version": self.version}) if snapshot is not None else []
-        if not sum(file.rows for file in files):
+        if snapshot is None or not files:
             raise InputError(
                 f"{self.model}@{self.version} has embedded no images yet; run latentlake embed"
             )
+        ends = np.cumsum([file.rows for file in files])
+        dim = int((snapshot.schema.field("embedding").metadata or {})[b"dimension"])
+        matrix_ND = np.empty((ends[-1], dim), np.float32)
+
+        def read(file: TableFile, end: int) -> pa.ChunkedArray:
+            rows = read_shard(join(uri, file.path), ["image_id", "embedding"])
+            matrix_ND[end - file.rows : end] = _matrix(rows["embedding"], dim)
+            return rows["image_id"]
+
         with ThreadPoolExecutor(READERS) as pool:
-            read = functools.partial(read_shard, columns=["image_id", "embedding"])
-            parts = list(pool.map(lambda file: read(join(uri, file.path)), files))
-        datasets = [file.partition["dataset"] for file in files]
-        names = [pa.repeat(d, part.num_rows) for d, part in zip(datasets, parts, strict=True)]
-        return _Vectors(
-            pa.concat_arrays([c for part in parts for c in part["image_id"].chunks]),
-            pa.concat_arrays(names),
-            np.concatenate([_matrix(part["embedding"]) for part in parts]),
-        )
+            ids = list(pool.map(read, files, ends))
+        datasets = [pa.repeat(file.partition["dataset"], file.rows) for file in files]
+        chunks = [chunk for column in ids for chunk in column.chunks]
+        return _Vectors(pa.concat_arrays(chunks), pa.concat_arrays(datasets), matrix_ND)
 
     def _allowed(self, dataset: str | None, label: str | None, night: str | None) -> np.ndarray:
         """(N,) of bool."""
@@ -288,7 +300,7 @@ class Embeddings:
 
     def _among(self, statement: str, params: list[Any]) -> np.ndarray:
         """Which rows are among the answer's, by image and dataset."""
-        held, found = self._vectors, self._ask(statement, params)
+        held, found = self._vectors, self.lake.sql(statement, params)
         ids, among = digests(held.ids), np.zeros(len(held.ids), bool)
         for dataset in pc.unique(found["dataset"]).to_pylist():  # type: ignore[attr-defined]
             theirs = found["image_id"].filter(pc.equal(found["dataset"], dataset))  # type: ignore[attr-defined]
@@ -314,10 +326,9 @@ def _where(columns: dict[str, str | None]) -> tuple[str, list[str]]:
     return " AND ".join(f"{column} = ?" for column in given), list(given.values())
 
 
-def _matrix(column: pa.ChunkedArray) -> np.ndarray:
+def _matrix(column: pa.ChunkedArray, dim: int) -> np.ndarray:
     parts = [c.flatten().to_numpy(zero_copy_only=False) for c in column.chunks]
-    count = sum(len(chunk) for chunk in column.chunks)
-    return np.concatenate(parts).reshape(count, -1) if count else np.zeros((0, 0), np.float32)
+    return np.concatenate([np.zeros(0, np.float32), *parts]).reshape(-1, dim)
 
 
 def _row_of(ids: pa.Array, image_id: str) -> int:

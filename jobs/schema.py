@@ -23,12 +23,17 @@ SPLITS = (("train", 80), ("validation", 5), ("calibration", 10), ("test", 5))
 
 @dataclasses.dataclass(frozen=True)
 class TableSpec:
-    """A kind of table. `schema` is that of the rows; partition columns are part of it."""
+    """A kind of table. `schema` is that of the rows; partition columns are part of it.
+
+    stats: columns whose ends the commit log has for each file. sort_by: column by which the rows
+    of a file are sorted.
+    """
 
     name: str
     schema: pa.Schema
     partition_by: tuple[str, ...] = ()
     stats: tuple[str, ...] = ()
+    sort_by: str | None = None
 
     @property
     def file_schema(self) -> pa.Schema:
@@ -193,6 +198,7 @@ def embeddings_spec(latent_dim: int) -> TableSpec:
         pa.schema([*columns, *_model_partition()]),
         partition_by=MODEL_PARTITION,
         stats=("image_id", "images_version", "night", "model_split", "p_value", *SCORES),
+        sort_by="image_id",
     )
 
 
@@ -242,6 +248,7 @@ RECONSTRUCTIONS = TableSpec(
     ),
     partition_by=MODEL_PARTITION,
     stats=("image_id", "night"),
+    sort_by="image_id",
 )
 
 _BATCH = _field("batch", pa.string(), "vA-vB: arrivals of these versions of the images table")

@@ -24,6 +24,7 @@ ROW_GROUP_BYTES = 16 << 20
 # What compression must save of the pixels to be worth reading through it.
 WORTH_COMPRESSING = 0.1
 SAMPLE_ROWS = 64
+FALSE_HITS = 0.01  # of a row group's bloom filter
 FOOTERS = 256  # that a process keeps
 
 
@@ -77,7 +78,7 @@ class ShardWriter:
 
         Columns that the rows lack, because an older release wrote them, are null.
         """
-        rows = _with_all_columns(rows, self.spec.file_schema)
+        rows = with_all_columns(rows, self.spec.file_schema)
         _require_dimensions(self.spec, rows)
         self._statistics.add(rows)
         self.rows += rows.num_rows
@@ -136,7 +137,8 @@ class ShardWriter:
             raise explain(error, self._uri, "write") from error
 
 
-def _with_all_columns(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+def with_all_columns(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Rows with the columns that they lack, because an older release wrote them."""
     for field in schema:
         if field.name not in rows.column_names and field.nullable:
             older = (field.metadata or {}).get(b"older")
@@ -177,6 +179,12 @@ def _parquet_writer(buffer: pa.NativeFile, spec: TableSpec, first: pa.Table) -> 
         compression=_by_leaf(schema, codecs),  # pyright: ignore[reportArgumentType]
         compression_level=_by_leaf(schema, {n: 1 for n, c in codecs.items() if c == "zstd"}),
         use_dictionary=plain_strings,  # pyright: ignore[reportArgumentType]
+        # Ids are spread evenly, so that ranges alone tell little of where one is.
+        bloom_filter_options=(
+            {"image_id": {"ndv": row_group_rows(spec), "fpp": FALSE_HITS}}
+            if "image_id" in schema.names
+            else None
+        ),
         store_schema=False,
     )
 

@@ -7,14 +7,15 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs import cluster
@@ -27,6 +28,7 @@ from jobs.train import TrainOrder
 log = logging.getLogger("latentlake")
 
 MAX_FAILURES = 20  # worker groups that are started again; each goes on from the newest checkpoint
+CONTROLLERS = 3  # of Ray Train, one after the other failed
 SAME_CRASHES = 3
 POLL_S = 1.0
 # What workers on other machines need of the driver's environment.
@@ -94,26 +96,30 @@ def fit(order: TrainOrder, ray_settings: RaySettings) -> None:
     passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     config = {"order": order, "started": time.time(), "board": board, "environment": passed}
     on_gpus = cluster.on_gpus(run.device, least)
-    trainer = TorchTrainer(
-        train_loop,
-        # Sums of losses and positions are on the CPU, gradients where the model is.
-        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if on_gpus else None),
-        train_loop_config=config,
-        scaling_config=ScalingConfig(
-            num_workers=workers if least == workers else (least, workers),
-            use_gpu=on_gpus,
-            resources_per_worker={"CPU": run.threads},
-        ),
-        run_config=RunConfig(
-            # Unique: Ray resumes a run of a known name.
-            name=f"{order.model}-{order.version}-{order.attempt}",
-            storage_path=str(cluster.temporary_folder("ll-fit-")),
-            failure_config=FailureConfig(max_failures=MAX_FAILURES),
-        ),
+    scaling = ScalingConfig(
+        num_workers=workers if least == workers else (least, workers),
+        use_gpu=on_gpus,
+        resources_per_worker={"CPU": run.threads},
     )
+
+    def trainer() -> TorchTrainer:
+        return TorchTrainer(
+            train_loop,
+            # Sums of losses and positions are on the CPU, gradients where the model is.
+            torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if on_gpus else None),
+            train_loop_config=config,
+            scaling_config=scaling,
+            run_config=RunConfig(
+                # Unique: Ray resumes a run of a known name.
+                name=f"{order.model}-{order.version}-{uuid.uuid4().hex[:8]}",
+                storage_path=str(cluster.temporary_folder("ll-fit-")),
+                failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            ),
+        )
+
     try:
         with _shown(order, board):
-            trainer.fit()
+            _until_done(trainer)
         failure = ray.get(board.failure.remote(), timeout=60)
         if isinstance(failure, LatentlakeError):
             raise failure
@@ -121,6 +127,22 @@ def fit(order: TrainOrder, ray_settings: RaySettings) -> None:
         raise _own_error(error) from error
     finally:
         ray.kill(board)
+
+
+def _until_done(trainer: Callable[[], TorchTrainer]) -> None:
+    """Trains, with a new controller where Ray Train's own failed.
+
+    Seen on a machine under heavy load: Ray took a living controller for dead and removed its
+    workers. The next one goes on from the newest checkpoint, as after any other loss.
+    """
+    for left in reversed(range(CONTROLLERS)):
+        try:
+            trainer().fit()
+            return
+        except ControllerError as error:
+            if not left:
+                raise
+            log.warning("Ray Train's controller failed (%s); starting another one", error)
 
 
 def _own_error(error: TrainingFailedError) -> LatentlakeError:

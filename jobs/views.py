@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -20,30 +23,108 @@ from jobs.schema import (
 from jobs.storage import attempt, filesystem, local_path
 from jobs.tables import Snapshot, open_snapshot
 
+VIEWS = frozenset(spec.name for spec in every_spec())
+CATALOG = (ALIASES.name, RUNS.name)
+NONE: Mapping[str, pa.Table] = MappingProxyType({})
 
-def open_views(lake: Lake) -> duckdb.DuckDBPyConnection:
+
+class Views:
     """A DuckDB connection with a view of each kind of table, as finished jobs published it.
 
-    Views over all datasets or models carry `dataset` or `model` as a column.
+    Views over all datasets or models carry `dataset` or `model` as a column. A view is opened when
+    a question first names it, and anew once a job has published since. Threads may share it.
     """
+
+    def __init__(self, lake: Lake) -> None:
+        self.lake = lake
+        self._connection: duckdb.DuckDBPyConnection | None = None
+        self._versions: dict[str, int] = {}
+        self._opened: set[str] = set()
+        self._lock = threading.Lock()
+
+    def sql(
+        self, statement: str, params: Sequence[Any] = (), tables: Mapping[str, pa.Table] = NONE
+    ) -> pa.Table:
+        """What a SELECT gives; asked again where storage fails.
+
+        tables: further ones to ask, by name. Raises InputError with DuckDB's own words.
+        """
+
+        def action() -> pa.Table:
+            try:
+                with self._lock:
+                    return self._answer(statement, params, tables)
+            except duckdb.Error as error:
+                fault = _fault_below(error)
+                if fault is None:
+                    raise InputError(f"SQL: {error}") from error
+                self._connection = None  # it may hold what was half read
+                raise OSError(fault) from error
+
+        return attempt(action, self.lake.uri, "read")
+
+    def _answer(
+        self, statement: str, params: Sequence[Any], tables: Mapping[str, pa.Table]
+    ) -> pa.Table:
+        connection = self._fresh()
+        for name, table in tables.items():
+            connection.register(name, table)
+        self._open(connection, _named(connection, statement) or VIEWS)
+        try:
+            relation = connection.sql(statement, params=list(params))
+        except duckdb.CatalogException:  # one of ours, named where a look at the text misses it
+            self._open(connection, VIEWS)
+            relation = connection.sql(statement, params=list(params))
+        if relation is None:
+            raise InputError("the statement returns no rows; write a SELECT")
+        found = relation.to_arrow_table()
+        for name in tables:
+            connection.unregister(name)
+        return found
+
+    def _fresh(self) -> duckdb.DuckDBPyConnection:
+        """The connection, with no view that is older than what is published now."""
+        versions = catalog.published_versions(self.lake)
+        if self._connection is None or versions != self._versions:
+            self._connection = _connect(self.lake)
+            self._versions, self._opened = versions, set()
+        return self._connection
+
+    def _open(self, connection: duckdb.DuckDBPyConnection, names: Collection[str]) -> None:
+        for spec in every_spec():
+            name = spec.name
+            if name not in names or name in self._opened:
+                continue
+            parts = [
+                _select(snapshot, owner)
+                for snapshot, owner in _snapshots(self.lake, name, self._versions)
+                if snapshot.paths()
+            ]
+            # Its columns come first, and are there although no file has them yet.
+            connection.register(f"no_{name}", _empty(spec))
+            body = " UNION ALL BY NAME ".join([f'SELECT * FROM "no_{name}" WHERE false', *parts])
+            connection.execute(f'CREATE OR REPLACE VIEW "{name}" AS {body}')
+            # Aliases and runs may grow without a job; they are small.
+            if name not in CATALOG:
+                self._opened.add(name)
+
+
+def _connect(lake: Lake) -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect()
     connection.execute("SET enable_progress_bar = false")
-    fs, _ = filesystem(lake.uri)
+    # Files never change under their names, so footers are read once.
+    connection.execute("SET parquet_metadata_cache = true")
     if local_path(lake.uri) is None:
-        connection.register_filesystem(fs)
-    versions = catalog.published_versions(lake)
-    for spec in every_spec():
-        name = spec.name
-        parts = [
-            _select(snapshot, owner)
-            for snapshot, owner in _snapshots(lake, name, versions)
-            if snapshot.paths()
-        ]
-        # Its columns come first, and are there although no file has them yet.
-        connection.register(f"no_{name}", _empty(spec))
-        body = " UNION ALL BY NAME ".join([f'SELECT * FROM "no_{name}" WHERE false', *parts])
-        connection.execute(f'CREATE VIEW "{name}" AS {body}')
+        connection.register_filesystem(filesystem(lake.uri)[0])
     return connection
+
+
+def _named(connection: duckdb.DuckDBPyConnection, statement: str) -> set[str]:
+    """Our tables that a statement names; none where it is not a SELECT."""
+    try:
+        return {name.lower() for name in connection.get_table_names(statement)} & VIEWS
+    except duckdb.Error:
+        return set()
 
 
 def _empty(spec: TableSpec) -> pa.Table:
@@ -51,7 +132,7 @@ def _empty(spec: TableSpec) -> pa.Table:
         spec.name, "model"
     )
     fields = [f.with_type(pa.binary()) if f.name == "image" else f for f in spec.schema]
-    if spec.name not in (ALIASES.name, RUNS.name):
+    if spec.name not in CATALOG:
         fields.append(pa.field(owner, pa.string()))
     return pa.schema(fields).empty_table()
 
@@ -77,8 +158,8 @@ def _snapshots(
 
 
 def _select(snapshot: Snapshot, owner: dict[str, str]) -> str:
-    files = ", ".join(_quoted(_duckdb_path(uri)) for uri in snapshot.file_uris())
-    constants = "".join(f", {_quoted(value)} AS {key}" for key, value in owner.items())
+    files = ", ".join(quoted(_duckdb_path(uri)) for uri in snapshot.file_uris())
+    constants = "".join(f", {quoted(value)} AS {key}" for key, value in owner.items())
     return (
         f"SELECT *{constants} FROM read_parquet([{files}], hive_partitioning = true, "
         "hive_types_autocast = false, union_by_name = true)"
@@ -90,23 +171,8 @@ def _duckdb_path(uri: str) -> str:
     return str(path) if path is not None else uri
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
-
-
-def answer(lake: Lake, ask: Callable[[duckdb.DuckDBPyConnection], pa.Table]) -> pa.Table:
-    """What `ask` gets from a connection with our views; asked again where storage fails."""
-
-    def action() -> pa.Table:
-        try:
-            return ask(open_views(lake))
-        except duckdb.Error as error:
-            fault = _fault_below(error)
-            if fault is None:
-                raise InputError(f"SQL: {error}") from error
-            raise OSError(fault) from error
-
-    return attempt(action, lake.uri, "read")
 
 
 def _fault_below(error: duckdb.Error) -> str | None:
@@ -123,11 +189,4 @@ def _fault_below(error: duckdb.Error) -> str | None:
 
 def sql(lake: Lake, statement: str) -> pa.Table:
     """Runs a SQL statement over the views. Raises InputError with DuckDB's own words."""
-
-    def ask(connection: duckdb.DuckDBPyConnection) -> pa.Table:
-        relation = connection.sql(statement)
-        if relation is None:
-            raise InputError("the statement returns no rows; write a SELECT")
-        return relation.to_arrow_table()
-
-    return answer(lake, ask)
+    return Views(lake).sql(statement)

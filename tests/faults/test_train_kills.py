@@ -5,6 +5,7 @@ On two raylets in one machine. A small count in the suite, a large one by `make 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -96,8 +97,15 @@ class Raylets:
         return self.cluster.add_node(num_cpus=1)
 
     def kill(self) -> None:
-        node = self.nodes.pop()
-        os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
+        """The raylet with all its workers, as a machine that is lost takes them.
+
+        Without their raylet workers end too, but only after a while, which may be long enough to
+        finish the training.
+        """
+        raylet = self.nodes.pop().all_processes["raylet"][0].process.pid
+        for process in (raylet, *children(raylet)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
 
     @property
     def address(self) -> tuple[str, str]:
@@ -111,6 +119,11 @@ def raylets() -> Iterator[Raylets]:
         yield made
     finally:
         made.cluster.shutdown()
+
+
+def children(process: int) -> list[int]:
+    tasks = Path(f"/proc/{process}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]
 
 
 def steps(lake: Path) -> int:

@@ -10,11 +10,10 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from jobs import bundle, catalog, job, publish, views
+from jobs import bundle, catalog, job, publish, query, views
 from jobs.drop import DropJob
 from jobs.errors import InputError
 from jobs.lake import Lake
-from jobs.query import Embeddings
 from jobs.schema import RECONSTRUCTIONS, embeddings_spec
 from jobs.tables import Snapshot, open_snapshot
 from tests.helpers import write_source
@@ -137,7 +136,7 @@ def test_an_image_that_was_trained_on_has_no_p_value_in_any_dataset(
     # The same image in two datasets can still be asked for by its whole id.
     job.run(InlineEmbed(trained))
     image_id = rows and views.sql(trained, "SELECT min(image_id) AS i FROM images")["i"][0].as_py()
-    assert len(Embeddings.of(trained, "m").neighbours(image_id, k=3)) == 3
+    assert len(query.Lake(trained.uri).embeddings("m").neighbours(image_id, k=3)) == 3
 
 
 def test_a_killed_embed_of_one_dataset_is_left_alone_by_another(
@@ -237,7 +236,7 @@ def test_neighbours_and_anomalies_agree_with_plain_numpy(trained: Lake) -> None:
     matrix = np.array(rows["embedding"].to_pylist(), np.float64)
     ids = rows["image_id"].to_pylist()
     for metric in ("cosine", "euclidean"):
-        found = Embeddings.of(trained, "m").neighbours(ids[5][:16], k=7, metric=metric)
+        found = query.Lake(trained.uri).embeddings("m").neighbours(ids[5][:16], k=7, metric=metric)
         if metric == "euclidean":
             distance = np.sqrt(((matrix - matrix[5]) ** 2).sum(1))
         else:
@@ -246,14 +245,14 @@ def test_neighbours_and_anomalies_agree_with_plain_numpy(trained: Lake) -> None:
         distance[5] = np.inf
         expected = [ids[i] for i in np.argsort(distance)[:7]]
         assert found["image_id"].to_pylist() == expected
-    worst = Embeddings.of(trained, "m").anomalies(score="recon_mse", top=9)
+    worst = query.Lake(trained.uri).embeddings("m").anomalies(score="recon_mse", top=9)
     order = np.argsort(-rows["recon_mse"].to_numpy())[:9]
     assert worst["image_id"].to_pylist() == [ids[i] for i in order]
-    assert len(Embeddings.of(trained, "m").anomalies(night="1999-01-01")) == 0
+    assert len(query.Lake(trained.uri).embeddings("m").anomalies(night="1999-01-01")) == 0
     with pytest.raises(InputError, match=r"unknown score 'loss'; known: .*neg_elbo"):
-        Embeddings.of(trained, "m").anomalies(score="loss")
+        query.Lake(trained.uri).embeddings("m").anomalies(score="loss")
     with pytest.raises(InputError, match="no embedded image"):
-        Embeddings.of(trained, "m").neighbours("zz")
+        query.Lake(trained.uri).embeddings("m").neighbours("zz")
 
 
 def test_codes_alone_are_the_same_codes_and_nothing_else(trained: Lake) -> None:

@@ -9,8 +9,10 @@ import os
 import time
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -77,6 +79,26 @@ def test_compaction_of_a_model_is_no_work_for_embed(trained: Lake) -> None:
         assert rows(trained, name).equals(table)
     compact(trained)
     assert job.run(InlineEmbed(trained, reconstructions="all")).units == 0
+
+
+def test_a_merged_file_lets_a_look_up_read_one_row_group(trained: Lake, monkeypatch) -> None:
+    monkeypatch.setattr("jobs.shards.ROW_GROUP_ROWS", 100)
+    job.run(InlineEmbed(trained))
+    assert compact(trained, "model", "m").counts["files_merged"] > 1
+    snapshot = open_snapshot(trained.model("m", "embeddings"))
+    assert snapshot is not None
+    (uri,) = snapshot.file_uris()
+    path = uri.removeprefix("file://")
+    groups = pq.ParquetFile(path).metadata
+    ends = [groups.row_group(g).column(0).statistics for g in range(groups.num_row_groups)]
+    assert len(ends) == 6
+    assert all(one.max < other.min for one, other in itertools.pairwise(ends))
+    # Where ranges say that an id may be there, a filter says that it is not.
+    (one,) = duckdb.sql(f"SELECT min(image_id) FROM '{path}'").fetchall()[0]
+    stranger = one[:-4] + ("0000" if one[-4:] != "0000" else "1111")
+    probe = f"SELECT bloom_filter_excludes FROM parquet_bloom_probe('{path}', 'image_id', ?)"
+    assert not duckdb.sql(probe, params=[one]).fetchall()[0][0]
+    assert duckdb.sql(probe, params=[stranger]).fetchall()[0][0]
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, TARGET_BYTES)), max_size=30))

@@ -8,7 +8,11 @@ from scipy.spatial.distance import cdist
 from sklearn.covariance import LedoitWolf
 
 from jobs import nearest as search
-from jobs.nearest import METRICS, close_pairs, mahalanobis, nearest
+from jobs.nearest import METRICS, close_pairs, lengths, mahalanobis
+
+
+def nearest(matrix, queries, k, metric, allowed):
+    return search.nearest(matrix, lengths(matrix), queries, k, metric, allowed)
 
 
 def vectors(count: int, dim: int, seed: int = 0) -> np.ndarray:
@@ -23,7 +27,8 @@ def vectors(count: int, dim: int, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("dim", [1, 2, 64])
 def test_the_nearest_are_those_of_scipy(metric: str, dim: int, monkeypatch) -> None:
-    monkeypatch.setattr(search, "CHUNK", 700)
+    monkeypatch.setattr(search, "BLOCK", 16)
+    monkeypatch.setattr(search, "QUERIES", 4)
     matrix = vectors(300, dim)
     allowed = np.random.default_rng(1).random(300) < 0.7
     queries = vectors(9, dim, seed=2)

@@ -46,6 +46,19 @@ def test_a_lake_is_asked_by_its_path_too(lake: Lake) -> None:
         lake.embeddings("x")
 
 
+def test_a_lake_that_is_held_answers_of_now(lake: Lake, tmp_path: Path) -> None:
+    count = "SELECT count(*) AS n, count(DISTINCT images_version) AS versions FROM embeddings"
+    assert lake.sql(count).to_pylist() == [{"n": 600, "versions": 1}]
+    # A name that no look at the text finds, and one of a statement that is no SELECT.
+    assert lake.sql("SELECT count(*) AS n FROM query_table('images')").to_pylist() == [{"n": 600}]
+    assert "image_id" in lake.sql("DESCRIBE embeddings")["column_name"].to_pylist()
+    write_source(tmp_path / "more" / "b.parquet", range(2000, 2050))
+    job.run(InlineStage(lake, tmp_path / "more", night="2026-01-02"))
+    job.run(InlineEmbed(lake, night="2026-01-02"))
+    assert lake.sql(count).to_pylist() == [{"n": 650, "versions": 2}]
+    assert lake.sql("SELECT count(*) AS n FROM runs WHERE job = 'embed'").to_pylist() == [{"n": 2}]
+
+
 def test_anomalies_of_a_label(lake: Lake, model: Embeddings) -> None:
     label = lake.sql("SELECT label FROM images GROUP BY 1 ORDER BY count(*) DESC")["label"][0]
     found = model.anomalies(label=str(label), top=5)
