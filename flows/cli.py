@@ -180,6 +180,26 @@ def drop(model: str, dataset: str | None, **options: Any) -> None:
     run_job(DropJob(lake_of(options["lake"]), model, dataset, night_of(options)), options)
 
 
+@cli.command("map")
+@click.option("--model", required=True, metavar="NAME[@VERSION|@ALIAS]", help="The bundle.")
+@click.option(
+    "--method",
+    type=click.Choice(["pca", "umap"]),
+    default="pca",
+    show_default=True,
+    help="What lays out the plane; umap where it is installed.",
+)
+@job_options
+def map_command(model: str, method: str, **options: Any) -> None:
+    """Lay all embeddings of a model out on a plane, as a table; again, where they have changed.
+
+    Example: latentlake map --model photos
+    """
+    from jobs.latent_map import MapJob
+
+    run_job(MapJob(lake_of(options["lake"]), model, method, night_of(options)), options)
+
+
 @cli.command("embed-files")
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option("--model", required=True, metavar="NAME[@VERSION|@ALIAS]", help="The bundle.")

@@ -13,6 +13,7 @@ from flows.options import common
 if TYPE_CHECKING:
     from jobs.query import Lake
 
+SHOWN = 200  # rows on a screen
 METRIC = click.option(
     "--metric",
     type=click.Choice(["cosine", "euclidean"]),
@@ -129,12 +130,29 @@ def query_outliers_of(lake: str, model: str, label: str, **options: Any) -> None
     _emit_rows(rows, lake, options)
 
 
+@query.command("map")
+@MODEL
+@click.option("--method", type=click.Choice(["pca", "umap"]), default="pca", show_default=True)
+@click.option("--images", is_flag=True, help="With the pictures, for a viewer; see --parquet.")
+@click.option("--night", metavar="DATE", help="Only images embedded on that night.")
+@LABEL
+@DATASET
+@outputs
+def query_map(lake: str, model: str, **options: Any) -> None:
+    """Every embedding as a point on a plane, with its scores; latentlake map makes the plane.
+
+    Example: latentlake query map --model photos --images --parquet map.parquet
+    """
+    asked = {name: options[name] for name in ["method", "images", "night", "label", "dataset"]}
+    _emit_rows(_held(lake).embeddings(model).map(**asked), lake, options)
+
+
 @query.command("sql")
 @click.argument("statement")
 @outputs
 def query_sql(lake: str, statement: str, **options: Any) -> None:
     """SQL (DuckDB) over images, sources, quarantine, embeddings, reconstructions, anomalies,
-    batches, aliases, runs.
+    batches, maps, aliases, runs.
 
     Example: latentlake query sql "SELECT dataset, count(*) FROM images GROUP BY ALL"
     """
@@ -160,5 +178,10 @@ def _emit_rows(table: Any, lake: str, options: dict[str, Any]) -> None:
     if options["as_csv"]:
         click.echo(csv_text(table), nl=False)
         return
-    records = to_records(table)
-    emit(records, options["as_json"], "" if options["as_json"] else records_text(records))
+    if options["as_json"]:
+        emit(to_records(table), True, "")
+        return
+    text = records_text(to_records(table.slice(0, SHOWN)))
+    if len(table) > SHOWN:
+        text += f"\n{SHOWN} of {len(table):,} rows; --csv, --json or --parquet FILE give all"
+    emit(None, False, text)

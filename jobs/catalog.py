@@ -81,6 +81,16 @@ def images_snapshot(lake: Lake, dataset: str, version: int | None = None) -> Sna
     return snapshot
 
 
+def embeddings_snapshot(lake: Lake, model: str, version: str) -> Snapshot:
+    """The published embeddings of a model. Raises InputError where the version has none."""
+    uri = lake.model(model, "embeddings")
+    published = published_versions(lake).get(uri.removeprefix(lake.uri + "/"))
+    snapshot = open_snapshot(uri, published) if published is not None else None
+    if snapshot is None or not snapshot.partition_rows({"model_version": version}):
+        raise InputError(f"{model}@{version} has embedded no images yet; run latentlake embed")
+    return snapshot
+
+
 def resolve_model(lake: Lake, reference: str) -> tuple[str, str]:
     """Model and bundle version of NAME, NAME@VERSION or NAME@ALIAS (champion if only NAME).
 

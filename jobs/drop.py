@@ -10,7 +10,7 @@ from jobs.embed import embed_tables
 from jobs.errors import InputError
 from jobs.job import Job
 from jobs.lake import Lake
-from jobs.schema import RECONSTRUCTIONS
+from jobs.schema import MAPS, RECONSTRUCTIONS
 from jobs.tables import Snapshot, Table, open_snapshot
 from jobs.units import Completion, Plan, Settled, Unit, digest
 
@@ -42,7 +42,8 @@ class DropJob(Job):
         return {key: value for key, value in given.items() if value is not None}
 
     def tables(self, plan: Plan) -> list[Table]:
-        return embed_tables(self.lake, self.target, plan.settings["latent_dim"])
+        *others, embeddings = embed_tables(self.lake, self.target, plan.settings["latent_dim"])
+        return [*others, Table(self.lake.model(self.target, MAPS.name), MAPS), embeddings]
 
     def plan(self) -> Plan:
         """Empty where there is nothing to drop."""

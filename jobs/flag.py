@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs.nearest import vectors_of
 from jobs.schema import ANOMALIES, UNKNOWN
 from jobs.shards import column_names, read_shard
 from vae_core.conformal import fewest_flaggable, q_values
@@ -148,16 +149,11 @@ def _largest_kl(mean: pa.ChunkedArray, log_var: pa.ChunkedArray) -> tuple[Any, A
     count = len(mean)
     if log_var.null_count == count:
         return pa.nulls(count), pa.nulls(count)
-    mean_ND = _matrix(mean, count)
-    log_var_ND = _matrix(log_var, count)
+    mean_ND = vectors_of(mean).astype(np.float64)
+    log_var_ND = vectors_of(log_var).astype(np.float64)
     kl_ND = 0.5 * (mean_ND**2 + np.exp(log_var_ND) - 1.0 - log_var_ND)
     largest = np.argsort(-kl_ND, axis=1, kind="stable")[:, :LATENTS]
     return largest.tolist(), np.take_along_axis(kl_ND, largest, axis=1).tolist()
-
-
-def _matrix(column: pa.ChunkedArray, count: int) -> np.ndarray:
-    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return flat.astype(np.float64).reshape(count, -1)
 
 
 def anomalies_table(flagged: Flagged, stamp: dict[str, str]) -> pa.Table:

@@ -6,15 +6,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from jobs import catalog
 from jobs.contact_sheet import Row, contact_sheet
 from jobs.errors import InputError
 from jobs.lake import Lake
-from jobs.schema import image_shape_of
-from jobs.views import Views
+from jobs.staged_images import staged_images
 
 log = logging.getLogger("latentlake")
 
@@ -35,7 +32,7 @@ def draw_grid(lake: Lake, table: pa.Table, path: str) -> None:
     if not cells:
         log.warning("there are no rows to draw: %s is not written", path)
         return
-    pictures = _pictures(lake, sorted({str(image_id) for image_id, _ in cells if image_id}))
+    pictures = staged_images(lake, sorted({str(image_id) for image_id, _ in cells if image_id}))
     known = [(pictures[image_id], caption) for image_id, caption in cells if image_id in pictures]
     if not known:
         raise InputError("--grid: none of the rows' image_id is that of a staged image")
@@ -59,20 +56,3 @@ def _cells(row: dict[str, Any]) -> list[tuple[str, str]]:
     caption = "\n".join(told)
     pair = [(row["other_id"], "")] if row.get("other_id") else []
     return [(row["image_id"], caption), *pair]
-
-
-def _pictures(lake: Lake, ids: list[str]) -> dict[str, np.ndarray]:
-    """uint8 (H, W, C) by image id, of whichever dataset has it."""
-    found: dict[str, np.ndarray] = {}
-    wanted = pa.table({"image_id": pa.array(ids, pa.string())})
-
-    rows = Views(lake).sql(
-        "SELECT image_id, dataset, image FROM images SEMI JOIN wanted USING (image_id)",
-        tables={"wanted": wanted},
-    )
-    datasets = set(rows["dataset"].to_pylist())
-    shapes = {d: image_shape_of(catalog.images_snapshot(lake, d).schema) for d in datasets}
-    for row in rows.to_pylist():
-        pixels = np.frombuffer(row["image"], np.uint8)
-        found[row["image_id"]] = pixels.reshape(shapes[row["dataset"]])
-    return found

@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import pyarrow as pa
 
 METRICS = ("cosine", "euclidean")
 CHUNK = 1 << 24  # distances at once
 BLOCK = 8192  # rows at once, so that what is computed of them stays in the cache
 QUERIES = 1024  # at once
 ROUNDING = 6e-8  # of a float32 product, relative
+
+
+def vectors_of(column: pa.ChunkedArray) -> np.ndarray:
+    """A column of embeddings as a matrix (N, D)."""
+    parts = [c.flatten().to_numpy(zero_copy_only=False) for c in column.chunks]
+    count = sum(len(chunk) for chunk in column.chunks)
+    return np.concatenate(parts).reshape(count, -1) if count else np.zeros((0, 0), np.float32)
 
 
 def prepared(matrix_ND: np.ndarray, metric: str) -> np.ndarray:

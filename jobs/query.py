@@ -24,10 +24,11 @@ from jobs import catalog, lake
 from jobs.bundle_about import read_about
 from jobs.errors import InputError, unknown_name
 from jobs.idset import IdSet, digests
-from jobs.nearest import METRICS, close_pairs, lengths, mahalanobis, nearest
+from jobs.nearest import METRICS, close_pairs, lengths, mahalanobis, nearest, vectors_of
 from jobs.shards import read_shard
+from jobs.staged_images import with_pictures
 from jobs.storage import join, resolve_uri
-from jobs.tables import TableFile, open_snapshot
+from jobs.tables import TableFile
 from jobs.views import Views, quoted
 from vae_core.score_names import SCORES
 
@@ -209,6 +210,45 @@ class Embeddings:
         )
         return self._explained(found)
 
+    def map(
+        self,
+        *,
+        method: str = "pca",
+        dataset: str | None = None,
+        night: str | None = None,
+        label: str | None = None,
+        images: bool = False,
+    ) -> pa.Table:
+        """Every embedding as a point (x, y), as `latentlake map` laid them out, with its scores.
+
+        images: with the pictures, as a column of structs with PNG `bytes`, which is what viewers of
+        embeddings take; they are all in memory at once. Raises InputError where there is no map.
+        """
+        self._require_dataset(dataset)
+        given = {**self._mine, "r.dataset": dataset, "r.method": method}
+        where, params = _where({**given, "e.night": night})
+        of_label = "" if label is None else self._labelled("r")
+        found = self.lake.sql(
+            f"""
+            SELECT r.image_id, r.dataset, r.x, r.y, {self._source},
+                   e.night, e.p_value, {", ".join(f"e.{score}" for score in SCORES)}
+            FROM maps r JOIN embeddings e USING (image_id, dataset, model, model_version)
+            LEFT JOIN images i USING (image_id, dataset)
+            WHERE {where} {of_label} ORDER BY r.dataset, r.image_id
+            """,
+            [*params, *([] if label is None else [label])],
+        )
+        if not len(found) and not self._is_mapped(method):
+            raise InputError(
+                f"{self.model}@{self.version} has no map by {method} yet; run "
+                f"latentlake map --model {self.model}@{self.version} --method {method}"
+            )
+        return with_pictures(self.lake, found) if images else found
+
+    def _is_mapped(self, method: str) -> bool:
+        where, params = _where({**self._mine, "r.method": method})
+        return bool(len(self.lake.sql(f"SELECT 1 FROM maps r WHERE {where} LIMIT 1", params)))
+
     @property
     def _mine(self) -> dict[str, str]:
         return {"r.model": self.model, "r.model_version": self.version}
@@ -258,21 +298,15 @@ class Embeddings:
 
     @functools.cached_property
     def _vectors(self) -> _Vectors:
-        uri = self.lake.model(self.model, "embeddings")
-        version = catalog.published_versions(self.lake).get(uri.removeprefix(self.lake.uri + "/"))
-        snapshot = open_snapshot(uri, version) if version is not None else None
-        files = snapshot.files({"model_version": self.version}) if snapshot is not None else []
-        if snapshot is None or not files:
-            raise InputError(
-                f"{self.model}@{self.version} has embedded no images yet; run latentlake embed"
-            )
+        snapshot = catalog.embeddings_snapshot(self.lake, self.model, self.version)
+        files = [f for f in snapshot.files({"model_version": self.version}) if f.rows]
         ends = np.cumsum([file.rows for file in files])
         dim = int((snapshot.schema.field("embedding").metadata or {})[b"dimension"])
         matrix_ND = np.empty((ends[-1], dim), np.float32)
 
         def read(file: TableFile, end: int) -> pa.ChunkedArray:
-            rows = read_shard(join(uri, file.path), ["image_id", "embedding"])
-            matrix_ND[end - file.rows : end] = _matrix(rows["embedding"], dim)
+            rows = read_shard(join(snapshot.uri, file.path), ["image_id", "embedding"])
+            matrix_ND[end - file.rows : end] = vectors_of(rows["embedding"])
             return rows["image_id"]
 
         with ThreadPoolExecutor(READERS) as pool:
@@ -324,11 +358,6 @@ class Embeddings:
 def _where(columns: dict[str, str | None]) -> tuple[str, list[str]]:
     given = {column: value for column, value in columns.items() if value is not None}
     return " AND ".join(f"{column} = ?" for column in given), list(given.values())
-
-
-def _matrix(column: pa.ChunkedArray, dim: int) -> np.ndarray:
-    parts = [c.flatten().to_numpy(zero_copy_only=False) for c in column.chunks]
-    return np.concatenate([np.zeros(0, np.float32), *parts]).reshape(-1, dim)
 
 
 def _row_of(ids: pa.Array, image_id: str) -> int:

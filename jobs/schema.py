@@ -324,6 +324,24 @@ BATCHES = TableSpec(
 # All that a model's embed publishes but the embeddings, whose schema has the latent dimension.
 MODEL_TABLES = {spec.name: spec for spec in (RECONSTRUCTIONS, ANOMALIES, BATCHES)}
 
+# Derived from the embeddings, by a job of its own.
+MAPS = TableSpec(
+    "maps",
+    pa.schema(
+        [
+            _field("image_id", pa.string(), "the image", required=True),
+            _field("x", pa.float32(), "of its embedding on a plane"),
+            _field("y", pa.float32(), "of its embedding on a plane"),
+            _field("embeddings_version", pa.int64(), "of the embeddings table that was read"),
+            *_provenance(),
+            *_model_partition(),
+            _field("method", pa.string(), "pca / umap: what made the plane", required=True),
+        ]
+    ),
+    partition_by=(*MODEL_PARTITION, "method"),
+    stats=("image_id", "x", "y", "embeddings_version", "night"),
+)
+
 ALIASES = TableSpec(
     "aliases",
     pa.schema(
@@ -344,7 +362,7 @@ RUNS = TableSpec(
     pa.schema(
         [
             _field("job_id", pa.string(), "the job", required=True),
-            _field("job", pa.string(), "stage / train / embed / compact / drop"),
+            _field("job", pa.string(), "stage / train / embed / map / compact / drop"),
             _field("target", pa.string(), "dataset or model it worked on"),
             _field("night", pa.string(), "logical night"),
             _field("finished_at", pa.timestamp("us", "UTC"), "wall clock at the commit"),
@@ -362,4 +380,4 @@ RUNS = TableSpec(
 def every_spec() -> list[TableSpec]:
     """One of each kind of table, without passthrough columns and of one latent dimension."""
     of_datasets = [images_spec((1, 1, 1), pa.schema([])), SOURCES, QUARANTINE]
-    return [*of_datasets, embeddings_spec(1), *MODEL_TABLES.values(), ALIASES, RUNS]
+    return [*of_datasets, embeddings_spec(1), *MODEL_TABLES.values(), MAPS, ALIASES, RUNS]

@@ -18,7 +18,7 @@ from jobs import catalog
 from jobs.bundle_about import read_about
 from jobs.lake import Lake
 from jobs.listing import walk
-from jobs.schema import MODEL_TABLES
+from jobs.schema import MAPS, MODEL_TABLES
 from jobs.storage import delete_tree, folder_names, join, read_if_there
 from jobs.tables import Snapshot, open_snapshot
 
@@ -50,7 +50,7 @@ def vacuum(
     """Removes what nothing needs from the tables of datasets and models, and old plans' remains."""
     uses = _Uses(lake)
     tables = [lake.dataset(d, t) for d in datasets for t in DATASET_TABLES]
-    tables += [lake.model(m, t) for m in models for t in (*MODEL_TABLES, "embeddings")]
+    tables += [lake.model(m, t) for m in models for t in (*MODEL_TABLES, MAPS.name, "embeddings")]
     young = time.time() - grace_s
     paths, size = [], 0
     for uri in tables:

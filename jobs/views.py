@@ -15,7 +15,6 @@ from jobs.errors import InputError
 from jobs.lake import Lake
 from jobs.schema import (
     ALIASES,
-    MODEL_TABLES,
     RUNS,
     TableSpec,
     every_spec,
@@ -144,7 +143,7 @@ def _snapshots(
     places: list[tuple[str, dict[str, str]]] = [(lake.catalog(name), {})]
     if name in ("images", "sources", "quarantine"):
         places = [(lake.dataset(d, name), {"dataset": d}) for d in catalog.datasets(lake)]
-    elif name == "embeddings" or name in MODEL_TABLES:
+    elif name not in CATALOG:
         places = [(lake.model(m, name), {"model": m}) for m in catalog.models(lake)]
     found = []
     for uri, owner in places:

@@ -17,6 +17,8 @@ from tests.integration.conftest import embed
 
 pytestmark = pytest.mark.integration
 
+# deltalake's and pyarrow's threads abort a process that ends, now and then.
+ENDING = "\nimport os, sys\nsys.stdout.flush()\nos._exit(0)\n"
 PREAMBLE = """
 import json, sys
 embeddings, images = sys.argv[1:3]
@@ -70,7 +72,7 @@ def test_three_engines_read_the_same_rows(trained, tmp_path: Path) -> None:
     found = {}
     for name, code in READERS.items():
         done = subprocess.run(
-            [sys.executable, "-c", PREAMBLE + code + POSTSCRIPT, *tables],
+            [sys.executable, "-c", PREAMBLE + code + POSTSCRIPT + ENDING, *tables],
             capture_output=True,
             text=True,
             check=False,
@@ -104,7 +106,7 @@ def test_the_guide_s_examples_run(asked: Path, name: str) -> None:
         code = code.replace(of, to)
     code = code.replace('"photos@champion"', '"m@champion"').replace("'photos'", "'d'")
     done = subprocess.run(
-        [sys.executable, "-c", f"LAKE, DIMENSION = {str(asked)!r}, 4\n{code}"],
+        [sys.executable, "-c", f"LAKE, DIMENSION = {str(asked)!r}, 4\n{code}{ENDING}"],
         capture_output=True,
         text=True,
         check=False,
