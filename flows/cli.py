@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from flows.cli_query import query
+from flows.cli_query import METRIC, query
 from flows.cli_train import sweep, train
 from flows.options import common, given, job_options, lake_of, night_of, ray_settings, run_job
 from jobs.config import (
@@ -198,6 +198,27 @@ def map_command(model: str, method: str, **options: Any) -> None:
     from jobs.latent_map import MapJob
 
     run_job(MapJob(lake_of(options["lake"]), model, method, night_of(options)), options)
+
+
+@cli.command("index")
+@click.option("--model", required=True, metavar="NAME[@VERSION|@ALIAS]", help="The bundle.")
+@METRIC
+@common
+def index_command(model: str, metric: str, lake: str, as_json: bool) -> None:
+    """Make an index of a model's embeddings, for neighbours among millions; needs usearch.
+
+    It is of the embeddings as they are now: make it again after embed or maintain.
+
+    Example: latentlake index --model photos
+    """
+    from flows.output import emit
+    from jobs.index import build
+
+    told = build(lake_of(lake), model, metric)
+    name = f"{told['model']}@{told['model_version']}"
+    what = f"{told['rows']:,} embeddings by {metric}"
+    done = f"done in {told['seconds']:.1f} s" if told["made"] else "is there already"
+    emit(told, as_json, f"index {name}: {what}, {done}")
 
 
 @cli.command("embed-files")

@@ -74,6 +74,11 @@ def query_anomalies(lake: str, model: str, **options: Any) -> None:
 @click.option("--image", metavar="FILE", help="An image file instead.")
 @click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="How many.")
 @METRIC
+@click.option(
+    "--approximate/--exact",
+    default=None,
+    help="Ask the index of latentlake index, or do not; exact below a million images if none.",
+)
 @click.option("--night", metavar="DATE", help="Only images embedded on that night.")
 @LABEL
 @DATASET
@@ -87,7 +92,9 @@ def query_neighbours(
     """
     if (image_id is None) == (image is None):
         raise click.UsageError("give either --image-id or --image")
-    asked = {name: options[name] for name in ["k", "metric", "night", "label", "dataset"]}
+    asked = {
+        name: options[name] for name in ["k", "metric", "night", "label", "dataset", "approximate"]
+    }
     of = Path(image) if image is not None else str(image_id)
     _emit_rows(_held(lake).embeddings(model).neighbours(of, **asked), lake, options)
 
@@ -132,7 +139,13 @@ def query_outliers_of(lake: str, model: str, label: str, **options: Any) -> None
 
 @query.command("map")
 @MODEL
-@click.option("--method", type=click.Choice(["pca", "umap"]), default="pca", show_default=True)
+@click.option(
+    "--method",
+    type=click.Choice(["pca", "umap"]),
+    default="pca",
+    show_default=True,
+    help="What laid out the plane.",
+)
 @click.option("--images", is_flag=True, help="With the pictures, for a viewer; see --parquet.")
 @click.option("--night", metavar="DATE", help="Only images embedded on that night.")
 @LABEL

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +23,17 @@ from jobs import catalog, lake
 from jobs.bundle_about import read_about
 from jobs.errors import InputError, unknown_name
 from jobs.idset import IdSet, digests
-from jobs.nearest import METRICS, close_pairs, lengths, mahalanobis, nearest, vectors_of
-from jobs.shards import read_shard
+from jobs.index import Index
+from jobs.nearest import METRICS, close_pairs, mahalanobis
 from jobs.staged_images import with_pictures
-from jobs.storage import join, resolve_uri
-from jobs.tables import TableFile
+from jobs.storage import resolve_uri
+from jobs.tables import Snapshot
+from jobs.vectors import Vectors, dimension, is_image, row_of
 from jobs.views import Views, quoted
 from vae_core.score_names import SCORES
 
 RANKED = (*SCORES, "p_value")
-READERS = 4
+MANY = 1_000_000  # embeddings, from which on an index is asked where there is one
 FEW = 1000  # ids that a statement may list
 ENOUGH = 3  # images of a label, to say what is usual
 
@@ -62,19 +62,6 @@ class Lake(lake.Lake):
         Raises InputError for an unknown model, version or alias.
         """
         return Embeddings(self, *catalog.resolve_model(self, model))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Vectors:
-    """matrix_ND: float32. ids and datasets: one a row."""
-
-    ids: pa.Array
-    datasets: pa.Array
-    matrix_ND: np.ndarray
-
-    @functools.cached_property
-    def lengths_N(self) -> np.ndarray:
-        return lengths(self.matrix_ND)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,25 +121,35 @@ class Embeddings:
         dataset: str | None = None,
         label: str | None = None,
         night: str | None = None,
+        approximate: bool | None = None,
     ) -> pa.Table:
-        """The k images nearest by embedding, nearest first; exact.
+        """The k images nearest by embedding, nearest first.
 
         of: an image id (or a beginning of it that fits one image only), which is not its own
         neighbour; a Path of an image file; an embedding, (D,); or many at once, (Q, D), which are
-        told apart by the column `query`. The other arguments narrow down where to look. Raises
-        InputError for an unknown id, metric or dataset.
+        told apart by the column `query`. dataset, label and night narrow down where to look.
+        approximate: True to ask the index of `latentlake index`, False to search exactly; if None,
+        exactly below a million embeddings, or where it is narrowed down, or without an index.
+        Raises InputError for an unknown id, metric or dataset.
         """
         if metric not in METRICS:
             raise unknown_name("metric", metric, list(METRICS))
-        held = self._vectors
-        allowed = self._allowed(dataset, label, night)
+        narrowed = any(value is not None for value in (dataset, label, night))
+        index = self._index(metric, approximate, narrowed)
+        held = self._vectors if index is None else index
+        own = None
         if isinstance(of, str):
-            row = _row_of(held.ids, of)
-            vectors = held.matrix_ND[row]
-            allowed &= ~pc.equal(held.ids, held.ids[row]).to_numpy(zero_copy_only=False)  # type: ignore[attr-defined]
+            row = row_of(held.ids, of)
+            own, vectors = held.ids[row].as_py(), held.vector(row)
         else:
             vectors = self._vectors_of(of)
-        each = nearest(held.matrix_ND, held.lengths_N, np.atleast_2d(vectors), k, metric, allowed)
+        if index is not None:
+            each = index.nearest(np.atleast_2d(vectors), k, own)
+        else:
+            allowed = self._allowed(dataset, label, night)
+            if own is not None:
+                allowed &= ~is_image(held.ids, own)
+            each = self._vectors.nearest(np.atleast_2d(vectors), k, metric, allowed)
         rows = np.concatenate([found for found, _ in each])
         columns = {"image_id": held.ids.take(rows), "dataset": held.datasets.take(rows)}
         if vectors.ndim == 2:
@@ -297,23 +294,35 @@ class Embeddings:
         return self.lake.sql(statement, found=numbered).drop_columns(["place"])
 
     @functools.cached_property
-    def _vectors(self) -> _Vectors:
-        snapshot = catalog.embeddings_snapshot(self.lake, self.model, self.version)
-        files = [f for f in snapshot.files({"model_version": self.version}) if f.rows]
-        ends = np.cumsum([file.rows for file in files])
-        dim = int((snapshot.schema.field("embedding").metadata or {})[b"dimension"])
-        matrix_ND = np.empty((ends[-1], dim), np.float32)
+    def _snapshot(self) -> Snapshot:
+        return catalog.embeddings_snapshot(self.lake, self.model, self.version)
 
-        def read(file: TableFile, end: int) -> pa.ChunkedArray:
-            rows = read_shard(join(snapshot.uri, file.path), ["image_id", "embedding"])
-            matrix_ND[end - file.rows : end] = vectors_of(rows["embedding"])
-            return rows["image_id"]
+    @functools.cached_property
+    def _vectors(self) -> Vectors:
+        return Vectors.read(self._snapshot, self.version)
 
-        with ThreadPoolExecutor(READERS) as pool:
-            ids = list(pool.map(read, files, ends))
-        datasets = [pa.repeat(file.partition["dataset"], file.rows) for file in files]
-        chunks = [chunk for column in ids for chunk in column.chunks]
-        return _Vectors(pa.concat_arrays(chunks), pa.concat_arrays(datasets), matrix_ND)
+    @functools.cached_property
+    def _indexes(self) -> dict[str, Index | None]:
+        return {}
+
+    def _index(self, metric: str, approximate: bool | None, narrowed: bool) -> Index | None:
+        """The index to ask; None to search exactly."""
+        if approximate is False or (approximate is None and narrowed):
+            return None
+        if approximate and narrowed:
+            raise InputError("an index knows nothing of datasets, labels or nights; leave them out")
+        rows = self._snapshot.partition_rows({"model_version": self.version})
+        if approximate is None and rows < MANY:
+            return None
+        if metric not in self._indexes:
+            found = Index.find(self.lake, self.model, self.version, metric, self._snapshot)
+            self._indexes[metric] = found
+        if approximate and self._indexes[metric] is None:
+            raise InputError(
+                f"{self.model}@{self.version} has no index by {metric} of its embeddings as they "
+                f"are now; run latentlake index --model {self.model}@{self.version}"
+            )
+        return self._indexes[metric]
 
     def _allowed(self, dataset: str | None, label: str | None, night: str | None) -> np.ndarray:
         """(N,) of bool."""
@@ -343,7 +352,7 @@ class Embeddings:
         return among
 
     def _vectors_of(self, of: Path | np.ndarray) -> np.ndarray:
-        dim = self._vectors.matrix_ND.shape[1]
+        dim = dimension(self._snapshot)
         vectors = self._of_file(of) if isinstance(of, Path) else of
         if vectors.ndim not in (1, 2) or vectors.shape[-1] != dim:
             raise InputError(f"an embedding of {self.model} has {dim} numbers, not {vectors.shape}")
@@ -358,18 +367,6 @@ class Embeddings:
 def _where(columns: dict[str, str | None]) -> tuple[str, list[str]]:
     given = {column: value for column, value in columns.items() if value is not None}
     return " AND ".join(f"{column} = ?" for column in given), list(given.values())
-
-
-def _row_of(ids: pa.Array, image_id: str) -> int:
-    matches = pc.indices_nonzero(pc.starts_with(ids, image_id)).to_pylist()  # type: ignore[attr-defined]
-    found = {ids[row].as_py() for row in matches}
-    if not found:
-        raise InputError(f"no embedded image has an id that starts with {image_id!r}")
-    if len(found) > 1:
-        raise InputError(
-            f"{len(found)} images have an id that starts with {image_id!r}; add digits"
-        )
-    return matches[0]  # in several datasets, perhaps, with one and the same embedding
 
 
 def to_records(table: pa.Table) -> list[dict[str, Any]]:

@@ -1,0 +1,166 @@
+"""index: an approximate nearest-neighbour index of a model version's embeddings (HNSW, usearch).
+
+A derived thing beside the tables: of one version of the embeddings, which its name says, so that an
+index of other embeddings is never asked. Where there is none, the search is exact.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import logging
+import time
+import uuid
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs import catalog
+from jobs.errors import InputError, StorageError
+from jobs.lake import Lake
+from jobs.nearest import distances
+from jobs.storage import create, create_or_keep, delete, join, list_folder, read, read_if_there
+from jobs.tables import Snapshot
+from jobs.vectors import Found, Vectors
+
+log = logging.getLogger("latentlake")
+
+COPIES = 16  # of one image, in as many datasets
+LAYOUT = 1  # raised when an index would be read otherwise
+METRIC = {"cosine": "cos", "euclidean": "l2sq"}
+# Links a node, and candidates while one is added and asked for. usearch's own (16, 128, 64) find
+# four in ten of the nearest among vectors that no direction stands out of, these nearly all.
+CONNECTIVITY, ADD, SEARCH = 32, 128, 256
+
+
+def build(lake: Lake, model: str, metric: str) -> dict[str, Any]:
+    """Makes the index of the published embeddings, unless it is there; earlier ones are removed.
+
+    model: NAME[@VERSION|@ALIAS]. Raises InputError where usearch is not installed.
+    """
+    usearch = _usearch()
+    started = time.monotonic()
+    name, version = catalog.resolve_model(lake, model)
+    snapshot = catalog.embeddings_snapshot(lake, name, version)
+    uri = _uri(lake, name, version, metric, snapshot)
+    told = read_if_there(uri)
+    made = told is None
+    if made:
+        vectors = Vectors.read(snapshot, version)
+        rows, dim = vectors.matrix_ND.shape
+        index = usearch.Index(
+            ndim=dim,
+            metric=METRIC[metric],
+            dtype="f32",
+            connectivity=CONNECTIVITY,
+            expansion_add=ADD,
+            expansion_search=SEARCH,
+        )
+        index.add(np.arange(rows), vectors.matrix_ND)
+        keys = io.BytesIO()
+        columns = {"image_id": vectors.ids, "dataset": vectors.datasets.dictionary_encode()}
+        pq.write_table(pa.table(columns), keys, compression="zstd", compression_level=1)
+        stem = f"{metric}-v{snapshot.version}-{uuid.uuid4().hex[:8]}"
+        files = {"index": f"{stem}.usearch", "keys": f"{stem}.parquet"}
+        folder = uri.rpartition("/")[0]
+        create(join(folder, files["index"]), memoryview(index.save()).cast("B"))
+        create(join(folder, files["keys"]), keys.getbuffer())
+        # Last: what it names is whole.
+        told = json.dumps({"layout": LAYOUT, "rows": rows, "dimension": dim, **files}).encode()
+        create_or_keep(uri, told)
+        _sweep(uri, metric)
+    about = json.loads(told or b"{}")
+    return {
+        "model": name,
+        "model_version": version,
+        "metric": metric,
+        "embeddings_version": snapshot.version,
+        "rows": about["rows"],
+        "made": made,
+        "seconds": round(time.monotonic() - started, 3),
+    }
+
+
+def _uri(lake: Lake, model: str, version: str, metric: str, snapshot: Snapshot) -> str:
+    return join(lake.uri, "indexes", model, version, f"{metric}-v{snapshot.version}.json")
+
+
+def _sweep(uri: str, metric: str) -> None:
+    """Removes a metric's other indexes, of earlier embeddings and of other builds."""
+    folder, _, name = uri.rpartition("/")
+    kept = {name, *(v for v in json.loads(read(uri)).values() if isinstance(v, str))}
+    for entry in list_folder(folder):
+        file = entry["name"].rsplit("/", 1)[-1]
+        if file.startswith(f"{metric}-") and file not in kept:
+            delete(join(folder, file))
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """Approximate search among embeddings, which it holds itself."""
+
+    ids: pa.Array
+    datasets: pa.Array
+    metric: str
+    held: Any
+
+    @classmethod
+    def find(
+        cls, lake: Lake, model: str, version: str, metric: str, snapshot: Snapshot
+    ) -> Index | None:
+        """That of these very embeddings; None where there is none that can be used."""
+        uri = _uri(lake, model, version, metric, snapshot)
+        told = read_if_there(uri)
+        if told is None:
+            return None
+        about, folder = json.loads(told), uri.rpartition("/")[0]
+        if about["layout"] != LAYOUT:
+            return None
+        try:
+            usearch = _usearch()
+            keys = pq.read_table(io.BytesIO(read(join(folder, about["keys"]))))
+            data = read(join(folder, about["index"]))
+            held = usearch.Index.restore(data)
+        except (InputError, StorageError, pa.ArrowException, RuntimeError, ValueError) as error:
+            log.warning("the index %s cannot be used (%s); searching without", uri, error)
+            return None
+        if held is None or len(held) != about["rows"] or len(keys) != about["rows"]:
+            log.warning("the index %s is not whole; searching without", uri)
+            return None
+        held.expansion_search = SEARCH
+        ids, datasets = (keys[name].combine_chunks() for name in ("image_id", "dataset"))
+        return cls(ids, datasets.cast(pa.string()), metric, held)
+
+    def vector(self, row: int) -> np.ndarray:
+        return np.asarray(self.held.get(row), np.float32)
+
+    def nearest(self, queries_QD: np.ndarray, k: int, other_than: str | None) -> list[Found]:
+        """For each query about the k nearest, with their exact distances.
+
+        other_than: image that is not looked for.
+        """
+        spare = 0 if other_than is None else COPIES
+        one = len(queries_QD) == 1
+        found = self.held.search(queries_QD, min(k + spare, len(self.held)))
+        each = []
+        # Of one query it gives the matches themselves, of several a list of them.
+        for matches, query_D in zip([found] if one else found, queries_QD, strict=True):
+            rows = np.sort(matches.keys.astype(np.int64))
+            if other_than is not None:
+                same = [self.ids[row].as_py() == other_than for row in rows]
+                rows = rows[~np.array(same, bool)]
+            far = distances(np.asarray(self.held.get(rows), np.float32), query_D, self.metric)
+            best = np.argsort(far, kind="stable")[:k]
+            each.append((rows[best], far[best]))
+        return each
+
+
+def _usearch() -> Any:
+    try:
+        import usearch.index
+    except ImportError as error:
+        raise InputError("an index needs usearch: pip install 'latentlake[index]'") from error
+    return usearch.index
