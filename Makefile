@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 TORCH  := $(shell sed -n 's/.*"\(torch==[0-9.]*\)".*/\1/p' pyproject.toml)
 
-.PHONY: demo test fast faults lint format bench bench-stage bench-train bench-embed bench-core lock clean help
+.PHONY: demo test fast faults lint format bench bench-stage bench-train bench-embed bench-query bench-core lock clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -41,8 +41,11 @@ bench-stage: $(VENV)/.dev ## staging against a bare loop and Ray Data; memory; t
 bench-train: $(VENV)/.dev ## training against a bare loop, Ray's template and pythae; the loader
 	$(BIN)/python -m tests.benchmarks.bench_train
 
-bench-embed: $(VENV)/.dev ## embedding against a bare loop and Ray Data; each score; queries
+bench-embed: $(VENV)/.dev ## embedding against a bare loop and Ray Data; each score
 	$(BIN)/python -m tests.benchmarks.bench_embed
+
+bench-query: $(VENV)/.dev ## queries of a million embeddings, on disk and on S3
+	$(BIN)/python -m tests.benchmarks.bench_query
 
 bench-core: $(VENV)/.dev ## the core's numbers, hours (SHORT=1: minutes); fetches real data
 	$(BIN)/python -m tests.benchmarks.core $(if $(SHORT),--short)

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from jobs import catalog
 from jobs.errors import InputError
+from jobs.immutable_files import ImmutableFiles
 from jobs.lake import Lake
 from jobs.schema import (
     ALIASES,
@@ -19,11 +20,12 @@ from jobs.schema import (
     TableSpec,
     every_spec,
 )
-from jobs.storage import attempt, filesystem, local_path
+from jobs.storage import attempt, filesystem, join, local_path
 from jobs.tables import Snapshot, open_snapshot
 
 VIEWS = frozenset(spec.name for spec in every_spec())
 CATALOG = (ALIASES.name, RUNS.name)
+REQUESTS = 16  # to a store at once: DuckDB's threads wait for them
 NONE: Mapping[str, pa.Table] = MappingProxyType({})
 
 
@@ -40,6 +42,8 @@ class Views:
         self._versions: dict[str, int] = {}
         self._opened: set[str] = set()
         self._lock = threading.Lock()
+        is_remote = local_path(lake.uri) is None
+        self._files = ImmutableFiles(filesystem(lake.uri)[0]) if is_remote else None
 
     def sql(
         self, statement: str, params: Sequence[Any] = (), tables: Mapping[str, pa.Table] = NONE
@@ -85,7 +89,7 @@ class Views:
         """The connection, with no view that is older than what is published now."""
         versions = catalog.published_versions(self.lake)
         if self._connection is None or versions != self._versions:
-            self._connection = _connect(self.lake)
+            self._connection = _connect(self._files)
             self._versions, self._opened = versions, set()
         return self._connection
 
@@ -94,11 +98,11 @@ class Views:
             name = spec.name
             if name not in names or name in self._opened:
                 continue
-            parts = [
-                _select(snapshot, owner)
-                for snapshot, owner in _snapshots(self.lake, name, self._versions)
-                if snapshot.paths()
-            ]
+            found = _snapshots(self.lake, name, self._versions)
+            if self._files is not None:
+                for snapshot, _ in found:
+                    self._files.known |= _sizes(snapshot)
+            parts = [_select(snapshot, owner) for snapshot, owner in found if snapshot.paths()]
             # Its columns come first, and are there although no file has them yet.
             connection.register(f"no_{name}", _empty(spec))
             body = " UNION ALL BY NAME ".join([f'SELECT * FROM "no_{name}" WHERE false', *parts])
@@ -108,13 +112,14 @@ class Views:
                 self._opened.add(name)
 
 
-def _connect(lake: Lake) -> duckdb.DuckDBPyConnection:
+def _connect(files: ImmutableFiles | None) -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect()
     connection.execute("SET enable_progress_bar = false")
     # Files never change under their names, so footers are read once.
     connection.execute("SET parquet_metadata_cache = true")
-    if local_path(lake.uri) is None:
-        connection.register_filesystem(filesystem(lake.uri)[0])
+    if files is not None:
+        connection.register_filesystem(files)
+        connection.execute(f"SET threads = {REQUESTS}")
     return connection
 
 
@@ -154,6 +159,11 @@ def _snapshots(
         if snapshot is not None:
             found.append((snapshot, owner))
     return found
+
+
+def _sizes(snapshot: Snapshot) -> dict[str, int]:
+    """Of the files in a store, by path there."""
+    return {filesystem(join(snapshot.uri, f.path))[1]: f.size for f in snapshot.files()}
 
 
 def _select(snapshot: Snapshot, owner: dict[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""Embedding: against the bare forward loop and Ray Data's template; each score; memory; queries.
+"""Embedding: against the bare forward loop and Ray Data's template; each score; memory.
 
 Both sides of a comparison run one after the other within a round, on the same two cores; what is
 told is medians of the rounds. Steady speed is the extra images over the extra seconds of a larger
@@ -18,20 +18,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
-import pyarrow as pa
 
 from jobs import bundle as bundles
-from jobs import catalog, index, job
+from jobs import catalog, job
 from jobs.bundle import Bundle
-from jobs.index import Index
 from jobs.lake import Lake
-from jobs.nearest import vectors_of
-from jobs.query import Embeddings
-from jobs.query import Lake as Asked
 from jobs.split import pixels_of
-from jobs.tables import open_snapshot
 from tests.benchmarks.bench_stage import Memory
 from tests.benchmarks.rounds import BENCH, Round, main, write_pictures
 from tests.helpers import LATENTLAKE
@@ -301,100 +294,11 @@ def write_round() -> dict[str, float]:
     return found
 
 
-def asked_lake() -> Asked:
-    """10⁶ images embedded in 64 dimensions; made once."""
-    tiny = {"network": {"kind": "mlp", "widths": [16]}, "likelihood": {"kind": "gaussian"}}
-    lake = lake_of((4, 4, 1), [1_000_000], **tiny, latent_dim=64, score_samples=2)
-    done = FOLDER / "done-asked"
-    if not done.exists():
-        root = lake.uri.removeprefix("file://")
-        command = [str(LATENTLAKE), "embed", "--dataset", "d1000000", "--model", "m"]
-        subprocess.run([*command, "--lake", root, "--workers", "2"], check=True)
-        done.touch()
-    return Asked(lake.uri)
-
-
-def _among(model: Embeddings, count: int) -> np.ndarray:
-    """Queries like the embeddings, and equal to none."""
-    rng = np.random.default_rng(0)
-    sample = f"USING SAMPLE {count} ROWS (reservoir, 0)"
-    rows = model.lake.sql(f"SELECT embedding FROM embeddings {sample}")
-    chosen = vectors_of(rows["embedding"])
-    return (chosen + 0.3 * chosen.std(0) * rng.normal(size=chosen.shape)).astype(np.float32)
-
-
-def query_round() -> dict[str, float]:
-    """10⁶ × 64 on local disk, two threads: seconds of each question, from a lake just opened."""
-    lake = asked_lake()
-    pa.set_cpu_count(2)
-    snapshot = open_snapshot(lake.model("m", "embeddings"))
-    assert snapshot is not None
-    files = [uri.removeprefix("file://") for uri in snapshot.file_uris()]
-    plain = duckdb.connect(config={"threads": 2})
-    listed = ", ".join(f"'{path}'" for path in files)
-    plain.execute(f"CREATE VIEW e AS SELECT * FROM read_parquet([{listed}])")
-    ((one,),) = plain.sql("SELECT image_id FROM e LIMIT 1 OFFSET 777777").fetchall()
-    many = np.random.default_rng(0).normal(size=(100, 64)).astype(np.float32)
-
-    def seconds(action: Any) -> float:
-        action()
-        started = time.perf_counter()
-        action()
-        return time.perf_counter() - started
-
-    def fresh() -> Any:
-        return lake.embeddings("m")
-
-    held = fresh()
-    held.neighbours(one, approximate=False)
-    index.build(lake, "m", "cosine")  # minutes, the first time
-    embedded = catalog.embeddings_snapshot(lake, "m", held.version)
-    found = Index.find(lake, "m", held.version, "cosine", embedded)
-    assert found is not None
-    near = _among(held, 200)
-    exact = held.neighbours(near, approximate=False).select(["query", "image_id"]).to_pylist()
-    guessed = held.neighbours(near, approximate=True).select(["query", "image_id"]).to_pylist()
-    listed_one = ", ".join(str(float(v)) for v in many[0])
-    distance = f"array_cosine_distance(embedding::FLOAT[64], [{listed_one}]::FLOAT[64])"
-    return {
-        "top 100 by score, s": seconds(lambda: fresh().anomalies(top=100)),
-        "plain DuckDB, s": seconds(
-            lambda: plain.sql("SELECT image_id FROM e ORDER BY neg_elbo DESC LIMIT 100").fetchall()
-        ),
-        "look-up by id, s": seconds(
-            lambda: lake.sql(f"SELECT image_id, neg_elbo FROM embeddings WHERE image_id = '{one}'")
-        ),
-        "look-up in plain DuckDB, s": seconds(
-            lambda: plain.sql(
-                f"SELECT image_id, neg_elbo FROM e WHERE image_id = '{one}'"
-            ).fetchall()
-        ),
-        "10 nearest of one, vectors read for it, s": seconds(
-            lambda: fresh().neighbours(many[0], approximate=False)
-        ),
-        "10 nearest of one, vectors held, s": seconds(
-            lambda: held.neighbours(many[0], approximate=False)
-        ),
-        "10 nearest of 100, vectors held, s": seconds(
-            lambda: held.neighbours(many, approximate=False)
-        ),
-        "10 nearest of one by the index, s": seconds(lambda: found.nearest(near[:1], 10, None)),
-        "the same with labels and sources, s": seconds(
-            lambda: held.neighbours(near[0], approximate=True)
-        ),
-        "recall@10 of the index": np.mean([row in exact for row in guessed]),
-        "10 nearest of one in plain DuckDB, s": seconds(
-            lambda: plain.sql(f"SELECT image_id FROM e ORDER BY {distance} LIMIT 10").fetchall()
-        ),
-    }
-
-
 SECTIONS: dict[str, Round] = {
     "speed": speed_round,
     "scores": scores_round,
     "size": size_round,
     "write": write_round,
-    "query": query_round,
 }
 
 
