@@ -16,7 +16,7 @@ ALWAYS = datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC)
 
 
 class ImmutableFiles(fsspec.AbstractFileSystem):
-    """Read-only, over another filesystem of the same protocol; known: sizes by path, of all that are read."""
+    """Read-only, over another filesystem. known: by path, the sizes of all that will be read."""
 
     cachable = False
 
