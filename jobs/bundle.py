@@ -104,16 +104,21 @@ def _content(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:12]
 
 
+def _written(folder: str, name: str) -> bytes:
+    """A file whose name tells its content."""
+    uri = join(folder, name)
+    data = read(uri)
+    if _content(data) not in name:
+        raise InputError(f"{uri} does not hold what was written there; train again")
+    return data
+
+
 def load(lake: Lake, model: str, version: str) -> Bundle:
     """Raises InputError that names what is missing or broken."""
     folder = lake.bundle(model, version)
     about = read_about(lake, model, version)
-    weights_uri = join(folder, about["files"]["weights"])
-    data = read(weights_uri)
-    if _content(data) not in about["files"]["weights"]:
-        raise InputError(f"{weights_uri} does not hold what was written there; train again")
-    tensors = safetensors.torch.load(data)
-    calibration = pq.read_table(io.BytesIO(read(join(folder, about["files"]["calibration"]))))
+    tensors = safetensors.torch.load(_written(folder, about["files"]["weights"]))
+    calibration = pq.read_table(io.BytesIO(_written(folder, about["files"]["calibration"])))
     return Bundle(
         model=model,
         version=version,

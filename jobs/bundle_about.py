@@ -40,7 +40,10 @@ def read_about(lake: Lake, model: str, model_version: str) -> dict[str, Any]:
     data = read_if_there(join(folder, "model.json"))
     if data is None:
         raise InputError(f"{folder} holds no complete bundle: model.json is missing; train it")
-    about = json.loads(data)
+    try:
+        about = json.loads(data)
+    except ValueError as error:
+        raise InputError(f"{folder}/model.json is broken ({error}); train it again") from error
     if about["format"] > FORMAT:
         raise InputError(f"{folder} was written by a newer latentlake; upgrade this one")
     return about

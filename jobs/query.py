@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -370,13 +371,19 @@ def _where(columns: dict[str, str | None]) -> tuple[str, list[str]]:
 
 
 def to_records(table: pa.Table) -> list[dict[str, Any]]:
-    """Rows as JSON values: bytes as their length, times as text."""
+    """Rows as JSON values: bytes as their length, times as text, what is not finite as null."""
     return [{k: _json_value(v) for k, v in row.items()} for row in table.to_pylist()]
 
 
 def _json_value(value: Any) -> Any:
     if isinstance(value, bytes):
         return f"<{len(value)} bytes>"
-    if value is None or isinstance(value, bool | int | float | str | list):
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # JSON has no such numbers
+    if isinstance(value, list):
+        return [_json_value(each) for each in value]
+    if isinstance(value, dict):
+        return {name: _json_value(each) for name, each in value.items()}
+    if value is None or isinstance(value, bool | int | float | str):
         return value
     return str(value)
