@@ -11,6 +11,7 @@ METRICS = ("cosine", "euclidean")
 CHUNK = 1 << 24  # distances at once
 BLOCK = 8192  # rows at once, so that what is computed of them stays in the cache
 QUERIES = 1024  # at once
+PAIRS_HELD = 64  # times as many pairs as are wanted
 ROUNDING = 6e-8  # of a float32 product, relative
 
 
@@ -147,9 +148,11 @@ def _tightened(
 
 
 def close_pairs(
-    matrix_ND: np.ndarray, threshold: float, metric: str
+    matrix_ND: np.ndarray, threshold: float, metric: str, top: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """All pairs of rows (P, 2), i < j, at a distance of at most the threshold, nearest first; (P,).
+    """Pairs of rows (P, 2), i < j, at a distance of at most the threshold, nearest first; (P,).
+
+    top: only the nearest ones, and no more than a few times as many in memory at once.
 
     Along any direction two vectors are no farther apart than they are: sorted along the one of the
     largest spread, each is held against those within the threshold only.
@@ -186,9 +189,18 @@ def close_pairs(
         kept = exact <= threshold
         pairs.append(np.sort(np.stack([i, j], axis=1)[kept], axis=1))
         far.append(exact[kept])
+        if top is not None and sum(map(len, far)) > PAIRS_HELD * top:
+            held, distance = _nearest_pairs(pairs, far, top)
+            pairs, far = [held], [distance]
         start = stop
+    return _nearest_pairs(pairs, far, top)
+
+
+def _nearest_pairs(
+    pairs: list[np.ndarray], far: list[np.ndarray], top: int | None
+) -> tuple[np.ndarray, np.ndarray]:
     found, distance = np.concatenate(pairs), np.concatenate(far)
-    nearest_first = np.lexsort((found[:, 1], found[:, 0], distance))
+    nearest_first = np.lexsort((found[:, 1], found[:, 0], distance))[:top]
     return found[nearest_first], distance[nearest_first]
 
 

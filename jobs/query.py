@@ -173,14 +173,14 @@ class Embeddings:
         if threshold < 0:
             raise InputError(f"threshold {threshold}: no distance is below 0")
         kept = np.flatnonzero(self._allowed(dataset, None, None))
-        pairs, far = close_pairs(held.matrix_ND[kept], threshold, metric)
-        pairs = kept[pairs[:top]]
+        pairs, far = close_pairs(held.matrix_ND[kept], threshold, metric, top)
+        pairs = kept[pairs]
         found = {
             "image_id": held.ids.take(pairs[:, 0]),
             "dataset": held.datasets.take(pairs[:, 0]),
             "other_id": held.ids.take(pairs[:, 1]),
             "other_dataset": held.datasets.take(pairs[:, 1]),
-            f"{metric}_distance": far[:top],
+            f"{metric}_distance": far,
         }
         return pa.table(found)
 

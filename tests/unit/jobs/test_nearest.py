@@ -98,3 +98,14 @@ def test_mahalanobis_with_the_shrinkage_of_scikit_learn() -> None:
 
 def test_images_that_are_all_alike_have_no_outlier() -> None:
     assert (mahalanobis(np.ones((5, 3), np.float32)) == 0).all()
+
+
+def test_the_nearest_pairs_of_many_are_the_first_of_all(monkeypatch) -> None:
+    monkeypatch.setattr(search, "CHUNK", 500)
+    monkeypatch.setattr(search, "PAIRS_HELD", 2)
+    matrix = vectors(200, 3)
+    pairs, far = close_pairs(matrix, 20.0, "euclidean")
+    assert len(pairs) > 300
+    some, near = close_pairs(matrix, 20.0, "euclidean", 7)
+    assert some.tolist() == pairs[:7].tolist()
+    assert near.tolist() == far[:7].tolist()
