@@ -57,6 +57,10 @@ class Lake(lake.Lake):
         """
         return self._views.sql(statement, params, tables)
 
+    def columns(self, table: str) -> list[str]:
+        """Of one of the tables that `sql` knows."""
+        return self._views.columns(table)
+
     def embeddings(self, model: str) -> Embeddings:
         """model: NAME, NAME@VERSION or NAME@ALIAS; the champion if only NAME.
 
@@ -255,9 +259,9 @@ class Embeddings:
         if dataset is not None:
             catalog.require_dataset(self.lake, dataset)
 
-    @functools.cached_property
-    def _image_columns(self) -> list[str]:
-        return self.lake.sql("SELECT * FROM images LIMIT 0").column_names
+    @property
+    def _has_labels(self) -> bool:
+        return "label" in self.lake.columns("images")
 
     def _labelled(self, row: str) -> str:
         self._require_labels()
@@ -267,18 +271,18 @@ class Embeddings:
         )
 
     def _require_labels(self) -> None:
-        if "label" not in self._image_columns:
+        if not self._has_labels:
             raise InputError("the images have no column `label`; ask for them by SQL instead")
 
     def _labels(self) -> list[str]:
-        if "label" not in self._image_columns:
+        if not self._has_labels:
             return []
         found = self.lake.sql("SELECT DISTINCT CAST(label AS VARCHAR) AS l FROM images ORDER BY 1")
         return [text for text in found["l"].to_pylist() if text is not None][:50]
 
     @property
     def _source(self) -> str:
-        return f"{'i.label, ' if 'label' in self._image_columns else ''}i.source_uri, i.source_row"
+        return f"{'i.label, ' if self._has_labels else ''}i.source_uri, i.source_row"
 
     def _explained(self, found: pa.Table) -> pa.Table:
         """The same rows, in order, with label and source."""

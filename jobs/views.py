@@ -23,7 +23,8 @@ from jobs.schema import (
 from jobs.storage import attempt, filesystem, join, local_path
 from jobs.tables import Snapshot, open_snapshot
 
-VIEWS = frozenset(spec.name for spec in every_spec())
+SPECS = {spec.name: spec for spec in every_spec()}
+VIEWS = frozenset(SPECS)
 CATALOG = (ALIASES.name, RUNS.name)
 REQUESTS = 16  # to a store at once: DuckDB's threads wait for them
 NONE: Mapping[str, pa.Table] = MappingProxyType({})
@@ -66,6 +67,13 @@ class Views:
 
         return attempt(action, self.lake.uri, "read")
 
+    def columns(self, name: str) -> list[str]:
+        """Of a view."""
+        with self._lock:
+            connection = self._fresh()
+            self._open(connection, [name])
+            return connection.view(name).columns
+
     def _answer(
         self, statement: str, params: Sequence[Any], tables: Mapping[str, pa.Table]
     ) -> pa.Table:
@@ -94,17 +102,14 @@ class Views:
         return self._connection
 
     def _open(self, connection: duckdb.DuckDBPyConnection, names: Collection[str]) -> None:
-        for spec in every_spec():
-            name = spec.name
-            if name not in names or name in self._opened:
-                continue
+        for name in [name for name in SPECS if name in names and name not in self._opened]:
             found = _snapshots(self.lake, name, self._versions)
             if self._files is not None:
                 for snapshot, _ in found:
                     self._files.known |= _sizes(snapshot)
             parts = [_select(snapshot, owner) for snapshot, owner in found if snapshot.paths()]
             # Its columns come first, and are there although no file has them yet.
-            connection.register(f"no_{name}", _empty(spec))
+            connection.register(f"no_{name}", _empty(SPECS[name]))
             body = " UNION ALL BY NAME ".join([f'SELECT * FROM "no_{name}" WHERE false', *parts])
             connection.execute(f'CREATE OR REPLACE VIEW "{name}" AS {body}')
             # Aliases and runs may grow without a job; they are small.
