@@ -43,6 +43,7 @@ class Views:
         self._versions: dict[str, int] = {}
         self._opened: set[str] = set()
         self._lock = threading.Lock()
+        self._parser = duckdb.connect()  # without views, which it would want to read
         is_remote = local_path(lake.uri) is None
         self._files = ImmutableFiles(filesystem(lake.uri)[0]) if is_remote else None
 
@@ -80,7 +81,7 @@ class Views:
         connection = self._fresh()
         for name, table in tables.items():
             connection.register(name, table)
-        self._open(connection, _named(connection, statement) or VIEWS)
+        self._open(connection, _named(self._parser, statement) or VIEWS)
         try:
             relation = connection.sql(statement, params=list(params))
         except duckdb.CatalogException:  # one of ours, named where a look at the text misses it
@@ -128,12 +129,14 @@ def _connect(files: ImmutableFiles | None) -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def _named(connection: duckdb.DuckDBPyConnection, statement: str) -> set[str]:
+def _named(parser: duckdb.DuckDBPyConnection, statement: str) -> set[str]:
     """Our tables that a statement names; none where it is not a SELECT."""
     try:
-        return {name.lower() for name in connection.get_table_names(statement)} & VIEWS
+        # It takes no parameters; which tables are named does not hang on them.
+        names = parser.get_table_names(statement.replace("?", "NULL"))
     except duckdb.Error:
         return set()
+    return {name.lower() for name in names} & VIEWS
 
 
 def _empty(spec: TableSpec) -> pa.Table:

@@ -8,11 +8,12 @@ lake that is held has its connection. Writes `.bench/query.json`.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -29,6 +30,8 @@ from tests.benchmarks.bench_embed import FOLDER, lake_of
 from tests.benchmarks.rounds import Round, main
 from tests.helpers import LATENTLAKE
 from tests.s3_server import running_server
+
+ENDING = contextlib.ExitStack()
 
 
 def asked_lake() -> Asked:
@@ -121,32 +124,35 @@ def query_round() -> dict[str, float]:
     }
 
 
+@functools.cache
+def _on_s3() -> Asked:
+    """The same lake on an S3 server on loopback, which ends with this process."""
+    server = ENDING.enter_context(running_server())
+    os.environ |= server.environment()
+    remote = Asked("s3://lake/asked")
+    fs, path = storage.filesystem(remote.uri)
+    fs.put(asked_lake().uri.removeprefix("file://"), path, recursive=True)
+    return remote
+
+
 def s3_round() -> dict[str, float]:
-    """The same questions of the same lake on an S3 server on loopback, over those on disk."""
-    lake = asked_lake()
+    """The same questions of both, in seconds on S3, and over those on disk."""
+    lake, remote = asked_lake(), _on_s3()
     pa.set_cpu_count(2)
-    with running_server() as server:
-        os.environ |= server.environment()
-        storage._filesystem.cache_clear()
-        remote = Asked("s3://lake/asked")
-        fs, path = storage.filesystem(remote.uri)
-        root = Path(lake.uri.removeprefix("file://"))
-        fs.put(str(root), path, recursive=True)
-        found = {}
-        (one,) = lake.sql("SELECT max(image_id) AS i FROM embeddings")["i"].to_pylist()
-        look_up = f"SELECT image_id, neg_elbo FROM embeddings WHERE image_id = '{one}'"
-        vector = np.random.default_rng(0).normal(size=64).astype(np.float32)
-        questions: dict[str, Callable[[Asked], Any]] = {
-            "top 100 by score": lambda held: held.embeddings("m").anomalies(top=100),
-            "look-up by id": lambda held: held.sql(look_up),
-            "10 nearest of one, vectors read for it": lambda held: held.embeddings("m").neighbours(
-                vector, approximate=False
-            ),
-        }
-        for name, ask in questions.items():
-            there, here = (seconds(lambda a=ask, h=held: a(h)) for held in (remote, lake))
-            found |= {f"{name}, s": there, f"{name}, times that on disk": there / here}
-        storage._filesystem.cache_clear()
+    (one,) = lake.sql("SELECT max(image_id) AS i FROM embeddings")["i"].to_pylist()
+    look_up = f"SELECT image_id, neg_elbo FROM embeddings WHERE image_id = '{one}'"
+    vector = np.random.default_rng(0).normal(size=64).astype(np.float32)
+    questions: dict[str, Callable[[Asked], Any]] = {
+        "top 100 by score": lambda held: held.embeddings("m").anomalies(top=100),
+        "look-up by id": lambda held: held.sql(look_up),
+        "10 nearest of one, vectors read for it": lambda held: held.embeddings("m").neighbours(
+            vector, approximate=False
+        ),
+    }
+    found = {}
+    for name, ask in questions.items():
+        there, here = (seconds(lambda a=ask, h=held: a(h)) for held in (remote, lake))
+        found |= {f"{name}, s": there, f"{name}, times that on disk": there / here}
     return found
 
 
@@ -154,4 +160,5 @@ SECTIONS: dict[str, Round] = {"disk": query_round, "s3": s3_round}
 
 
 if __name__ == "__main__":
-    main("query", __doc__, SECTIONS)
+    with ENDING:
+        main("query", __doc__, SECTIONS)

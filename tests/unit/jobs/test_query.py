@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from flows.cli import cli
-from jobs import job
+from jobs import job, views
 from jobs.errors import InputError
 from jobs.lake import Lake as Places
 from jobs.query import Embeddings, Lake
@@ -57,6 +57,22 @@ def test_a_lake_that_is_held_answers_of_now(lake: Lake, tmp_path: Path) -> None:
     job.run(InlineEmbed(lake, night="2026-01-02"))
     assert lake.sql(count).to_pylist() == [{"n": 650, "versions": 2}]
     assert lake.sql("SELECT count(*) AS n FROM runs WHERE job = 'embed'").to_pylist() == [{"n": 2}]
+
+
+def test_a_question_opens_the_tables_that_it_names(trained: Places, monkeypatch) -> None:
+    job.run(InlineEmbed(trained))
+    opened: list[str] = []
+    real = views._snapshots
+    monkeypatch.setattr(
+        views, "_snapshots", lambda lake, name, v: (opened.append(name), real(lake, name, v))[1]
+    )
+    lake = Lake(trained.uri)
+    lake.sql('WITH x AS (SELECT * FROM "Embeddings" WHERE night = ?) SELECT * FROM x', ["?"])
+    assert opened == ["embeddings"]
+    lake.embeddings("m").anomalies(top=3)
+    assert sorted(opened) == ["embeddings", "images"]
+    lake.embeddings("m").anomalies(top=3)
+    assert len(opened) == 2
 
 
 def test_anomalies_of_a_label(lake: Lake, model: Embeddings) -> None:
