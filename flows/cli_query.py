@@ -179,8 +179,7 @@ def _held(lake: str) -> Lake:
 
 
 def _emit_rows(table: Any, lake: str, options: dict[str, Any]) -> None:
-    from flows.output import csv_text, emit, records_text, write_parquet
-    from jobs.query import to_records
+    from flows.output import csv_text, emit, records_text, to_records, write_parquet
 
     if options["parquet"]:
         write_parquet(table, options["parquet"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -50,8 +51,6 @@ def report_text(report: JobReport) -> str:
 
 def csv_text(table: pa.Table) -> str:
     """With a head; lists and bytes as in JSON."""
-    from jobs.query import to_records
-
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, table.column_names, lineterminator="\n")
     writer.writeheader()
@@ -119,4 +118,23 @@ def _number(value: Any) -> str:
         return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.1f}"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
+    return str(value)
+
+
+def to_records(table: pa.Table) -> list[dict[str, Any]]:
+    """Rows as JSON values: bytes as their length, times as text, what is not finite as null."""
+    return [{k: _json_value(v) for k, v in row.items()} for row in table.to_pylist()]
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return f"<{len(value)} bytes>"
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # JSON has no such numbers
+    if isinstance(value, list):
+        return [_json_value(each) for each in value]
+    if isinstance(value, dict):
+        return {name: _json_value(each) for name, each in value.items()}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
     return str(value)

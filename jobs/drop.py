@@ -8,9 +8,11 @@ from jobs import catalog
 from jobs.bundle_about import read_about
 from jobs.embed import embed_tables
 from jobs.errors import InputError
+from jobs.index import index_folder
 from jobs.job import Job
 from jobs.lake import Lake
 from jobs.schema import MAPS, RECONSTRUCTIONS
+from jobs.storage import delete_tree
 from jobs.tables import Snapshot, Table, open_snapshot
 from jobs.units import Completion, Plan, Settled, Unit, digest
 
@@ -90,3 +92,7 @@ class DropJob(Job):
                 "model_version": self.version,
             },
         )
+
+    def after(self, plan: Plan) -> None:
+        """What derives from the version's embeddings goes, too."""
+        delete_tree(index_folder(self.lake, self.target, plan.settings["model_version"]))

@@ -10,6 +10,7 @@ import dataclasses
 import io
 import json
 import logging
+import re
 import time
 import uuid
 from typing import Any
@@ -41,61 +42,68 @@ def build(lake: Lake, model: str, metric: str) -> dict[str, Any]:
 
     model: NAME[@VERSION|@ALIAS]. Raises InputError where usearch is not installed.
     """
-    usearch = _usearch()
+    _usearch()
     started = time.monotonic()
     name, version = catalog.resolve_model(lake, model)
     snapshot = catalog.embeddings_snapshot(lake, name, version)
     uri = _uri(lake, name, version, metric, snapshot)
-    told = read_if_there(uri)
-    made = told is None
-    if made:
-        vectors = Vectors.read(snapshot, version)
-        rows, dim = vectors.matrix_ND.shape
-        index = usearch.Index(
-            ndim=dim,
-            metric=METRIC[metric],
-            dtype="f32",
-            connectivity=CONNECTIVITY,
-            expansion_add=ADD,
-            expansion_search=SEARCH,
-        )
-        index.add(np.arange(rows), vectors.matrix_ND)
-        keys = io.BytesIO()
-        columns = {"image_id": vectors.ids, "dataset": vectors.datasets.dictionary_encode()}
-        pq.write_table(pa.table(columns), keys, compression="zstd", compression_level=1)
-        stem = f"{metric}-v{snapshot.version}-{uuid.uuid4().hex[:8]}"
-        files = {"index": f"{stem}.usearch", "keys": f"{stem}.parquet"}
-        folder = uri.rpartition("/")[0]
-        create(join(folder, files["index"]), memoryview(index.save()).cast("B"))
-        create(join(folder, files["keys"]), keys.getbuffer())
-        # Last: what it names is whole.
-        told = json.dumps({"layout": LAYOUT, "rows": rows, "dimension": dim, **files}).encode()
-        create_or_keep(uri, told)
-        _sweep(uri, metric)
-    about = json.loads(told or b"{}")
+    index = Index.find(lake, name, version, metric, snapshot)
+    made = index is None
+    rows = len(index.ids) if index is not None else _make(snapshot, version, metric, uri)
     return {
         "model": name,
         "model_version": version,
         "metric": metric,
         "embeddings_version": snapshot.version,
-        "rows": about["rows"],
+        "rows": rows,
         "made": made,
         "seconds": round(time.monotonic() - started, 3),
     }
 
 
+def _make(snapshot: Snapshot, version: str, metric: str, uri: str) -> int:
+    """Writes the index and, last, what names its files; returns its rows."""
+    vectors = Vectors.read(snapshot, version)
+    rows, dim = vectors.matrix_ND.shape
+    index = _usearch().Index(
+        ndim=dim,
+        metric=METRIC[metric],
+        dtype="f32",
+        connectivity=CONNECTIVITY,
+        expansion_add=ADD,
+        expansion_search=SEARCH,
+    )
+    index.add(np.arange(rows), vectors.matrix_ND)
+    keys = io.BytesIO()
+    columns = {"image_id": vectors.ids, "dataset": vectors.datasets.dictionary_encode()}
+    pq.write_table(pa.table(columns), keys, compression="zstd", compression_level=1)
+    stem = f"{metric}-v{snapshot.version}-{uuid.uuid4().hex[:8]}"
+    files = {"index": f"{stem}.usearch", "keys": f"{stem}.parquet"}
+    folder = uri.rpartition("/")[0]
+    create(join(folder, files["index"]), memoryview(index.save()).cast("B"))
+    create(join(folder, files["keys"]), keys.getbuffer())
+    told = {"layout": LAYOUT, "rows": rows, "dimension": dim, **files}
+    delete(uri)  # of one that could not be used
+    create_or_keep(uri, json.dumps(told).encode())
+    _sweep(folder, metric, snapshot.version)
+    return rows
+
+
 def _uri(lake: Lake, model: str, version: str, metric: str, snapshot: Snapshot) -> str:
-    return join(lake.uri, "indexes", model, version, f"{metric}-v{snapshot.version}.json")
+    return join(index_folder(lake, model, version), f"{metric}-v{snapshot.version}.json")
 
 
-def _sweep(uri: str, metric: str) -> None:
-    """Removes a metric's other indexes, of earlier embeddings and of other builds."""
-    folder, _, name = uri.rpartition("/")
-    kept = {name, *(v for v in json.loads(read(uri)).values() if isinstance(v, str))}
+def index_folder(lake: Lake, model: str, version: str) -> str:
+    return join(lake.uri, "indexes", model, version)
+
+
+def _sweep(folder: str, metric: str, version: int) -> None:
+    """Removes a metric's indexes of earlier embeddings; a later one is somebody else's."""
     for entry in list_folder(folder):
-        file = entry["name"].rsplit("/", 1)[-1]
-        if file.startswith(f"{metric}-") and file not in kept:
-            delete(join(folder, file))
+        name = entry["name"].rsplit("/", 1)[-1]
+        found = re.match(rf"{metric}-v(\d+)[-.]", name)
+        if found is not None and int(found[1]) < version:
+            delete(join(folder, name))
 
 
 @dataclasses.dataclass(frozen=True)

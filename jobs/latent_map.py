@@ -19,7 +19,7 @@ from jobs.idset import digests
 from jobs.job import Job, OutOfDate
 from jobs.lake import Lake
 from jobs.nearest import vectors_of
-from jobs.schema import MAPS, RECONSTRUCTIONS
+from jobs.schema import MAPS, MODEL_PARTITION, RECONSTRUCTIONS
 from jobs.shards import ShardWriter, read_shard
 from jobs.storage import join
 from jobs.tables import Snapshot, Table, TableFile, open_snapshot
@@ -89,7 +89,14 @@ class MapJob(Job):
         return digest(LAYOUT, self._partition, self.embeddings.version)
 
     def claims(self, plan: Plan) -> bool:
-        return plan.fingerprint == self._fingerprint()
+        """Also of earlier embeddings: they are given up then."""
+        return plan.settings == self._partition
+
+    def units(self, plan: Plan) -> Iterator[Unit]:
+        """Of a plan that was left behind, only while its embeddings are the newest."""
+        if plan.fingerprint != self._fingerprint():
+            raise OutOfDate("the embeddings have changed")
+        return iter(plan.units)
 
     def execute(self, plan: Plan, units: Iterable[Unit]) -> None:
         for unit in units:
@@ -139,10 +146,17 @@ class MapJob(Job):
         later = ("embeddings_version", plan.base["embeddings"] + 1, 2**62)
         if now.paths(self._partition, later):
             raise OutOfDate("there is a map of later embeddings")
-        embeddings = open_snapshot(self.embeddings.uri)
-        if embeddings is None or not embeddings.partition_rows({"model_version": self.version}):
-            raise OutOfDate("its embeddings were dropped")
         done = list(completions.values())
+        embeddings = open_snapshot(self.embeddings.uri)
+        held = (
+            {tuple(sorted(f.partition.items())) for f in embeddings.files()}
+            if embeddings
+            else set()
+        )
+        for output in (output for each in done for output in each.outputs):
+            mine = {name: output.partition[name] for name in MODEL_PARTITION}
+            if tuple(sorted(mine.items())) not in held:
+                raise OutOfDate("its embeddings were dropped")
         return Settled(
             files={head.uri: [], now.uri: [output for each in done for output in each.outputs]},
             removed={now.uri: now.paths(self._partition)},

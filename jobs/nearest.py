@@ -37,7 +37,9 @@ def distances(matrix_ND: np.ndarray, vector_D: np.ndarray, metric: str) -> np.nd
         return np.linalg.norm(wide_ND - wide_D, axis=1)
     lengths_N = np.linalg.norm(wide_ND, axis=1) * np.linalg.norm(wide_D)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.nan_to_num(1.0 - wide_ND @ wide_D / lengths_N, nan=1.0)
+        # Not a matrix product, whose last digits hang on a row's place: equal rows are equally far.
+        products_N = np.einsum("nd,d->n", wide_ND, wide_D)
+        return np.nan_to_num(1.0 - products_N / lengths_N, nan=1.0)
 
 
 def lengths(matrix_ND: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ from jobs.tables import Snapshot
 from jobs.vectors import Vectors, dimension, is_image, row_of
 from jobs.views import Views, quoted
 from vae_core.score_names import SCORES
+
+log = logging.getLogger("latentlake")
 
 RANKED = (*SCORES, "p_value")
 MANY = 1_000_000  # embeddings, from which on an index is asked where there is one
@@ -139,6 +141,8 @@ class Embeddings:
         """
         if metric not in METRICS:
             raise unknown_name("metric", metric, list(METRICS))
+        if k < 1:
+            raise InputError(f"k {k}: ask for at least one neighbour")
         narrowed = any(value is not None for value in (dataset, label, night))
         index = self._index(metric, approximate, narrowed)
         held = self._vectors if index is None else index
@@ -221,7 +225,7 @@ class Embeddings:
         label: str | None = None,
         images: bool = False,
     ) -> pa.Table:
-        """Every embedding as a point (x, y), as `latentlake map` laid them out, with its scores.
+        """Embeddings as points (x, y), as `latentlake map` last laid them out, with their scores.
 
         images: with the pictures, as a column of structs with PNG `bytes`, which is what viewers of
         embeddings take; they are all in memory at once. Raises InputError where there is no map.
@@ -232,7 +236,7 @@ class Embeddings:
         of_label = "" if label is None else self._labelled("r")
         found = self.lake.sql(
             f"""
-            SELECT r.image_id, r.dataset, r.x, r.y, {self._source},
+            SELECT r.image_id, r.dataset, r.x, r.y, r.embeddings_version, {self._source},
                    e.night, e.p_value, {", ".join(f"e.{score}" for score in SCORES)}
             FROM maps r JOIN embeddings e USING (image_id, dataset, model, model_version)
             LEFT JOIN images i USING (image_id, dataset)
@@ -240,16 +244,20 @@ class Embeddings:
             """,
             [*params, *([] if label is None else [label])],
         )
-        if not len(found) and not self._is_mapped(method):
-            raise InputError(
-                f"{self.model}@{self.version} has no map by {method} yet; run "
-                f"latentlake map --model {self.model}@{self.version} --method {method}"
-            )
+        self._require_map(method)
         return with_pictures(self.lake, found) if images else found
 
-    def _is_mapped(self, method: str) -> bool:
+    def _require_map(self, method: str) -> None:
+        """Warns of one of earlier embeddings."""
         where, params = _where({**self._mine, "r.method": method})
-        return bool(len(self.lake.sql(f"SELECT 1 FROM maps r WHERE {where} LIMIT 1", params)))
+        asked = f"SELECT max(embeddings_version) AS v FROM maps r WHERE {where}"
+        (version,) = self.lake.sql(asked, params)["v"].to_pylist()
+        name = f"{self.model}@{self.version}"
+        way = f"run latentlake map --model {name} --method {method}"
+        if version is None:
+            raise InputError(f"{name} has no map by {method} yet; {way}")
+        if version != self._snapshot.version:
+            log.warning("the map of %s is of earlier embeddings; %s", name, way)
 
     @property
     def _mine(self) -> dict[str, str]:
@@ -361,6 +369,8 @@ class Embeddings:
         vectors = self._of_file(of) if isinstance(of, Path) else of
         if vectors.ndim not in (1, 2) or vectors.shape[-1] != dim:
             raise InputError(f"an embedding of {self.model} has {dim} numbers, not {vectors.shape}")
+        if not vectors.size or not np.isfinite(vectors).all():
+            raise InputError("give at least one embedding, of finite numbers")
         return vectors.astype(np.float32)
 
     def _of_file(self, path: Path) -> np.ndarray:
@@ -372,22 +382,3 @@ class Embeddings:
 def _where(columns: dict[str, str | None]) -> tuple[str, list[str]]:
     given = {column: value for column, value in columns.items() if value is not None}
     return " AND ".join(f"{column} = ?" for column in given), list(given.values())
-
-
-def to_records(table: pa.Table) -> list[dict[str, Any]]:
-    """Rows as JSON values: bytes as their length, times as text, what is not finite as null."""
-    return [{k: _json_value(v) for k, v in row.items()} for row in table.to_pylist()]
-
-
-def _json_value(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return f"<{len(value)} bytes>"
-    if isinstance(value, float) and not math.isfinite(value):
-        return None  # JSON has no such numbers
-    if isinstance(value, list):
-        return [_json_value(each) for each in value]
-    if isinstance(value, dict):
-        return {name: _json_value(each) for name, each in value.items()}
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    return str(value)

@@ -56,24 +56,22 @@ class Views:
         """
 
         def action() -> pa.Table:
-            try:
-                with self._lock:
+            with self._lock:
+                try:
                     return self._answer(statement, params, tables)
-            except duckdb.Error as error:
-                fault = _fault_below(error)
-                if fault is None:
-                    raise InputError(f"SQL: {error}") from error
-                self._connection = None  # it may hold what was half read
-                raise OSError(fault) from error
+                except duckdb.Error as error:
+                    # It may hold what was half read, or a transaction that was aborted.
+                    self._connection = None
+                    fault = _fault_below(error)
+                    if fault is None:
+                        raise InputError(f"SQL: {error}") from error
+                    raise OSError(fault) from error
 
         return attempt(action, self.lake.uri, "read")
 
     def columns(self, name: str) -> list[str]:
         """Of a view."""
-        with self._lock:
-            connection = self._fresh()
-            self._open(connection, [name])
-            return connection.view(name).columns
+        return self.sql(f'SELECT * FROM "{name}" LIMIT 0').column_names
 
     def _answer(
         self, statement: str, params: Sequence[Any], tables: Mapping[str, pa.Table]
@@ -81,18 +79,21 @@ class Views:
         connection = self._fresh()
         for name, table in tables.items():
             connection.register(name, table)
-        self._open(connection, _named(self._parser, statement) or VIEWS)
         try:
-            relation = connection.sql(statement, params=list(params))
-        except duckdb.CatalogException:  # one of ours, named where a look at the text misses it
-            self._open(connection, VIEWS)
-            relation = connection.sql(statement, params=list(params))
-        if relation is None:
-            raise InputError("the statement returns no rows; write a SELECT")
-        found = relation.to_arrow_table()
-        for name in tables:
-            connection.unregister(name)
-        return found
+            self._open(connection, _named(self._parser, statement) or VIEWS)
+            try:
+                relation = connection.sql(statement, params=list(params))
+            except duckdb.CatalogException:  # one of ours, named where a look at the text misses it
+                self._open(connection, VIEWS)
+                relation = connection.sql(statement, params=list(params))
+            if relation is None:
+                raise InputError("the statement returns no rows; write a SELECT")
+            return relation.to_arrow_table()
+        finally:
+            for name in tables:
+                connection.unregister(name)
+            if not _only_asks(self._parser, statement):
+                self._connection = None  # what it changed is nobody else's
 
     def _fresh(self) -> duckdb.DuckDBPyConnection:
         """The connection, with no view that is older than what is published now."""
@@ -113,7 +114,6 @@ class Views:
             connection.register(f"no_{name}", _empty(SPECS[name]))
             body = " UNION ALL BY NAME ".join([f'SELECT * FROM "no_{name}" WHERE false', *parts])
             connection.execute(f'CREATE OR REPLACE VIEW "{name}" AS {body}')
-            # Aliases and runs may grow without a job; they are small.
             if name not in CATALOG:
                 self._opened.add(name)
 
@@ -139,6 +139,12 @@ def _named(parser: duckdb.DuckDBPyConnection, statement: str) -> set[str]:
     return {name.lower() for name in names} & VIEWS
 
 
+def _only_asks(parser: duckdb.DuckDBPyConnection, statement: str) -> bool:
+    """Whether it leaves nothing behind in a connection."""
+    asking = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
+    return all(each.type in asking for each in parser.extract_statements(statement))
+
+
 def _empty(spec: TableSpec) -> pa.Table:
     owner = {"images": "dataset", "sources": "dataset", "quarantine": "dataset"}.get(
         spec.name, "model"
@@ -160,7 +166,8 @@ def _snapshots(
         places = [(lake.model(m, name), {"model": m}) for m in catalog.models(lake)]
     found = []
     for uri, owner in places:
-        version = versions.get(uri.removeprefix(lake.uri + "/"))
+        # Aliases and runs are what they are now; the others, as a finished job published them.
+        version = versions.get(uri.removeprefix(lake.uri + "/")) if owner else None
         if version is None and owner:
             continue  # no finished job has published it
         snapshot = open_snapshot(uri, version)

@@ -37,6 +37,16 @@ def test_every_image_is_embedded_once_and_a_rerun_has_nothing_to_do(trained: Lak
     assert again.executed == []
 
 
+def test_rows_of_a_file_are_sorted_by_id(trained: Lake) -> None:
+    job.run(InlineEmbed(trained, reconstructions="all"))
+    for table in ("embeddings", "reconstructions"):
+        snapshot = open_snapshot(trained.model("m", table))
+        assert snapshot is not None
+        for _, rows in snapshot.read_each(["image_id"]):
+            ids = rows["image_id"].to_pylist()
+            assert ids == sorted(ids)
+
+
 def test_only_new_images_are_embedded_the_next_night(trained: Lake, tmp_path: Path) -> None:
     job.run(InlineEmbed(trained))
     before = embedded(trained)

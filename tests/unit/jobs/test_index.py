@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from flows.cli import cli
 from jobs import index, job, query
+from jobs.drop import DropJob
 from jobs.errors import InputError
 from jobs.lake import Lake as Places
 from jobs.query import Lake
@@ -107,6 +108,26 @@ def test_a_damaged_one_is_not_believed(lake: Lake, name: str, monkeypatch) -> No
     assert lake.embeddings("m").neighbours(np.ones(4)).equals(expected)
     file.unlink()
     assert lake.embeddings("m").neighbours(np.ones(4)).equals(expected)
+    assert index.build(lake, "m", "cosine")["made"]
+    assert recall(lake, "cosine") > 0.95
+
+
+def test_one_of_earlier_embeddings_takes_no_later_one_away(lake: Lake, monkeypatch) -> None:
+    """Its builder was slow: embed and another builder came by meanwhile."""
+    make = index._make
+
+    def slow(snapshot, *others):
+        monkeypatch.setattr(index, "_make", make)
+        job.run(InlineEmbed(lake, night="2026-01-02", redo=True))
+        assert index.build(lake, "m", "cosine")["made"]
+        return make(snapshot, *others)
+
+    monkeypatch.setattr(index, "_make", slow)
+    index.build(lake, "m", "cosine")
+    assert recall(lake, "cosine") > 0.95
+    version = lake.embeddings("m").version
+    job.run(DropJob(lake, f"m@{version}", None, "2026-01-03"))
+    assert not files(lake)
 
 
 def test_without_usearch_it_is_said_how_to_get_it(lake: Lake, monkeypatch) -> None:

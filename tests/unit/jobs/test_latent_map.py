@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from jobs.latent_map import MapJob
 from jobs.nearest import vectors_of
 from jobs.query import Lake
 from tests.helpers import write_source
-from tests.inline import InlineEmbed, InlineStage
+from tests.inline import InlineEmbed, InlineStage, Overtaken
 
 NIGHT = "2026-01-01"
 
@@ -58,7 +59,7 @@ def test_pca_is_that_of_scikit_learn(lake: Lake) -> None:
     np.testing.assert_allclose(found * signs, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_map_keeps_up_with_its_embeddings(lake: Lake, tmp_path: Path) -> None:
+def test_a_map_keeps_up_with_its_embeddings(lake: Lake, tmp_path: Path, caplog) -> None:
     with pytest.raises(InputError, match="latentlake map --model m@"):
         lake.embeddings("m").map()
     mapped(lake)
@@ -66,6 +67,8 @@ def test_a_map_keeps_up_with_its_embeddings(lake: Lake, tmp_path: Path) -> None:
     write_source(tmp_path / "more" / "b.parquet", range(2000, 2050))
     job.run(InlineStage(lake, tmp_path / "more", night="2026-01-02"))
     job.run(InlineEmbed(lake, night="2026-01-02"))
+    assert len(lake.embeddings("m").map()) == 600
+    assert "the map of m@" in caplog.text
     assert mapped(lake, night="2026-01-03").counts["mapped"] == 650
     rows = lake.sql("SELECT count(*) AS n, count(DISTINCT image_id) AS ids FROM maps")
     assert rows.to_pylist() == [{"n": 650, "ids": 650}]
@@ -77,16 +80,50 @@ def test_a_map_keeps_up_with_its_embeddings(lake: Lake, tmp_path: Path) -> None:
         mapped(lake)
 
 
-def test_a_map_of_what_was_dropped_meanwhile_is_not_published(lake: Lake) -> None:
-    class Overtaken(MapJob):
-        def execute(self, plan, units) -> None:
-            super().execute(plan, units)
-            DropJob(self.lake, f"m@{self.version}", None, NIGHT)
-            job.run(DropJob(self.lake, f"m@{self.version}", None, NIGHT))
+class OvertakenMap(Overtaken, MapJob):
+    def __init__(self, lake: Lake, rival: job.Job) -> None:
+        super().__init__(lake, "m", "pca", NIGHT)
+        self.rival = rival
 
+
+def test_a_map_of_what_is_dropped_meanwhile_is_not_published(lake: Lake) -> None:
+    """At the last moment, between its work and its commit."""
+    drop = DropJob(lake, f"m@{lake.embeddings('m').version}", None, NIGHT)
     with pytest.raises(InputError, match="has embedded no images yet"):
-        job.run(Overtaken(lake, "m", "pca", NIGHT))
+        job.run(OvertakenMap(lake, drop))
     assert len(lake.sql("SELECT * FROM maps")) == 0
+
+
+def test_a_map_has_no_points_of_a_dataset_that_was_dropped(lake: Lake, tmp_path: Path) -> None:
+    write_source(tmp_path / "e" / "a.parquet", range(3000, 3050))
+
+    class Other(InlineStage):
+        def __init__(self) -> None:
+            super().__init__(lake, tmp_path / "e")
+            self.target = "e"
+            self.settings = self.settings.model_copy(update={"dataset": "e"})
+
+    job.run(Other())
+    job.run(InlineEmbed(lake, dataset="e"))
+    drop = DropJob(lake, f"m@{lake.embeddings('m').version}", "e", NIGHT)
+    report = job.run(OvertakenMap(lake, drop))
+    assert report.counts["mapped"] == 600
+    counts = lake.sql("SELECT dataset, count(*) AS n FROM maps GROUP BY ALL")
+    assert counts.to_pylist() == [{"dataset": "d", "n": 600}]
+
+
+def test_a_map_that_was_killed_is_given_up_once_it_is_old(lake: Lake, tmp_path: Path) -> None:
+    class Killed(MapJob):
+        def settle(self, plan, completions, head):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        job.run(Killed(lake, "m", "pca", NIGHT))
+    write_source(tmp_path / "more" / "b.parquet", range(2000, 2050))
+    job.run(InlineStage(lake, tmp_path / "more", night="2026-01-02"))
+    job.run(InlineEmbed(lake, night="2026-01-02"))
+    assert mapped(lake).counts["mapped"] == 650
+    assert not list(Path(lake.uri.removeprefix("file://"), "units").glob("map-*/*"))
 
 
 def test_one_dimension_makes_a_line(monkeypatch) -> None:
@@ -134,7 +171,5 @@ def test_embedding_atlas_can_open_the_file(lake: Lake, tmp_path: Path) -> None:
     assert {"image_id", "label", "neg_elbo", "p_value", "source_uri"} <= set(frame.columns)
     # A PNG in each: Parquet of a plain struct, which DuckDB in a browser reads, too.
     assert pq.read_schema(path).field("image").type == pa.struct({"bytes": pa.binary()})
-    import io
-
     picture = Image.open(io.BytesIO(frame["image"][0]["bytes"]))
     assert picture.size == (28, 28)

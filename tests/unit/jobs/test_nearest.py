@@ -53,10 +53,19 @@ def test_far_from_zero_the_nearest_are_the_same(metric: str) -> None:
     assert rows[0] == 0
 
 
-def test_of_equal_ones_the_first_are_found() -> None:
-    ones = np.ones((90, 1), np.float32)
-    ((rows, _),) = nearest(ones, ones[:1], 5, "cosine", np.ones(90, bool))
-    assert rows.tolist() == [0, 1, 2, 3, 4]
+@pytest.mark.parametrize("metric", METRICS)
+def test_of_equal_ones_the_first_are_found(metric: str) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        some = rng.normal(size=(7, 64)).astype(np.float32)
+        matrix = some[rng.integers(7, size=300)]
+        query = rng.normal(size=(1, 64)).astype(np.float32)
+        ((rows, far),) = nearest(matrix, query, 20, metric, np.ones(300, bool))
+        assert [tuple(x) for x in zip(far, rows, strict=True)] == sorted(
+            zip(far, rows, strict=True)
+        )
+        (same,) = np.nonzero((matrix == matrix[rows[0]]).all(1))
+        assert rows[: len(same)].tolist() == same[:20].tolist()
 
 
 def test_one_image_has_no_pair() -> None:
