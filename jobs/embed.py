@@ -162,19 +162,21 @@ class EmbedJob(PoolJob):
         """Units of the images that are missing; a key where rows have to leave."""
         redo = self.redo
         held = {name: IdSet() if redo else self._held_ids(name) for name in PER_IMAGE}
+        anomalies = self._held_ids("anomalies")
+        may_leave = any(len(ids) for ids in (*held.values(), anomalies))
         extreme = self._extreme_ids()
         units, found = [], []
         for path, rows in images.read_each(["image_id"]):
             ids = digests(rows["image_id"])
-            found.append(ids)
+            if may_leave:  # else nobody asks which images there are
+                found.append(ids)
             new = ~held["embeddings"].has(ids)
             drawn = self._drawn(ids, new, extreme) & ~held["reconstructions"].has(ids)
             for tables, wanted in _by_tables({"embeddings": new, "reconstructions": drawn}).items():
                 work = {"path": path, "tables": list(tables)}
                 units += [Unit.of(fingerprint, work | piece) for piece in _pieces(wanted, len(ids))]
         known = IdSet(found)
-        held["anomalies"] = self._held_ids("anomalies")
-        leaves = any(not ids.within(known) for ids in held.values())
+        leaves = any(not ids.within(known) for ids in (*held.values(), anomalies))
         if redo:
             now = open_snapshot(self.lake.model(self.target, "embeddings"))
             return {"units": units, "key": ["redo", now.version if now is not None else -1]}
