@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import Any
 
+import pyarrow as pa
+
 from jobs.errors import InputError, unknown_name
 from jobs.lake import Lake
+from jobs.shards import read_shard
 from jobs.storage import exists, folder_names, join
 from jobs.tables import Snapshot, open_snapshot
 
@@ -29,8 +33,14 @@ def catalog_rows(lake: Lake, table: str) -> list[dict[str, Any]]:
     snapshot = open_snapshot(lake.catalog(table))
     if snapshot is None:
         return []
-    rows = snapshot.read(snapshot.schema.names)
+    rows = _rows_of(tuple(snapshot.file_uris()), tuple(snapshot.schema.names))
     return rows.to_pylist() if rows is not None else []
+
+
+# Files never change under their names; these tables are small, and asked again and again.
+@functools.lru_cache(maxsize=8)
+def _rows_of(uris: tuple[str, ...], columns: tuple[str, ...]) -> pa.Table | None:
+    return pa.concat_tables([read_shard(uri, columns) for uri in uris]) if uris else None
 
 
 def runs(lake: Lake) -> list[dict[str, Any]]:
