@@ -25,7 +25,6 @@ from jobs.storage import join
 from jobs.tables import Snapshot, Table, TableFile, open_snapshot
 from jobs.units import Completion, Plan, Settled, Unit, digest, total_counts
 
-METHODS = ("pca", "umap")
 LAYOUT = 1  # raised when the same embeddings would come out otherwise
 FITTED = 50_000  # embeddings that UMAP lays out by itself; others are placed among them
 FEWEST = 16  # that UMAP can lay out: its neighbours and one
