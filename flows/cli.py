@@ -142,13 +142,18 @@ def _share(option: str, text: str) -> float:
 @click.option("--scores", type=click.Choice(["all", "none"]), help="none: only encode; faster.")
 @click.option("--redo", is_flag=True, help="Embed all again; old rows are replaced in one commit.")
 @click.option("--batch-size", type=int, metavar="N", help="Images a forward pass.")
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    help="auto (default): a GPU a worker where the model was calibrated on one.",
+)
 @job_options
 def embed(dataset: str, model: str, alpha: str | None, **options: Any) -> None:
     """Embed and score the images that the model has not seen yet; flag the anomalies among them.
 
     Example: latentlake embed --dataset photos --model photos@champion
     """
-    plain = ("reconstructions", "commit_every", "scores", "redo", "batch_size", "workers")
+    plain = ("reconstructions", "commit_every", "scores", "redo", "batch_size", "device", "workers")
     settings = build(
         EmbedSettings,
         given(

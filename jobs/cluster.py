@@ -186,6 +186,6 @@ def on_gpus(device: str, workers: int) -> bool:
     if device == "cuda" and gpus < workers:
         raise InputError(
             f"{workers} workers asked for on a GPU each, but the cluster has {gpus}; ask for "
-            "fewer, or set run.device to auto"
+            "fewer, or set the device to auto"
         )
     return device != "cpu" and gpus >= workers

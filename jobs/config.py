@@ -311,6 +311,10 @@ class EmbedSettings(Settings):
     batch_size: int | None = Field(
         default=None, ge=1, description="images a forward pass; the bundle's scoring batch if none"
     )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto",
+        description="of each worker; auto: a GPU if there is one and the model was calibrated so",
+    )
     workers: int | None = Field(default=None, ge=1, description="workers; one a CPU if none")
 
     @model_validator(mode="after")

@@ -93,6 +93,9 @@ class EmbedJob(PoolJob):
         self.redo = settings.redo
         self.version = version
         self.about = read_about(lake, model, version)
+        # Where it was calibrated, so that its p-values hold.
+        on_gpu = self._is_calibrated("cuda")
+        self.device = settings.device if settings.device != "auto" or on_gpu else "cpu"
 
     @property
     def partition(self) -> dict[str, str]:
@@ -150,13 +153,17 @@ class EmbedJob(PoolJob):
         require_same_preprocessing(self.about, f"{self.target}@{self.version}")
 
     def _warn_of_other_digits(self) -> None:
-        calibrated = self.about["scoring"]["compute_fingerprint"]
-        if compute_fingerprint(self.batch_size) != calibrated:
+        if not self._is_calibrated("cpu" if self.device == "cpu" else "cuda"):
             log.warning(
-                "embed %s: batch shape or torch differ from those of the calibration; scores "
-                "agree to about 1e-5, not bit for bit",
+                "embed %s: device, batch shape or torch differ from those of the calibration; "
+                "scores agree to about 1e-5, not bit for bit",
                 self.target,
             )
+
+    def _is_calibrated(self, device: str) -> bool:
+        """Whether its calibration scores were computed as ours would be there."""
+        calibrated = self.about["scoring"]["compute_fingerprint"]
+        return compute_fingerprint(self.batch_size, device) == calibrated
 
     def _work(self, images: Snapshot, fingerprint: str) -> dict[str, Any]:
         """Units of the images that are missing; a key where rows have to leave."""

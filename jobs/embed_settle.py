@@ -70,7 +70,9 @@ class EmbedSettle:
             gone = {t.uri: _now(t).paths(self.partition) for t in tables}
         own = [o for unit in plan.units for o in latest[unit.unit_id].outputs_of("embeddings")]
         rewritten = [o for c in removals for o in c.outputs_of("embeddings")]
-        told = self._finalise(files, gone, own, rewritten) if plan.settings["whole"] else {}
+        computed = {c.details["compute"] for c in made.values() if "compute" in c.details}
+        batch = self._batch(computed) if plan.settings["whole"] else None
+        told = self._finalise(batch, files, gone, own, rewritten) if batch is not None else {}
         return Settled(
             files=files,
             removed=gone,
@@ -101,6 +103,7 @@ class EmbedSettle:
 
     def _finalise(
         self,
+        batch: Batch,
         files: dict[str, list[Output]],
         gone: dict[str, list[str]],
         own: list[Output],
@@ -112,7 +115,6 @@ class EmbedSettle:
         that images had to leave.
         """
         plan, embeddings = self.plan, self.lake.model(self.plan.target, "embeddings")
-        batch = self._batch()
         published = open_snapshot(embeddings)
         assert published is not None
         within = ("images_version", batch.first, batch.last)
@@ -141,8 +143,11 @@ class EmbedSettle:
         counts = {name: told[name] for name in ("batch", "tested", "fewest_flaggable")}
         return {**counts, "anomalies": told["flagged"]}
 
-    def _batch(self) -> Batch:
-        """Of all versions of the images table since the last batch."""
+    def _batch(self, computed: set[str]) -> Batch:
+        """Of all versions of the images table since the last batch.
+
+        computed: how its units' scores were, by fingerprint.
+        """
         plan, about = self.plan, self.about
         last = plan.settings["images_version"]
         redo = plan.settings["redo"]
@@ -154,7 +159,7 @@ class EmbedSettle:
             alpha=plan.settings["alpha"],
             decision_score=about["decision_score"],
             calibration=about["data"]["calibration_images"],
-            valid=compute_fingerprint(plan.settings["batch_size"]) == calibrated,
+            valid=(computed or {compute_fingerprint(plan.settings["batch_size"])}) == {calibrated},
             image_shape=tuple(about["config"]["image_shape"]),
         )
 

@@ -13,6 +13,7 @@ import torch
 
 from jobs import bundle as bundles
 from jobs import catalog
+from jobs.bundle_about import compute_fingerprint
 from jobs.corrections import correction_details, is_correction
 from jobs.embed import embed_tables, in_sample
 from jobs.idset import IdSet, digests
@@ -41,6 +42,9 @@ class EmbedWorker:
         self.images_uri = lake.dataset(settings["dataset"], "images")
         self.bundle = bundles.load(lake, settings["model"], settings["model_version"])
         self.scorer = self.bundle.scorer(settings["batch_size"])
+        device = settings.get("device", "cpu")  # as the actor got it
+        self.scorer.model.to(device)
+        self.compute = compute_fingerprint(settings["batch_size"], device)
         self.tables = embed_tables(lake, settings["model"], settings["latent_dim"])
         self.trained_on = _snapshot_ids(lake, self.bundle.about["data"])
 
@@ -52,7 +56,7 @@ class EmbedWorker:
         if is_correction(unit):
             rows, details = self._corrected(unit), correction_details(unit)
         else:
-            rows = self._embedded(unit)
+            rows, details = self._embedded(unit), {"compute": self.compute}
         name = f"{unit.unit_id}-{attempt}"
         outputs = [
             write_shard(table.uri, table.spec, rows[table.spec.name], name, self.partition)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import logging
@@ -35,7 +36,10 @@ _begun: set[tuple[str, int | None]] = set()  # jobs of this process, and the wor
 
 @ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=0)
 class _UnitActor:
-    def __init__(self, factory: WorkerFactory, lake: Lake, context: JobContext) -> None:
+    def __init__(
+        self, factory: WorkerFactory, lake: Lake, context: JobContext, device: str
+    ) -> None:
+        context = dataclasses.replace(context, settings=context.settings | {"device": device})
         self.lake = lake
         self.job_id = context.job_id
         # Made with the first unit: an error in here would only tell that the actor died.
@@ -59,8 +63,12 @@ def run_units(
     workers: int | None,
     ray_settings: RaySettings,
     report_count: str,
+    device: str = "cpu",
 ) -> None:
     """Runs units as they come on `workers` actors, by default one a CPU.
+
+    device: of each actor: cpu; cuda, a GPU each, by default one actor a GPU; auto, which is cuda
+    where there are enough GPUs. A worker finds it among its job's settings.
 
     Raises the first unit's error. A unit whose actor dies is handed out again, at most
     MAX_ATTEMPTS times in all.
@@ -71,8 +79,14 @@ def run_units(
     begun = (plan.job_id, workers) in _begun
     limit = (cluster.still if begun else cluster.ensure)(ray_settings, workers)
     _begun.add((plan.job_id, workers))
+    on_gpus = device != "cpu" and cluster.on_gpus(device, workers or 1)
+    if on_gpus:
+        limit = min(limit, int(ray.cluster_resources()["GPU"]))
+        log.info("%s %s: on %d GPUs, in float32", plan.job, plan.target, limit)
     first = list(itertools.islice(coming, limit))
-    actors = [_UnitActor.remote(factory, lake, plan.context) for _ in first]
+    make = _UnitActor.options(num_gpus=int(on_gpus))  # type: ignore[attr-defined]
+    kind = "cuda" if on_gpus else "cpu"
+    actors = [make.remote(factory, lake, plan.context, kind) for _ in first]
     progress = Progress(f"{plan.job} {plan.target}", report_count)
     try:
         _drain(actors, itertools.chain(first, coming), progress)

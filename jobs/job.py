@@ -116,6 +116,7 @@ class PoolJob(Job):
         self.night = night
         self.ray_settings = ray_settings
         self.workers = workers
+        self.device = "cpu"  # of each worker: cpu, cuda or auto
 
     @abc.abstractmethod
     def worker(self) -> WorkerFactory:
@@ -132,6 +133,7 @@ class PoolJob(Job):
             workers=self.workers,
             ray_settings=self.ray_settings,
             report_count=self.rows_counted,
+            device=self.device,
         )
 
 

@@ -178,6 +178,8 @@ def test_more_workers_than_the_cluster_has_is_refused_at_once(trained: Lake) -> 
         embed(trained, workers=64)
     with pytest.raises(InputError, match=r"64 workers asked for"):
         train(trained, workers=64, streams=64, seed=9)
+    with pytest.raises(InputError, match="on a GPU each, but the cluster has 0"):
+        embed(trained, device="cuda", workers=2)
     assert time.monotonic() - started < 10
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from jobs import bundle, catalog, job, publish, query, views
+from jobs.bundle_about import compute_fingerprint
 from jobs.drop import DropJob
 from jobs.errors import InputError
 from jobs.lake import Lake
@@ -174,6 +176,26 @@ def test_another_batch_shape_than_the_calibrations_is_said(trained: Lake, caplog
     assert "bit for bit" not in caplog.text
     InlineEmbed(trained, batch_size=50).plan()
     assert "agree to about 1e-5, not bit for bit" in caplog.text
+
+
+def test_p_values_hold_where_scores_were_computed_as_the_calibrations(trained: Lake) -> None:
+    def valid() -> list[bool]:
+        return views.sql(trained, "SELECT calibration_valid AS v FROM batches")["v"].to_pylist()
+
+    assert InlineEmbed(trained).device == "cpu"
+    job.run(InlineEmbed(trained))
+    assert valid() == [True]
+    # As if it had been calibrated on a GPU: one is asked for, and a worker without says so.
+    about = Path(trained.bundle(*catalog.resolve_model(trained, "m")).removeprefix("file://"))
+    text = (about / "model.json").read_text()
+    told = json.loads(text)["scoring"]
+    on_gpu = compute_fingerprint(told["batch_size"], "cuda")
+    (about / "model.json").write_text(text.replace(told["compute_fingerprint"], on_gpu))
+    embed = InlineEmbed(trained, night="2026-01-02", redo=True)
+    assert embed.device == "auto"
+    assert InlineEmbed(trained, device="cpu").device == "cpu"
+    job.run(embed)
+    assert valid() == [False]
 
 
 def test_a_crash_between_the_two_tables_is_completed(trained: Lake, monkeypatch) -> None:
