@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from jobs.query import Lake
 
 SHOWN = 200  # rows on a screen
+MAP_SHOWN = ("image_id", "dataset", "x", "y", "label", "p_value", "source_uri")
 METRIC = click.option(
     "--metric",
     type=click.Choice(["cosine", "euclidean"]),
@@ -157,7 +158,7 @@ def query_map(lake: str, model: str, **options: Any) -> None:
     Example: latentlake query map --model photos --images --parquet map.parquet
     """
     asked = {name: options[name] for name in ["method", "images", "night", "label", "dataset"]}
-    _emit_rows(_held(lake).embeddings(model).map(**asked), lake, options)
+    _emit_rows(_held(lake).embeddings(model).map(**asked), lake, options, MAP_SHOWN)
 
 
 @query.command("sql")
@@ -178,7 +179,10 @@ def _held(lake: str) -> Lake:
     return Lake(lake)
 
 
-def _emit_rows(table: Any, lake: str, options: dict[str, Any]) -> None:
+def _emit_rows(
+    table: Any, lake: str, options: dict[str, Any], columns: Sequence[str] | None = None
+) -> None:
+    """columns: those that a screen has room for; all of them if None."""
     from flows.output import csv_text, emit, records_text, to_records, write_parquet
 
     if options["parquet"]:
@@ -193,7 +197,8 @@ def _emit_rows(table: Any, lake: str, options: dict[str, Any]) -> None:
     if options["as_json"]:
         emit(to_records(table), True, "")
         return
-    text = records_text(to_records(table.slice(0, SHOWN)))
+    shown = [name for name in columns or table.column_names if name in table.column_names]
+    text = records_text(to_records(table.select(shown).slice(0, SHOWN)))
     if len(table) > SHOWN:
         text += f"\n{SHOWN} of {len(table):,} rows; --csv, --json or --parquet FILE give all"
     emit(None, False, text)

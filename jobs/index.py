@@ -20,10 +20,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs import catalog
-from jobs.errors import InputError, StorageError
+from jobs.errors import InputError, LatentlakeError
 from jobs.lake import Lake
 from jobs.nearest import distances
-from jobs.storage import create, create_or_keep, delete, join, list_folder, read, read_if_there
+from jobs.storage import (
+    create,
+    create_or_keep,
+    delete,
+    join,
+    list_folder,
+    local_path,
+    read,
+    read_if_there,
+)
 from jobs.tables import Snapshot
 from jobs.vectors import Found, Vectors
 
@@ -80,9 +89,10 @@ def _make(snapshot: Snapshot, version: str, metric: str, uri: str) -> int:
     stem = f"{metric}-v{snapshot.version}-{uuid.uuid4().hex[:8]}"
     files = {"index": f"{stem}.usearch", "keys": f"{stem}.parquet"}
     folder = uri.rpartition("/")[0]
-    create(join(folder, files["index"]), memoryview(index.save()).cast("B"))
+    data = memoryview(index.save()).cast("B")
+    create(join(folder, files["index"]), data)
     create(join(folder, files["keys"]), keys.getbuffer())
-    told = {"layout": LAYOUT, "rows": rows, "dimension": dim, **files}
+    told = {"layout": LAYOUT, "rows": rows, "dimension": dim, "bytes": len(data), **files}
     delete(uri)  # of one that could not be used
     create_or_keep(uri, json.dumps(told).encode())
     _sweep(folder, metric, snapshot.version)
@@ -128,11 +138,9 @@ class Index:
         if about["layout"] != LAYOUT:
             return None
         try:
-            usearch = _usearch()
             keys = pq.read_table(io.BytesIO(read(join(folder, about["keys"]))))
-            data = read(join(folder, about["index"]))
-            held = usearch.Index.restore(data)
-        except (InputError, StorageError, pa.ArrowException, RuntimeError, ValueError) as error:
+            held = _restored(join(folder, about["index"]), about["bytes"])
+        except (LatentlakeError, OSError, pa.ArrowException, RuntimeError, ValueError) as error:
             log.warning("the index %s cannot be used (%s); searching without", uri, error)
             return None
         if held is None or len(held) != about["rows"] or len(keys) != about["rows"]:
@@ -164,6 +172,16 @@ class Index:
             best = np.argsort(far, kind="stable")[:k]
             each.append((rows[best], far[best]))
         return each
+
+
+def _restored(uri: str, size: int) -> Any:
+    """Mapped from local disk, read from a store. Raises ValueError where it was cut off."""
+    path = local_path(uri)
+    source = str(path) if path is not None else read(uri)
+    found = path.stat().st_size if path is not None else len(source)
+    if found != size:
+        raise ValueError(f"{found} bytes instead of {size}")
+    return _usearch().Index.restore(source, view=path is not None)
 
 
 def _usearch() -> Any:
