@@ -91,11 +91,27 @@ def _ends(file: BinaryIO) -> bytes:
     return hashlib.sha256(first + last).digest()
 
 
+def _entered(uri: str) -> BinaryIO:
+    """Opening asks for the size: a request like any other, tried again like any other."""
+    fs, path = filesystem(uri)
+
+    def action() -> BinaryIO | None:
+        try:
+            return cast(BinaryIO, fs.open(path, "rb"))
+        except FileNotFoundError:
+            return None
+
+    file = attempt(action, uri, "read")
+    if file is None:
+        raise Replaced(uri)
+    return file
+
+
 @contextlib.contextmanager
 def _open_remote(uri: str, etag: str) -> Iterator[BinaryIO]:
-    fs, path = filesystem(uri)
+    opened = _entered(uri)
     try:
-        with fs.open(path, "rb") as file:
+        with opened as file:
             # From here on the client sends If-Match with every range.
             if str(file.details.get("ETag", etag)).strip('"') != etag:  # type: ignore[union-attr]
                 raise Replaced(uri)
@@ -111,8 +127,9 @@ def _open_remote(uri: str, etag: str) -> Iterator[BinaryIO]:
 @contextlib.contextmanager
 def _open_other(uri: str, etag: str) -> Iterator[BinaryIO]:
     fs, path = filesystem(uri)
+    opened = _entered(uri)
     try:
-        with fs.open(path, "rb") as file:
+        with opened as file:
             _require_same(fs, path, uri, etag)
             yield cast(BinaryIO, io.BufferedReader(_Patient(cast(BinaryIO, file), uri), 1 << 16))
             _require_same(fs, path, uri, etag)

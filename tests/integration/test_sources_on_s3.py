@@ -16,7 +16,7 @@ from jobs import job, storage
 from jobs.lake import Lake
 from jobs.listing import list_files
 from jobs.pins import Replaced, open_pinned, read_pinned
-from tests.fault_proxy import FaultProxy, fault_proxy
+from tests.fault_proxy import FaultProxy, Rule, fault_proxy
 from tests.helpers import S3Server, image_bytes, image_ids, staged_ids
 from tests.inline import InlineStage
 
@@ -149,6 +149,22 @@ def test_an_object_that_is_replaced_is_not_read_as_another(bucket, fs) -> None:
     fs.rm(uri)
     with pytest.raises(Replaced):
         read_pinned(uri, file.etag, file.size)
+
+
+@pytest.mark.parametrize("fault", ["slow_down", "internal_error", "reset"])
+def test_opening_an_object_is_tried_again(s3_server, fs, bucket, monkeypatch, fault) -> None:
+    """Its size is asked for by a request of its own, before any range."""
+    uri = f"s3://{bucket}/a.bin"
+    fs.pipe(uri, b"a" * 1000)
+    (file,) = list_files(uri)
+    rule = Rule(fault, only=lambda method, path, _: method == "HEAD", count=2)
+    with fault_proxy(s3_server.endpoint, [rule]) as faulty:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", faulty.endpoint)
+        _forget_clients()
+        with open_pinned(uri, file.etag) as opened:
+            assert opened.read() == b"a" * 1000
+        assert faulty.injected == {fault: 2}
+    _forget_clients()
 
 
 def test_an_object_replaced_between_two_ranges_is_noticed(bucket, fs, monkeypatch) -> None:
