@@ -83,6 +83,13 @@ def run_units(
     if on_gpus:
         limit = min(limit, int(ray.cluster_resources()["GPU"]))
         log.info("%s %s: on %d GPUs, in float32", plan.job, plan.target, limit)
+    elif device == "auto":
+        log.warning(
+            "%s %s: too few GPUs for what was calibrated on one; on CPUs, with results that are "
+            "marked so",
+            plan.job,
+            plan.target,
+        )
     first = list(itertools.islice(coming, limit))
     make = _UnitActor.options(num_gpus=int(on_gpus))  # type: ignore[attr-defined]
     kind = "cuda" if on_gpus else "cpu"

@@ -122,7 +122,9 @@ def _near(
 
 def _slack(lengths_N: np.ndarray, queries_QD: np.ndarray, metric: str) -> np.ndarray:
     """(Q,): how far apart two values of `_near` may be and yet in the wrong order."""
-    longest, dim = float(lengths_N.max(initial=0.0)), queries_QD.shape[1]
+    # A row that is not finite is nobody's neighbour, and spoils no bound.
+    longest = float(lengths_N.max(initial=0.0, where=np.isfinite(lengths_N)))
+    dim = queries_QD.shape[1]
     lengths_Q = lengths(queries_QD).astype(np.float64)
     size_Q = lengths_Q if metric == "cosine" else longest * (longest + 2.0 * lengths_Q)
     return 4.0 * (dim + 8) * ROUNDING * size_Q

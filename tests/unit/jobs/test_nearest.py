@@ -68,6 +68,17 @@ def test_of_equal_ones_the_first_are_found(metric: str) -> None:
         assert rows[: len(same)].tolist() == same[:20].tolist()
 
 
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_row_that_is_not_finite_is_nobody_s_neighbour(metric: str) -> None:
+    matrix = vectors(100, 8)
+    query = vectors(1, 8, seed=3)
+    ((rows, far),) = nearest(matrix, query, 10, metric, np.arange(100) != 40)
+    matrix[40, 3] = np.nan
+    ((found, near),) = nearest(matrix, query, 10, metric, np.ones(100, bool))
+    assert found.tolist() == rows.tolist()
+    assert near.tolist() == far.tolist()
+
+
 def test_one_image_has_no_pair() -> None:
     for count in (0, 1):
         assert close_pairs(np.ones((count, 3), np.float32), 1.0, "euclidean")[0].shape == (0, 2)

@@ -96,6 +96,14 @@ def test_flagged_anomalies_come_with_their_evidence(lake: Lake, model: Embedding
     assert evidence <= set(found.column_names)
 
 
+def test_what_has_no_neighbours_is_refused(model: Embeddings) -> None:
+    with pytest.raises(InputError, match="k 0"):
+        model.neighbours(np.ones(4), k=0)
+    for of in (np.full(4, np.nan), np.zeros((0, 4))):
+        with pytest.raises(InputError, match="at least one embedding, of finite numbers"):
+            model.neighbours(of)
+
+
 def test_neighbours_are_looked_for_where_it_is_said(lake: Lake, model: Embeddings) -> None:
     one = ids(lake.sql("SELECT min(image_id) AS image_id FROM embeddings"))[0]
     label = lake.sql("SELECT label FROM images GROUP BY 1 ORDER BY count(*)")["label"][0].as_py()
