@@ -6,11 +6,11 @@ from collections.abc import Iterable
 
 from jobs import catalog
 from jobs.bundle_about import read_about
-from jobs.embed import embed_tables
 from jobs.errors import InputError
 from jobs.index import index_folder
 from jobs.job import Job
 from jobs.lake import Lake
+from jobs.model_tables import embed_tables
 from jobs.schema import MAPS, RECONSTRUCTIONS
 from jobs.storage import delete_tree
 from jobs.tables import Snapshot, Table, open_snapshot

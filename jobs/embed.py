@@ -22,11 +22,10 @@ from jobs.errors import InputError
 from jobs.idset import IdSet, digests
 from jobs.job import PoolJob, WorkerFactory
 from jobs.lake import Lake
+from jobs.model_tables import embed_tables
 from jobs.schema import (
-    MODEL_TABLES,
     PREPROCESSING,
     RECONSTRUCTIONS,
-    embeddings_spec,
     image_shape_of,
 )
 from jobs.shards import read_shard
@@ -69,12 +68,6 @@ def _pieces(rows: np.ndarray, count: int) -> Iterator[dict[str, Any]]:
         whole = len(rows) == count
         span = [int(part[0]), int(part[-1]) + 1]
         yield {"span": span, "rows": None if whole else part.tolist()}
-
-
-def embed_tables(lake: Lake, model: str, latent_dim: int) -> list[Table]:
-    """In commit order."""
-    specs = (*MODEL_TABLES.values(), embeddings_spec(latent_dim))
-    return [Table(lake.model(model, spec.name), spec) for spec in specs]
 
 
 class EmbedJob(PoolJob):

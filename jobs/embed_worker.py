@@ -15,10 +15,11 @@ from jobs import bundle as bundles
 from jobs import catalog
 from jobs.bundle_about import compute_fingerprint
 from jobs.corrections import correction_details, is_correction
-from jobs.embed import embed_tables, in_sample
+from jobs.embed import in_sample
 from jobs.idset import IdSet, digests
 from jobs.images import encode_png
 from jobs.lake import Lake
+from jobs.model_tables import embed_tables
 from jobs.schema import RECONSTRUCTIONS
 from jobs.shards import ShardWriter, read_shard, read_span, row_groups, write_shard
 from jobs.split import pixels_of

@@ -44,6 +44,8 @@ METRIC = {"cosine": "cos", "euclidean": "l2sq"}
 # Links a node, and candidates while one is added and asked for. usearch's own (16, 128, 64) find
 # four in ten of the nearest among vectors that no direction stands out of, these nearly all.
 CONNECTIVITY, ADD, SEARCH = 32, 128, 256
+# Vectors that are added at once do not see each other, which among few of them loses neighbours.
+ALONE = 20_000
 
 
 def build(lake: Lake, model: str, metric: str) -> dict[str, Any]:
@@ -82,7 +84,10 @@ def _make(snapshot: Snapshot, version: str, metric: str, uri: str) -> int:
         expansion_add=ADD,
         expansion_search=SEARCH,
     )
-    index.add(np.arange(rows), vectors.matrix_ND)
+    keys_N = np.arange(rows)
+    for part, threads in ((slice(0, ALONE), 1), (slice(ALONE, None), 0)):
+        if len(keys_N[part]):
+            index.add(keys_N[part], vectors.matrix_ND[part], threads=threads)
     keys = io.BytesIO()
     columns = {"image_id": vectors.ids, "dataset": vectors.datasets.dictionary_encode()}
     pq.write_table(pa.table(columns), keys, compression="zstd", compression_level=1)

@@ -39,7 +39,7 @@ def test_a_column_of_a_later_release_is_null_in_older_rows(
             stats=tuple(name for name in spec.stats if name != "model_split"),
         )
 
-    monkeypatch.setattr("jobs.embed.embeddings_spec", older)
+    monkeypatch.setattr("jobs.model_tables.embeddings_spec", older)
     job.run(InlineEmbed(trained))
     monkeypatch.undo()
     assert embedded(trained)["model_split"].null_count == 600
@@ -74,7 +74,7 @@ def test_a_column_of_another_type_is_refused_with_a_way_out(trained: Lake, monke
         at = spec.schema.get_field_index("kl")
         return dataclasses.replace(spec, schema=spec.schema.set(at, pa.field("kl", pa.string())))
 
-    monkeypatch.setattr("jobs.embed.embeddings_spec", other)
+    monkeypatch.setattr("jobs.model_tables.embeddings_spec", other)
     with pytest.raises(InputError, match=r"'kl' would be string, .* has double; use another name"):
         job.run(InlineEmbed(trained, redo=True))
 
