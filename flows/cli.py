@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from flows.cli_query import METRIC, query
+from flows.cli_query import METHOD, METRIC, query
 from flows.cli_train import sweep, train
 from flows.options import common, given, job_options, lake_of, night_of, ray_settings, run_job
 from jobs.config import (
@@ -19,12 +19,12 @@ from jobs.config import (
     MaintainSettings,
     Reconstructions,
     StageSettings,
-    build,
     load_nightly,
     tonight,
     valid_night,
 )
 from jobs.errors import InputError, LatentlakeError
+from jobs.settings import build
 from vae_core.config import LikelihoodKind, NetworkKind
 
 if TYPE_CHECKING:
@@ -187,13 +187,7 @@ def drop(model: str, dataset: str | None, **options: Any) -> None:
 
 @cli.command("map")
 @click.option("--model", required=True, metavar="NAME[@VERSION|@ALIAS]", help="The bundle.")
-@click.option(
-    "--method",
-    type=click.Choice(["pca", "umap"]),
-    default="pca",
-    show_default=True,
-    help="What lays out the plane; umap where it is installed.",
-)
+@METHOD
 @job_options
 def map_command(model: str, method: str, **options: Any) -> None:
     """Lay all embeddings of a model out on a plane, as a table; again, where they have changed.

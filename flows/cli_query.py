@@ -22,6 +22,13 @@ METRIC = click.option(
     show_default=True,
     help="Distance between embeddings.",
 )
+METHOD = click.option(
+    "--method",
+    type=click.Choice(["pca", "umap"]),
+    default="pca",
+    show_default=True,
+    help="What lays out the plane; umap where it is installed.",
+)
 MODEL = click.option("--model", required=True, metavar="NAME[@VERSION|@ALIAS]", help="The bundle.")
 TOP = click.option("--top", type=click.IntRange(1), default=20, show_default=True, help="Rows.")
 DATASET = click.option("--dataset", metavar="NAME", help="Only images of that dataset.")
@@ -140,13 +147,7 @@ def query_outliers_of(lake: str, model: str, label: str, **options: Any) -> None
 
 @query.command("map")
 @MODEL
-@click.option(
-    "--method",
-    type=click.Choice(["pca", "umap"]),
-    default="pca",
-    show_default=True,
-    help="What laid out the plane.",
-)
+@METHOD
 @click.option("--images", is_flag=True, help="With the pictures, for a viewer; see --parquet.")
 @click.option("--night", metavar="DATE", help="Only images embedded on that night.")
 @LABEL

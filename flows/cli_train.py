@@ -7,8 +7,9 @@ from typing import Any, get_args
 import click
 
 from flows.options import given, job_options, lake_of, night_of, ray_settings, run_job
-from jobs.config import TrainSettings, build, load_yaml
+from jobs.config import TrainSettings
 from jobs.errors import InputError
+from jobs.settings import build, load_yaml
 from jobs.sweep_config import SweepSettings
 from vae_core.config import LikelihoodKind, NetworkKind
 

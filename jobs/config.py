@@ -5,15 +5,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime as dt
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from jobs.errors import InputError
+from jobs.settings import Settings, build, load_yaml
 from vae_core.config import (
     CodeKind,
     FitKind,
@@ -25,17 +23,10 @@ from vae_core.config import (
 )
 from vae_core.score_names import DECISIVE, SCORES, scores_of
 
-T = TypeVar("T", bound="Settings")
 Positive = Annotated[int, Field(ge=1)]
 Byte = Annotated[int, Field(ge=0, le=255)]
 Fit = Literal["crop", "pad", "stretch"]
 FormatName = Literal["parquet", "files", "webdataset"]
-
-
-class Settings(BaseModel):
-    """A misspelt key is an error that names it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class RaySettings(Settings):
@@ -359,45 +350,6 @@ def valid_night(night: str) -> str:
         return dt.date.fromisoformat(night).isoformat()
     except ValueError as error:
         raise InputError(f"night {night!r} is not a date; write YYYY-MM-DD") from error
-
-
-def build(kind: type[T], values: dict[str, Any]) -> T:
-    """Validated settings; raises InputError that names every wrong key in a line."""
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        problems = []
-        for issue in error.errors():
-            where = ".".join(str(part) for part in issue["loc"]) or kind.__name__
-            text = issue["msg"].removeprefix("Value error, ")
-            if issue["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-                text = f"unknown key; known: {', '.join(_known_keys(kind, issue['loc']))}"
-            problems.append(f"{where}: {text}")
-        raise InputError("; ".join(problems)) from error
-
-
-def _known_keys(kind: Any, path: tuple[Any, ...]) -> list[str]:
-    for part in path[:-1]:
-        fields = kind.model_fields if hasattr(kind, "model_fields") else {}
-        if part not in fields:
-            break
-        kind = fields[part].annotation
-    if dataclasses.is_dataclass(kind):
-        return [field.name for field in dataclasses.fields(kind)]
-    return list(kind.model_fields)
-
-
-def load_yaml(path: str) -> dict[str, Any]:
-    """A config file as a dict; raises InputError that says what is wrong with it."""
-    try:
-        data = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise InputError(f"cannot read the config file {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {error}") from error
-    if not isinstance(data, dict):
-        raise InputError(f"{path} holds no mapping of settings")
-    return data
 
 
 def load_nightly(path: str) -> NightlySettings:

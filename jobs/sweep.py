@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from jobs import catalog, job
-from jobs.config import RaySettings, TrainSettings, build
+from jobs.config import RaySettings, TrainSettings
 from jobs.errors import InputError
 from jobs.job_report import JobReport
 from jobs.lake import Lake
+from jobs.settings import build
 from jobs.storage import delete_tree
 from jobs.sweep_config import Space, SweepSettings
 from jobs.train import TrainJob

@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from jobs.config import Positive, Settings, TrainSettings
+from jobs.config import Positive, TrainSettings
+from jobs.settings import Settings
 
 
 class Space(Settings):

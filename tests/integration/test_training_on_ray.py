@@ -12,9 +12,10 @@ import ray
 
 from jobs import bundle, catalog
 from jobs.bundle_about import read_about
-from jobs.config import RaySettings, build
+from jobs.config import RaySettings
 from jobs.errors import InputError, JobError
 from jobs.lake import Lake
+from jobs.settings import build
 from jobs.sweep import draw, sweep
 from jobs.sweep_config import SweepSettings
 from jobs.train import TrainJob, TrainOrder

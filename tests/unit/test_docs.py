@@ -9,11 +9,12 @@ from typing import get_args
 import pytest
 import yaml
 
-from jobs.config import TrainSettings, build
+from jobs.config import TrainSettings
 from jobs.schema import (
     TableSpec,
     every_spec,
 )
+from jobs.settings import build
 from vae_core.config import LikelihoodKind, NetworkKind, ObjectiveKind
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -10,12 +10,11 @@ from jobs.config import (
     RaySettings,
     StageSettings,
     TrainSettings,
-    build,
     load_nightly,
-    load_yaml,
     valid_night,
 )
 from jobs.errors import InputError
+from jobs.settings import build, load_yaml
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -356,7 +356,8 @@ def test_a_dropped_version_leaves_every_table_and_can_be_embedded_again(trained:
 
 
 def test_settings_that_contradict_each_other_are_refused() -> None:
-    from jobs.config import EmbedSettings, build
+    from jobs.config import EmbedSettings
+    from jobs.settings import build
 
     for values, message in (
         ({"scores": "none", "reconstructions": "all"}, "reconstructions come with scores"),

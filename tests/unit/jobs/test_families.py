@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from jobs import bundle, catalog, finishing, job, training, views
-from jobs.config import TrainSettings, build
+from jobs.config import TrainSettings
 from jobs.errors import InputError
 from jobs.lake import Lake
+from jobs.settings import build
 from jobs.split import find_splits
 from jobs.storage import local_path
 from tests.inline import InlineEmbed, InlineTrain

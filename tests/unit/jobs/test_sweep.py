@@ -7,8 +7,8 @@ from collections import Counter
 
 import pytest
 
-from jobs.config import build
 from jobs.errors import InputError
+from jobs.settings import build
 from jobs.sweep import draw
 from jobs.sweep_config import SweepSettings
 

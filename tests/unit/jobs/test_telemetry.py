@@ -179,7 +179,7 @@ def test_a_gpu_that_is_not_there_is_told(monkeypatch) -> None:
 
 
 def test_settings_of_a_run_that_do_not_fit_are_refused() -> None:
-    from jobs.config import build
+    from jobs.settings import build
 
     for values, message in (
         ({"workers": 9}, "9 workers cannot share 8 streams"),
