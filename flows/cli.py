@@ -140,6 +140,13 @@ def _share(option: str, text: str) -> float:
 @click.option("--alpha", metavar="SHARE", help="False-discovery rate: 5% (default) or 0.05.")
 @click.option("--commit-every", type=int, metavar="N", help="Units a commit; all of them if none.")
 @click.option("--scores", type=click.Choice(["all", "none"]), help="none: only encode; faster.")
+@click.option(
+    "--backfill/--no-backfill",
+    default=None,
+    help="Also, or not, images that another version of the model has embedded; also if none.",
+)
+@click.option("--since", metavar="DATE", help="Only images staged in that night and after it.")
+@click.option("--until", metavar="DATE", help="Only images staged in that night and before it.")
 @click.option("--redo", is_flag=True, help="Embed all again; old rows are replaced in one commit.")
 @click.option("--batch-size", type=int, metavar="N", help="Images a forward pass.")
 @click.option(
@@ -147,13 +154,20 @@ def _share(option: str, text: str) -> float:
     type=click.Choice(["auto", "cpu", "cuda"]),
     help="auto (default): a GPU a worker where the model was calibrated on one.",
 )
+@click.option(
+    "--min-workers",
+    type=int,
+    metavar="N",
+    help="Begin with so many, up to --workers as they find room; all of them if none.",
+)
 @job_options
 def embed(dataset: str, model: str, alpha: str | None, **options: Any) -> None:
     """Embed and score the images that the model has not seen yet; flag the anomalies among them.
 
     Example: latentlake embed --dataset photos --model photos@champion
     """
-    plain = ("reconstructions", "commit_every", "scores", "redo", "batch_size", "device", "workers")
+    plain = ["reconstructions", "commit_every", "scores", "backfill", "since", "until", "redo"]
+    plain += ["batch_size", "device", "workers", "min_workers"]
     settings = build(
         EmbedSettings,
         given(

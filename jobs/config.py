@@ -296,6 +296,16 @@ class EmbedSettings(Settings):
     commit_every: int | None = Field(
         default=None, ge=1, description="units a commit, for very long jobs; all of them if none"
     )
+    backfill: bool = Field(
+        default=True,
+        description="also history: images that another version of the model has embedded already",
+    )
+    since: dt.date | None = Field(
+        default=None, description="only images staged in that night and after it"
+    )
+    until: dt.date | None = Field(
+        default=None, description="only images staged in that night and before it"
+    )
     redo: bool = Field(
         default=False, description="embed all images again; the version's old rows are replaced"
     )
@@ -307,6 +317,11 @@ class EmbedSettings(Settings):
         description="of each worker; auto: a GPU if there is one and the model was calibrated so",
     )
     workers: int | None = Field(default=None, ge=1, description="workers; one a CPU if none")
+    min_workers: int | None = Field(
+        default=None,
+        ge=1,
+        description="begin with so many, up to workers as they find room; all of them if none",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> EmbedSettings:
@@ -314,6 +329,12 @@ class EmbedSettings(Settings):
             raise ValueError("reconstructions come with scores: ask for both, or for neither")
         if self.redo and self.commit_every is not None:
             raise ValueError("redo replaces all rows in one commit: it goes without commit_every")
+        if self.redo and not (self.backfill and self.since is None and self.until is None):
+            raise ValueError("redo replaces all rows: it goes without since, until and no backfill")
+        if self.since is not None and self.until is not None and self.since > self.until:
+            raise ValueError(f"since {self.since} is after until {self.until}")
+        if self.min_workers is not None and (self.workers or 0) < self.min_workers:
+            raise ValueError("min_workers goes with workers, the most there may be, and is no more")
         return self
 
 

@@ -20,7 +20,7 @@ from jobs.config import EmbedSettings, RaySettings
 from jobs.embed_settle import PER_IMAGE, EmbedSettle, last_batch
 from jobs.errors import InputError
 from jobs.idset import IdSet, digests
-from jobs.job import PoolJob, WorkerFactory
+from jobs.job import PoolJob, WorkerFactory, Workers
 from jobs.lake import Lake
 from jobs.model_tables import embed_tables
 from jobs.schema import (
@@ -88,7 +88,8 @@ class EmbedJob(PoolJob):
         self.about = read_about(lake, model, version)
         # Where it was calibrated, so that its p-values hold.
         on_gpu = self._is_calibrated("cuda")
-        self.device = settings.device if settings.device != "auto" or on_gpu else "cpu"
+        device = settings.device if settings.device != "auto" or on_gpu else "cpu"
+        self.workers = Workers(settings.workers, settings.min_workers, device, units_at_once=2)
 
     @property
     def partition(self) -> dict[str, str]:
@@ -110,10 +111,8 @@ class EmbedJob(PoolJob):
         self._require_same_images(images)
         self._warn_of_other_digits()
         fingerprint = self._fingerprint()
-        base = {"images": images.version}
-        for name in PER_IMAGE:
-            snapshot = open_snapshot(self.lake.model(self.target, name))
-            base[name] = snapshot.version if snapshot is not None else -1
+        held = {name: open_snapshot(self.lake.model(self.target, name)) for name in PER_IMAGE}
+        commits = {name: table.commits if table else 0 for name, table in held.items()}
         work = self._work(images, fingerprint)
         part = work["units"][: self.settings.commit_every]
         return Plan(
@@ -121,10 +120,11 @@ class EmbedJob(PoolJob):
             target=self.target,
             fingerprint=fingerprint,
             night=self.night,
-            base=base,
+            base={"images": images.version},
             settings={
                 **self.partition,
                 **self._outputs(),
+                "commits": commits,
                 "model": self.target,
                 "latent_dim": self.about["config"]["latent_dim"],
                 "images_version": images.version,
@@ -146,7 +146,7 @@ class EmbedJob(PoolJob):
         require_same_preprocessing(self.about, f"{self.target}@{self.version}")
 
     def _warn_of_other_digits(self) -> None:
-        if not self._is_calibrated("cpu" if self.device == "cpu" else "cuda"):
+        if not self._is_calibrated("cpu" if self.workers.device == "cpu" else "cuda"):
             log.warning(
                 "embed %s: device, batch shape or torch differ from those of the calibration; "
                 "scores agree to about 1e-5, not bit for bit",
@@ -165,13 +165,16 @@ class EmbedJob(PoolJob):
         anomalies = self._held_ids("anomalies")
         may_leave = any(len(ids) for ids in (*held.values(), anomalies))
         extreme = self._extreme_ids()
+        elsewhere = IdSet() if self.settings.backfill else self._of_other_versions()
         units, found = [], []
-        for path, rows in images.read_each(["image_id"]):
+        for path, rows in images.read_each(["image_id", "night"]):
             ids = digests(rows["image_id"])
             if may_leave:  # else nobody asks which images there are
                 found.append(ids)
-            new = ~held["embeddings"].has(ids)
+            asked, known = self._of_nights(rows["night"]), held["embeddings"].has(ids)
+            new = asked & ~known & ~elsewhere.has(ids)
             drawn = self._drawn(ids, new, extreme) & ~held["reconstructions"].has(ids)
+            drawn &= new | (asked & known)
             for tables, wanted in _by_tables({"embeddings": new, "reconstructions": drawn}).items():
                 work = {"path": path, "tables": list(tables)}
                 units += [Unit.of(fingerprint, work | piece) for piece in _pieces(wanted, len(ids))]
@@ -184,6 +187,27 @@ class EmbedJob(PoolJob):
         if not units and self._has_open_batch():
             key = ["unflagged", images.version]
         return {"units": units, "key": key}
+
+    def _of_nights(self, night: pa.ChunkedArray) -> np.ndarray:
+        """Which images were staged in the nights that are asked for, (N,) of bool."""
+        since, until = self.settings.since, self.settings.until
+        kept = np.ones(len(night), bool)
+        # Dates as ISO writes them come in the order of time.
+        if since is not None:
+            kept &= pc.greater_equal(night, since.isoformat()).to_numpy()  # type: ignore[attr-defined]
+        if until is not None:
+            kept &= pc.less_equal(night, until.isoformat()).to_numpy()  # type: ignore[attr-defined]
+        return kept
+
+    def _of_other_versions(self) -> IdSet:
+        """Images of the dataset that another version of the model has embedded."""
+        dataset = {"dataset": self.settings.dataset}
+        snapshot = open_snapshot(self.lake.model(self.target, "embeddings"))
+        if snapshot is None:
+            return IdSet()
+        found = [file for file in snapshot.files(dataset) if file.partition != self.partition]
+        each = (read_shard(join(snapshot.uri, file.path), ["image_id"]) for file in found)
+        return IdSet(digests(rows["image_id"]) for rows in each)
 
     def _has_open_batch(self) -> bool:
         """Whether rows were published whose batch nobody has ended: its last part went away."""
@@ -227,10 +251,10 @@ class EmbedJob(PoolJob):
         return IdSet(digests(rows["image_id"]) for _, rows in each)
 
     def claims(self, plan: Plan) -> bool:
-        ours = plan.fingerprint == self._fingerprint()
-        if ours and self.redo:
-            self.redo = False  # finished, it is not done again; what came later is added to it
-        return ours
+        return plan.fingerprint == self._fingerprint()
+
+    def after(self, plan: Plan) -> None:
+        self.redo = False  # published, it is not done again; what came later is added to it
 
     def planned_removals(self) -> list[str]:
         """All files of the version, where they are replaced."""
@@ -248,6 +272,7 @@ class EmbedJob(PoolJob):
             "alpha": self.settings.alpha,
             "scores": self.settings.scores,
             "redo": self.redo,
+            **self.settings.model_dump(mode="json", include={"backfill", "since", "until"}),
         }
 
     def worker(self) -> WorkerFactory:

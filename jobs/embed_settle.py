@@ -171,8 +171,8 @@ class EmbedSettle:
         return held["image_id"].combine_chunks() if held is not None else None
 
     def _has_moved(self, table: Table) -> bool:
-        """Whether somebody has committed to it since the plan was made."""
-        return _now(table).version != max(self.plan.base[table.spec.name], 0)
+        """Whether a job has committed to it since the plan was made."""
+        return _now(table).commits != self.plan.settings["commits"][table.spec.name]
 
 
 def last_batch(lake: Lake, model: str, partition: dict[str, str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 import time
 from typing import Any
 
@@ -36,7 +37,6 @@ class EmbedWorker:
     """One a worker process; holds the bundle."""
 
     def __init__(self, lake: Lake, context: JobContext) -> None:
-        torch.set_num_threads(1)
         settings = context.settings
         self.context = context
         self.partition = {key: settings[key] for key in ("model_version", "dataset")}
@@ -48,6 +48,7 @@ class EmbedWorker:
         self.compute = compute_fingerprint(settings["batch_size"], device)
         self.tables = embed_tables(lake, settings["model"], settings["latent_dim"])
         self.trained_on = _snapshot_ids(lake, self.bundle.about["data"])
+        self.turn = threading.Lock()  # units come on threads: one reads or writes, one computes
 
     def execute(self, unit: Unit, attempt: str) -> Completion:
         started = time.monotonic()
@@ -117,8 +118,8 @@ class EmbedWorker:
         pixels = pixels_of(images["image"], self.bundle.config.image_shape)[wanted]
         images = images.select(["image_id", "split"]).take(wanted)
         ids = images["image_id"].to_pylist()
-        only_codes = self.context.settings["scores"] == "none"
-        scored = (self.scorer.encode if only_codes else self.scorer.score)(pixels, ids)
+        scored = self._scored(pixels, ids)
+        del pixels  # another unit's are being read
         stamp = {
             "night": self.context.night,
             "job_id": self.context.job_id,
@@ -139,6 +140,12 @@ class EmbedWorker:
             columns |= _repeated(stamp, len(kept))
             made["reconstructions"] = pa.table(columns, schema=RECONSTRUCTIONS.file_schema)
         return made
+
+    def _scored(self, pixels_NHWC: np.ndarray, ids: list[str]) -> ScoredBatch:
+        only_codes = self.context.settings["scores"] == "none"
+        with self.turn:
+            torch.set_num_threads(1)  # which OpenMP holds for each thread
+            return (self.scorer.encode if only_codes else self.scorer.score)(pixels_NHWC, ids)
 
     def _drawn(self, ids: list[str], p_value: np.ndarray) -> list[int]:
         """Rows whose reconstructions are wanted."""

@@ -105,6 +105,22 @@ class Worker(Protocol):
 WorkerFactory = Callable[[Lake, JobContext], Worker]
 
 
+@dataclasses.dataclass(frozen=True)
+class Workers:
+    """Those of a pool: one CPU each.
+
+    most: None for one a free CPU. least: a job begins with as many, and takes more as they find
+    room; None where it wants all of them. device: of each; cuda, a GPU each, or auto, which is
+    cuda where there are enough GPUs. units_at_once: that a worker has in hand, so that it reads
+    and writes one while another is computed.
+    """
+
+    most: int | None
+    least: int | None = None
+    device: str = "cpu"
+    units_at_once: int = 1
+
+
 class PoolJob(Job):
     """A job whose units run in a pool of Ray actors."""
 
@@ -115,8 +131,7 @@ class PoolJob(Job):
         super().__init__(lake, target)
         self.night = night
         self.ray_settings = ray_settings
-        self.workers = workers
-        self.device = "cpu"  # of each worker: cpu, cuda or auto
+        self.workers = Workers(workers)
 
     @abc.abstractmethod
     def worker(self) -> WorkerFactory:
@@ -133,7 +148,6 @@ class PoolJob(Job):
             workers=self.workers,
             ray_settings=self.ray_settings,
             report_count=self.rows_counted,
-            device=self.device,
         )
 
 

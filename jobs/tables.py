@@ -176,9 +176,14 @@ class Snapshot:
         return self._transaction(job_id) is not None
 
     @property
+    def commits(self) -> int:
+        """Of our jobs so far: versions that only created the table or widened it count for none."""
+        return self._transaction(APP) or 0
+
+    @property
     def is_published(self) -> bool:
         """Whether any job of ours has committed to it; else it has only been created."""
-        return self._transaction(APP) is not None
+        return self.commits > 0
 
     def _transaction(self, name: str) -> int | None:
         # The handle reads the log when it is asked.
@@ -284,7 +289,7 @@ class Snapshot:
         that of a first commit, as `Table.delta_schema` gives it.
         Raises Conflict where that version exists already.
         """
-        sequence = (self._transaction(APP) or 0) + 1
+        sequence = self.commits + 1
         properties = CommitProperties(
             custom_metadata={"job_id": job_id, **metadata},
             max_commit_retries=0,

@@ -13,6 +13,7 @@ import pytest
 from jobs import bundle, catalog, views
 from jobs.config import RaySettings
 from jobs.errors import InputError, JobError
+from jobs.job import Workers
 from jobs.lake import Lake
 from jobs.tables import open_snapshot
 from tests.helpers import write_source
@@ -193,7 +194,7 @@ def test_an_actor_that_is_killed_costs_its_unit_another_try(trained: Lake, monke
         trained,
         _embed_plan(trained),
         _embed_plan(trained).units,
-        workers=2,
+        workers=Workers(2),
         ray_settings=RaySettings(cpus=2),
         report_count="embedded",
     )

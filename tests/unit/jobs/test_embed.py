@@ -182,7 +182,7 @@ def test_p_values_hold_where_scores_were_computed_as_the_calibrations(trained: L
     def valid() -> list[bool]:
         return views.sql(trained, "SELECT calibration_valid AS v FROM batches")["v"].to_pylist()
 
-    assert InlineEmbed(trained).device == "cpu"
+    assert InlineEmbed(trained).workers.device == "cpu"
     job.run(InlineEmbed(trained))
     assert valid() == [True]
     # As if it had been calibrated on a GPU: one is asked for, and a worker without says so.
@@ -192,8 +192,8 @@ def test_p_values_hold_where_scores_were_computed_as_the_calibrations(trained: L
     on_gpu = compute_fingerprint(told["batch_size"], "cuda")
     (about / "model.json").write_text(text.replace(told["compute_fingerprint"], on_gpu))
     embed = InlineEmbed(trained, night="2026-01-02", redo=True)
-    assert embed.device == "auto"
-    assert InlineEmbed(trained, device="cpu").device == "cpu"
+    assert embed.workers.device == "auto"
+    assert InlineEmbed(trained, device="cpu").workers.device == "cpu"
     job.run(embed)
     assert valid() == [False]
 

@@ -27,19 +27,20 @@ def _more(tmp_path: Path) -> Path:
     return tmp_path / "more"
 
 
+def _older(latent_dim: int) -> TableSpec:
+    spec = embeddings_spec(latent_dim)
+    kept = [field for field in spec.schema if field.name not in ("max_patch_y", "model_split")]
+    return dataclasses.replace(
+        spec,
+        schema=pa.schema(kept),
+        stats=tuple(name for name in spec.stats if name != "model_split"),
+    )
+
+
 def test_a_column_of_a_later_release_is_null_in_older_rows(
     trained: Lake, tmp_path: Path, monkeypatch
 ) -> None:
-    def older(latent_dim: int) -> TableSpec:
-        spec = embeddings_spec(latent_dim)
-        kept = [field for field in spec.schema if field.name not in ("max_patch_y", "model_split")]
-        return dataclasses.replace(
-            spec,
-            schema=pa.schema(kept),
-            stats=tuple(name for name in spec.stats if name != "model_split"),
-        )
-
-    monkeypatch.setattr("jobs.model_tables.embeddings_spec", older)
+    monkeypatch.setattr("jobs.model_tables.embeddings_spec", _older)
     job.run(InlineEmbed(trained))
     monkeypatch.undo()
     assert embedded(trained)["model_split"].null_count == 600
@@ -98,3 +99,14 @@ def test_a_new_column_hides_no_commit_that_was_cut_short(trained: Lake, monkeypa
     assert "later" in open_snapshot(uri).schema.names
     publish.recover(trained, uri)
     assert len(open_snapshot(trained.model("m", "embeddings")).read(["image_id"])) == 600
+
+
+def test_a_redo_that_adds_columns_works_once(trained: Lake, monkeypatch) -> None:
+    monkeypatch.setattr("jobs.model_tables.embeddings_spec", _older)
+    job.run(InlineEmbed(trained))
+    monkeypatch.undo()
+    redo = InlineEmbed(trained, night="2026-01-02", redo=True)
+    assert job.run(redo).counts["embedded"] == 600
+    assert redo.executed
+    assert len(redo.executed) == len(set(redo.executed))
+    assert embedded(trained)["max_patch_y"].null_count == 0

@@ -1,0 +1,49 @@
+"""What a worker does with the two units that it has in hand."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+from jobs import embed_worker
+from jobs.embed_worker import EmbedWorker
+from jobs.lake import Lake
+from jobs.shards import read_shard
+from jobs.storage import join
+from tests.inline import InlineEmbed
+from vae_core.scores import Scorer
+
+
+def test_a_unit_is_read_while_another_is_computed_and_none_is_computed_beside_it(
+    trained: Lake, monkeypatch
+) -> None:
+    plan = InlineEmbed(trained).plan()
+    worker = EmbedWorker(trained, plan.context)
+    alone = [worker.execute(unit, "alone") for unit in plan.units]
+    read, at_the_model, first = threading.Semaphore(0), threading.Lock(), threading.Lock()
+    real_read, real_score = embed_worker.read_span, Scorer.score
+
+    def reading(*arguments):
+        rows = real_read(*arguments)
+        read.release()
+        return rows
+
+    def scoring(self, *arguments):
+        assert at_the_model.acquire(blocking=False)
+        if first.acquire(blocking=False):
+            # Its own, and then that of the other unit.
+            assert read.acquire(timeout=20)
+            assert read.acquire(timeout=20)
+        scored = real_score(self, *arguments)
+        at_the_model.release()
+        return scored
+
+    monkeypatch.setattr(embed_worker, "read_span", reading)
+    monkeypatch.setattr(Scorer, "score", scoring)
+    with ThreadPoolExecutor(2) as threads:
+        paired = list(threads.map(lambda unit: worker.execute(unit, "pair"), plan.units))
+    assert first.locked()
+    (table,) = (table for table in worker.tables if table.spec.name == "embeddings")
+    for one, other in zip(alone, paired, strict=True):
+        left, right = (read_shard(join(table.uri, c.outputs[0].path)) for c in (one, other))
+        assert left.equals(right)
