@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 import safetensors.torch
 import torch
 
-from jobs.bundle_about import FORMAT, read_about
+from jobs.bundle_about import FORMAT, Compute, compute_of, read_about
 from jobs.errors import InputError
+from jobs.hardware import place
 from jobs.lake import Lake
 from jobs.storage import create_or_keep, join, read
 from vae_core.autoencoder import Autoencoder
@@ -47,23 +48,26 @@ class Bundle:
         model.load_state_dict(self.weights)
         return model.eval()
 
-    def scorer(self, batch_size: int | None = None) -> Scorer:
-        """The one code path that calibration, embedding and evaluation score with."""
-        return make_scorer(self.network(), self.about, self.moments, batch_size)
+    def scorer(self, compute: Compute | None = None) -> Scorer:
+        """The one code path that calibration, embedding and evaluation score with.
+
+        compute: the model is placed so; on the CPU as `compute_of` says, if None.
+        """
+        compute = compute or compute_of(self.about, "cpu")
+        return make_scorer(place(self.network(), compute), self.about, self.moments, compute)
 
 
 def make_scorer(
-    model: Autoencoder,
-    about: dict[str, Any],
-    moments: LatentMoments,
-    batch_size: int | None = None,
+    model: Autoencoder, about: dict[str, Any], moments: LatentMoments, compute: Compute
 ) -> Scorer:
+    """model: placed."""
     scoring = about["scoring"]
     return Scorer(
         model=model,
-        batch_size=batch_size or scoring["batch_size"],
+        batch_size=compute.batch_size,
         samples=scoring["samples"],
         seed=scoring["seed"],
+        precision=compute.precision,
         moments=moments,
         heldout_neg_elbo=about["metrics"]["validation_nats"],
     )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
 from jobs.errors import InputError
 from jobs.lake import Lake
@@ -15,9 +16,45 @@ from jobs.units import digest
 FORMAT = 1
 
 
-def compute_fingerprint(batch_size: int, device: str = "cpu") -> str:
-    """What fixes the last digits of a score: device kind, dtype, batch shape, torch version."""
-    return digest(device, "float32", batch_size, version("torch"))
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compute:
+    """What fixes the last digits of a score, beside the model and the image.
+
+    device: cpu or cuda. precision: of the networks; all else runs in float32 and above.
+    """
+
+    batch_size: int
+    device: str = "cpu"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compiled: bool = False
+    channels_last: bool = False
+
+    @property
+    def fingerprint(self) -> str:
+        ways = [name for name in ("compiled", "channels_last") if getattr(self, name)]
+        return digest(self.device, self.precision, self.batch_size, version("torch"), *ways)
+
+    def __str__(self) -> str:
+        ways = ["compiled" if self.compiled else "eager"]
+        ways += ["channels last"] if self.channels_last else []
+        return f"{self.device}, {self.precision}, {', '.join(ways)}, batches of {self.batch_size}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `model.json` has it of its calibration."""
+        return dataclasses.asdict(self) | {"compute_fingerprint": self.fingerprint}
+
+
+def compute_of(about: dict[str, Any], device: str, batch_size: int | None = None) -> Compute:
+    """How a bundle's images are scored: as its calibration was, on that kind of device.
+
+    On another kind eager and in float32, which is the nearest to either.
+    """
+    scoring = about["scoring"]
+    known = {field.name for field in dataclasses.fields(Compute)}
+    found = Compute(**{name: value for name, value in scoring.items() if name in known})
+    if batch_size is not None:
+        found = dataclasses.replace(found, batch_size=batch_size)
+    return found if found.device == device else Compute(batch_size=found.batch_size, device=device)
 
 
 def require_same_preprocessing(about: dict[str, Any], name: str) -> None:

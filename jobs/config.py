@@ -199,6 +199,9 @@ class TrainSettings(Settings):
     )
     seed: int = Field(default=0, ge=0, description="of weights, order and noise")
     score_batch: Positive = Field(default=256, description="images a batch when scoring")
+    score_precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="of the networks when scoring; bfloat16 on a GPU that has it"
+    )
     score_samples: Positive = Field(default=4, description="posterior samples a score (K)")
     decision_score: str | None = Field(
         default=None,

@@ -15,7 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs import catalog
-from jobs.bundle_about import compute_fingerprint, read_about, require_same_preprocessing
+from jobs.bundle_about import (
+    Compute,
+    compute_of,
+    read_about,
+    require_same_preprocessing,
+)
 from jobs.config import EmbedSettings, RaySettings
 from jobs.embed_settle import PER_IMAGE, EmbedSettle, last_batch
 from jobs.errors import InputError
@@ -87,7 +92,7 @@ class EmbedJob(PoolJob):
         self.version = version
         self.about = read_about(lake, model, version)
         # Where it was calibrated, so that its p-values hold.
-        on_gpu = self._is_calibrated("cuda")
+        on_gpu = self.about["scoring"].get("device") == "cuda"
         device = settings.device if settings.device != "auto" or on_gpu else "cpu"
         self.workers = Workers(settings.workers, settings.min_workers, device, units_at_once=2)
 
@@ -99,17 +104,13 @@ class EmbedJob(PoolJob):
     def first_table(self) -> str:
         return self.lake.model(self.target, RECONSTRUCTIONS.name)
 
-    @property
-    def batch_size(self) -> int:
-        return self.settings.batch_size or self.about["scoring"]["batch_size"]
-
     def tables(self, plan: Plan) -> list[Table]:
         return embed_tables(self.lake, self.target, plan.settings["latent_dim"])
 
     def plan(self) -> Plan:
         images = catalog.images_snapshot(self.lake, self.settings.dataset)
         self._require_same_images(images)
-        self._warn_of_other_digits()
+        self._tell_compute()
         fingerprint = self._fingerprint()
         held = {name: open_snapshot(self.lake.model(self.target, name)) for name in PER_IMAGE}
         commits = {name: table.commits if table else 0 for name, table in held.items()}
@@ -145,18 +146,22 @@ class EmbedJob(PoolJob):
             )
         require_same_preprocessing(self.about, f"{self.target}@{self.version}")
 
-    def _warn_of_other_digits(self) -> None:
-        if not self._is_calibrated("cpu" if self.workers.device == "cpu" else "cuda"):
+    def _tell_compute(self) -> None:
+        compute = self._compute("cpu" if self.workers.device == "cpu" else "cuda")
+        log.info("embed %s: %s", self.target, compute)
+        if compute.fingerprint != self._calibrated:
             log.warning(
                 "embed %s: device, batch shape or torch differ from those of the calibration; "
-                "scores agree to about 1e-5, not bit for bit",
+                "scores agree to about 1e-5, not bit for bit (1e-2 where that was in bfloat16)",
                 self.target,
             )
 
-    def _is_calibrated(self, device: str) -> bool:
-        """Whether its calibration scores were computed as ours would be there."""
-        calibrated = self.about["scoring"]["compute_fingerprint"]
-        return compute_fingerprint(self.batch_size, device) == calibrated
+    def _compute(self, device: str) -> Compute:
+        return compute_of(self.about, device, self.settings.batch_size)
+
+    @property
+    def _calibrated(self) -> str:
+        return self.about["scoring"]["compute_fingerprint"]
 
     def _work(self, images: Snapshot, fingerprint: str) -> dict[str, Any]:
         """Units of the images that are missing; a key where rows have to leave."""
@@ -267,7 +272,7 @@ class EmbedJob(PoolJob):
 
     def _outputs(self) -> dict[str, Any]:
         return {
-            "batch_size": self.batch_size,
+            "batch_size": self._compute("cpu").batch_size,
             "reconstructions": self.settings.reconstructions,
             "alpha": self.settings.alpha,
             "scores": self.settings.scores,

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs import catalog
-from jobs.bundle_about import compute_fingerprint
+from jobs.bundle_about import compute_of
 from jobs.corrections import correction_unit, latest_completions
 from jobs.flag import Batch, anomalies_table, flag
 from jobs.idset import IdSet, digests
@@ -153,13 +153,14 @@ class EmbedSettle:
         redo = plan.settings["redo"]
         before = -1 if redo else last_batch(self.lake, plan.target, self.partition)
         calibrated = about["scoring"]["compute_fingerprint"]
+        here = compute_of(about, "cpu", plan.settings["batch_size"])  # where nothing was computed
         return Batch(
             first=before + 1,
             last=last,
             alpha=plan.settings["alpha"],
             decision_score=about["decision_score"],
             calibration=about["data"]["calibration_images"],
-            valid=(computed or {compute_fingerprint(plan.settings["batch_size"])}) == {calibrated},
+            valid=(computed or {here.fingerprint}) == {calibrated},
             image_shape=tuple(about["config"]["image_shape"]),
         )
 

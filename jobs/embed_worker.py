@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import threading
 import time
@@ -14,9 +15,10 @@ import torch
 
 from jobs import bundle as bundles
 from jobs import catalog
-from jobs.bundle_about import compute_fingerprint
+from jobs.bundle_about import compute_of
 from jobs.corrections import correction_details, is_correction
 from jobs.embed import in_sample
+from jobs.hardware import can_compile
 from jobs.idset import IdSet, digests
 from jobs.images import encode_png
 from jobs.lake import Lake
@@ -42,10 +44,12 @@ class EmbedWorker:
         self.partition = {key: settings[key] for key in ("model_version", "dataset")}
         self.images_uri = lake.dataset(settings["dataset"], "images")
         self.bundle = bundles.load(lake, settings["model"], settings["model_version"])
-        self.scorer = self.bundle.scorer(settings["batch_size"])
         device = settings.get("device", "cpu")  # as the actor got it
-        self.scorer.model.to(device)
-        self.compute = compute_fingerprint(settings["batch_size"], device)
+        compute = compute_of(self.bundle.about, device, settings["batch_size"])
+        if compute.compiled and not can_compile():
+            compute = dataclasses.replace(compute, compiled=False)  # and marked so, by the units
+        self.scorer = self.bundle.scorer(compute)
+        self.compute = compute.fingerprint
         self.tables = embed_tables(lake, settings["model"], settings["latent_dim"])
         self.trained_on = _snapshot_ids(lake, self.bundle.about["data"])
         self.turn = threading.Lock()  # units come on threads: one reads or writes, one computes

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+from torch.compiler import set_stance
 
 from jobs import bundle as bundles
 from jobs import checkpoints
 from jobs.bundle import Bundle, make_scorer
-from jobs.bundle_about import compute_fingerprint, is_there, read_about
+from jobs.bundle_about import Compute, is_there, read_about
 from jobs.passes import final_moments
 from jobs.pictures import SHEET_IMAGES, sheet_of
 from jobs.records import save_completion
@@ -32,16 +34,23 @@ def publish(training: Training, started: float) -> None:
         told = validate(model, training.splits["validation"], settings, rank)
         training.published_entry.update(told.entry)
     about = _about(training)
-    scorer = make_scorer(model, about, moments)
+    compute = training.hardware.scoring(settings)
+    scorer = make_scorer(model, about, moments, compute)
     parts = [np.zeros(0)]
     calibration = training.splits["calibration"]
-    for images in calibration.batches(settings.score_batch, rank.index, rank.world_size):
-        scored = scorer.score(images.pixels_NHWC, images.image_ids)
-        parts.append(np.asarray(scored.scores[about["decision_score"]]))
+    with _compiled_or_not(compute):
+        for images in calibration.batches(settings.score_batch, rank.index, rank.world_size):
+            scored = scorer.score(images.pixels_NHWC, images.image_ids)
+            parts.append(np.asarray(scored.scores[about["decision_score"]]))
     scores = np.sort(rank.gather(np.concatenate(parts)))
     if rank.is_first:
         _write(training, moments, scores, about, started)
     rank.wait()
+
+
+def _compiled_or_not(compute: Compute) -> contextlib.AbstractContextManager[Any]:
+    """The model comes as it was trained."""
+    return contextlib.nullcontext() if compute.compiled else set_stance("force_eager")
 
 
 def _about(training: Training) -> dict[str, Any]:
@@ -49,12 +58,9 @@ def _about(training: Training) -> dict[str, Any]:
     return {
         "objective": settings.objective.to_dict(),
         "scoring": {
-            "batch_size": settings.score_batch,
             "samples": settings.score_samples,
             "seed": settings.seed,
-            "compute_fingerprint": compute_fingerprint(
-                settings.score_batch, training.hardware.device.type
-            ),
+            **training.hardware.scoring(settings).to_dict(),
         },
         "decision_score": settings.judge,
         "data": {

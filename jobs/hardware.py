@@ -7,6 +7,7 @@ import importlib.util
 
 import torch
 
+from jobs.bundle_about import Compute
 from jobs.config import TrainSettings
 from jobs.errors import InputError
 from vae_core.autoencoder import Autoencoder
@@ -32,17 +33,39 @@ class Hardware:
             told.append(f"{self.threads} thread{'s' if self.threads > 1 else ''}")
         return ", ".join(told)
 
-    def place(self, model: Autoencoder) -> Autoencoder:
-        """The model on the device, its networks compiled where that is wanted."""
-        model.to(self.device)
-        if self.channels_last:
-            # Only weights of four dimensions have such a format.
-            model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        if self.compiled:
-            # In place, so that weights keep their names. The rest of a step is cheap beside them.
-            model.encoder.compile()
-            model.decoder.compile()
-        return model
+    def scoring(self, settings: TrainSettings) -> Compute:
+        """How the trained model's images are scored, here and by embed later.
+
+        Compiled on a GPU only: on a CPU each of many workers would wait for its compiler.
+        """
+        bfloat16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        automatic: Precision = "bfloat16" if bfloat16 else "float32"
+        asked = settings.score_precision
+        return Compute(
+            batch_size=settings.score_batch,
+            device=self.device.type,
+            precision=automatic if asked == "auto" else asked,
+            compiled=self.compiled and self.device.type == "cuda",
+            channels_last=self.channels_last,
+        )
+
+
+def place(model: Autoencoder, way: Hardware | Compute) -> Autoencoder:
+    """The model on the device, its networks compiled where that is wanted."""
+    model.to(way.device)
+    if way.channels_last:
+        # Only weights of four dimensions have such a format.
+        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if way.compiled:
+        # In place, so that weights keep their names. The rest of a step is cheap beside them.
+        model.encoder.compile()
+        model.decoder.compile()
+    return model
+
+
+def can_compile() -> bool:
+    """Whether this process can compile for a GPU."""
+    return importlib.util.find_spec("triton") is not None
 
 
 def choose(settings: TrainSettings) -> Hardware:
@@ -62,7 +85,7 @@ def choose(settings: TrainSettings) -> Hardware:
         precision = "bfloat16"
     compiled = run.compile
     if compiled is None:
-        compiled = on_gpu and importlib.util.find_spec("triton") is not None
+        compiled = on_gpu and can_compile()
     channels_last = run.channels_last
     if channels_last is None:
         channels_last = on_gpu and settings.network.kind in CONVOLUTIONS

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from jobs import checkpoints
 from jobs.checkpoints import Position, Saver, copied
 from jobs.errors import JobError, StorageError
-from jobs.hardware import Hardware, choose
+from jobs.hardware import Hardware, choose, place
 from jobs.loader import Loader, Share, image_ids
 from jobs.passes import closed_form
 from jobs.pictures import SHEET_IMAGES, sheet_of
@@ -67,9 +67,8 @@ class Training:
         self.validation: Split | KeptSplit = self.splits["validation"]
         self.part = part_of(self.splits["train"], self.settings, rank)
         torch.manual_seed(self.settings.seed)  # the same first weights on every rank
-        self.model = self.hardware.place(
-            Autoencoder(self.settings.model_config_of(order.image_shape))
-        )
+        model = Autoencoder(self.settings.model_config_of(order.image_shape))
+        self.model = place(model, self.hardware)
         self.objective = Objective(
             self.model,
             self.settings.objective,

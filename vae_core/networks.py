@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vae_core.config import ModelConfig
 from vae_core.residual import residual_decoder, residual_encoder
 from vae_core.resolutions import halved
+from vae_core.stack import Stack
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
@@ -83,7 +84,7 @@ def _tied(config: ModelConfig, outputs: int, encoder: nn.Module) -> nn.Module:
     layers = [m for m in encoder.modules() if isinstance(m, nn.Linear)]
     activation = ACTIVATIONS[config.network.activation]()
     tied = TiedDecoder(layers, config.latent_dim, activation)
-    return nn.Sequential(tied, _unflatten(config, outputs))
+    return Stack(tied, _unflatten(config, outputs))
 
 
 def linear_encoder(config: ModelConfig, features: int) -> nn.Module:
@@ -97,14 +98,14 @@ def linear_decoder(config: ModelConfig, outputs: int, encoder: nn.Module) -> nn.
         return _tied(config, outputs, encoder)
     height, width, _ = config.image_shape
     layer = nn.Linear(config.latent_dim, outputs * height * width)
-    return nn.Sequential(layer, _unflatten(config, outputs))
+    return Stack(layer, _unflatten(config, outputs))
 
 
 def mlp_encoder(config: ModelConfig, features: int) -> nn.Module:
     """(N, C, H, W) → (N, features·D)."""
     widths = list(config.network.widths)
     layers = _mlp_layers([config.pixels, *widths], config.network.activation)
-    return nn.Sequential(nn.Flatten(), *layers, nn.Linear(widths[-1], features * config.latent_dim))
+    return Stack(nn.Flatten(), *layers, nn.Linear(widths[-1], features * config.latent_dim))
 
 
 def mlp_decoder(config: ModelConfig, outputs: int, encoder: nn.Module) -> nn.Module:
@@ -115,7 +116,7 @@ def mlp_decoder(config: ModelConfig, outputs: int, encoder: nn.Module) -> nn.Mod
     widths = list(config.network.widths)[::-1]
     layers = _mlp_layers([config.latent_dim, *widths], config.network.activation)
     last = nn.Linear(widths[-1], outputs * height * width)
-    return nn.Sequential(*layers, last, _unflatten(config, outputs))
+    return Stack(*layers, last, _unflatten(config, outputs))
 
 
 def conv_encoder(config: ModelConfig, features: int) -> nn.Module:
@@ -129,7 +130,7 @@ def conv_encoder(config: ModelConfig, features: int) -> nn.Module:
     height, width = halved(config.image_shape, len(config.network.widths))[-1]
     hidden = config.network.hidden
     layers += [nn.Flatten(), nn.Linear(channels * height * width, hidden), activation()]
-    return nn.Sequential(*layers, nn.Linear(hidden, features * config.latent_dim))
+    return Stack(*layers, nn.Linear(hidden, features * config.latent_dim))
 
 
 def conv_decoder(config: ModelConfig, outputs: int, encoder: nn.Module) -> nn.Module:
@@ -154,7 +155,7 @@ def conv_decoder(config: ModelConfig, outputs: int, encoder: nn.Module) -> nn.Mo
         )
         layers.append(activation())
     layers.append(nn.Conv2d(widths[-1], outputs, 3, padding=1))
-    return nn.Sequential(*layers)
+    return Stack(*layers)
 
 
 ENCODERS: dict[str, Callable[[ModelConfig, int], nn.Module]] = {

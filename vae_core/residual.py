@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vae_core.config import ModelConfig
 from vae_core.resolutions import halved
+from vae_core.stack import Stack
 
 GROUPS = 8
 LEAST_VALUES = 16  # a normalisation over fewer would erase what it is given
@@ -37,7 +38,7 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(last.weight)
         assert last.bias is not None
         nn.init.zeros_(last.bias)
-        self.body = nn.Sequential(
+        self.body = Stack(
             _norm(channels, size),
             nn.SiLU(),
             nn.Conv2d(channels, channels, 3, padding=1),
@@ -82,7 +83,7 @@ def residual_encoder(config: ModelConfig, features: int) -> nn.Module:
     height, width = sizes[-1]
     last = nn.Linear(widths[-1] * height * width, features * config.latent_dim)
     norm = _norm(widths[-1], sizes[-1])
-    return nn.Sequential(*layers, norm, nn.SiLU(), nn.Flatten(), last)
+    return Stack(*layers, norm, nn.SiLU(), nn.Flatten(), last)
 
 
 def residual_decoder(config: ModelConfig, outputs: int, encoder: nn.Module) -> nn.Module:
@@ -99,7 +100,7 @@ def residual_decoder(config: ModelConfig, outputs: int, encoder: nn.Module) -> n
     for (n_in, n_out), depth, size in steps:
         layers.append(Enlarge(n_in, n_out, size))
         layers += _blocks(n_out, depth, size)
-    return nn.Sequential(
+    return Stack(
         *layers,
         _norm(widths[-1], sizes[-1]),
         nn.SiLU(),

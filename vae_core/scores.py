@@ -10,13 +10,14 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from vae_core.autoencoder import Autoencoder, to_unit_range
 from vae_core.moments import LatentMoments
 from vae_core.noise import ImageNoise, image_keys
 from vae_core.posteriors import Posterior
 from vae_core.score_names import DECISIVE, SCORES, patch_side
+from vae_core.training import Precision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,14 +50,16 @@ class Scorer:
     Batches have one fixed shape (the last is padded and the padding dropped), so that the
     numbers do not depend on how images were dealt to workers.
 
-    samples: K posterior samples in recon_nll. moments, heldout_neg_elbo: None before they are
-    known; the scores that need them are then None.
+    samples: K posterior samples in recon_nll. precision: of the networks; likelihoods, divergences
+    and sums are in float32 and above whatever it is. moments, heldout_neg_elbo: None before they
+    are known; the scores that need them are then None.
     """
 
     model: Autoencoder
     batch_size: int
     samples: int
     seed: int
+    precision: Precision = "float32"
     moments: LatentMoments | None = None
     heldout_neg_elbo: float | None = None
 
@@ -118,14 +121,26 @@ class Scorer:
 
     def _codes(self, x_NCHW: Tensor, keys_N2: Tensor) -> dict[str, Tensor]:
         noise = ImageNoise(seed=self.seed, keys_N2=keys_N2)
-        return _coded(self.model.encode(self.model.observe(x_NCHW, noise)))
+        return _coded(self._encode(self.model.observe(x_NCHW, noise)))
+
+    def _encode(self, target_NCHW: Tensor) -> Posterior:
+        return self.model.posterior.read(self._network(self.model.encoder, target_NCHW))
+
+    def _decode(self, z_ND: Tensor) -> Tensor:
+        # Means are a view of the encoder's output: another layout would be compiled by itself.
+        return self._network(self.model.decoder, z_ND.contiguous())
+
+    def _network(self, module: nn.Module, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16, self.precision == "bfloat16"):
+            found = module(x)
+        return found.float() if self.precision == "bfloat16" else found
 
     def _forward(self, x_NCHW: Tensor, keys_N2: Tensor) -> dict[str, Tensor]:
         model, noise = self.model, ImageNoise(seed=self.seed, keys_N2=keys_N2)
         target = model.observe(x_NCHW, noise)
-        posterior = model.encode(target)
+        posterior = self._encode(target)
         mean = posterior.mean_ND
-        recon = model.likelihood.mean(model.decode(mean))
+        recon = model.likelihood.mean(self._decode(mean))
         error = (recon - target).square().mean(1, keepdim=True)
         patches = patch_errors(error)
         wide = patches.shape[3]
@@ -153,7 +168,7 @@ class Scorer:
         nll = torch.zeros(len(target), dtype=torch.float64, device=target.device)
         for k in range(samples):
             eps = noise.sample(k, posterior.mean_ND.shape[1])
-            params = model.decode(model.draw(posterior, eps))
+            params = self._decode(model.draw(posterior, eps))
             nll -= model.likelihood.log_prob(params, log_sigma, target).double()
         return nll / samples
 

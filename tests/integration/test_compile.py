@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
+from jobs import bundle, catalog, job, views
+from jobs.bundle_about import Compute
+from jobs.hardware import place
+from jobs.lake import Lake
+from tests.helpers import write_source
+from tests.inline import InlineEmbed, InlineStage, InlineTrain
 from tests.unit.vae_core.models import images, model_of
 from vae_core.config import ObjectiveConfig
 from vae_core.likelihoods import LIKELIHOODS
 from vae_core.networks import ENCODERS
 from vae_core.noise import StepNoise
 from vae_core.objectives import LossTerms, Objective
+from vae_core.scores import Scorer
 
 pytestmark = pytest.mark.integration
 
@@ -65,3 +75,42 @@ def test_compiled_and_eager_agree(network, likelihood, options, settings) -> Non
         if a is not None:
             scale = b.abs().max().item()
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * max(1.0, scale))
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_each_network_compiles_as_one_graph_and_scores_agree(kind) -> None:
+    torch.set_num_threads(1)
+    torch._dynamo.reset()
+    model = model_of(kind, "gaussian", shape=(17, 23, 2)).eval()
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 17, 23, 2), dtype=np.uint8)
+    ids = [hashlib.sha256(bytes([row])).hexdigest() for row in range(20)]
+
+    def scored(compute: Compute):
+        placed = place(copy.deepcopy(model), compute)
+        return Scorer(model=placed, batch_size=8, samples=3, seed=1).score(pixels, ids)
+
+    eager = scored(Compute(batch_size=8))
+    torch._dynamo.utils.counters.clear()
+    compiled = scored(Compute(batch_size=8, compiled=True))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+    assert not torch._dynamo.utils.counters["graph_break"]
+    np.testing.assert_allclose(compiled.mean_ND, eager.mean_ND, rtol=1e-5, atol=1e-6)
+    for name, values in eager.scores.items():
+        if values is not None:
+            np.testing.assert_allclose(compiled.scores[name], values, rtol=1e-5, err_msg=name)
+
+
+def test_a_model_trained_compiled_on_a_cpu_is_calibrated_as_it_is_embedded(tmp_path) -> None:
+    torch._dynamo.reset()
+    write_source(tmp_path / "source" / "a.parquet", range(300))
+    lake = Lake((tmp_path / "lake").as_uri())
+    job.run(InlineStage(lake, tmp_path / "source"))
+    job.run(InlineTrain(lake, epochs=1, run={"compile": True}))
+    job.run(InlineEmbed(lake))
+    held = bundle.load(lake, *catalog.resolve_model(lake, "m"))
+    assert not held.about["scoring"]["compiled"]
+    rows = views.sql(lake, "FROM embeddings WHERE model_split = 'calibration'")
+    scores = rows[held.about["decision_score"]].to_numpy()
+    assert np.array_equal(np.sort(scores), held.calibration_scores)
+    valid = views.sql(lake, "SELECT calibration_valid FROM batches")
+    assert valid["calibration_valid"].to_pylist() == [True]

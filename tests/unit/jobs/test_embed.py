@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from jobs import bundle, catalog, job, publish, query, views
-from jobs.bundle_about import compute_fingerprint
+from jobs.bundle_about import Compute
 from jobs.drop import DropJob
 from jobs.errors import InputError
 from jobs.lake import Lake
@@ -189,8 +189,9 @@ def test_p_values_hold_where_scores_were_computed_as_the_calibrations(trained: L
     about = Path(trained.bundle(*catalog.resolve_model(trained, "m")).removeprefix("file://"))
     text = (about / "model.json").read_text()
     told = json.loads(text)["scoring"]
-    on_gpu = compute_fingerprint(told["batch_size"], "cuda")
-    (about / "model.json").write_text(text.replace(told["compute_fingerprint"], on_gpu))
+    on_gpu = Compute(batch_size=told["batch_size"], device="cuda").fingerprint
+    text = text.replace(told["compute_fingerprint"], on_gpu).replace('"cpu"', '"cuda"')
+    (about / "model.json").write_text(text)
     embed = InlineEmbed(trained, night="2026-01-02", redo=True)
     assert embed.workers.device == "auto"
     assert InlineEmbed(trained, device="cpu").workers.device == "cpu"

@@ -51,6 +51,7 @@ FAMILIES: dict[str, tuple[dict, str, set[str]]] = {
         "neg_elbo",
         set(),
     ),
+    "bfloat16": ({"score_precision": "bfloat16"}, "neg_elbo", DENSITY),
     "beta-tc": ({"objective": {"kind": "beta_tc", "beta": 4.0}}, "neg_elbo", DENSITY),
     "iwae": (
         {"objective": {"kind": "importance_weighted", "samples": 3}},

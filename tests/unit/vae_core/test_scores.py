@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 
@@ -163,3 +164,28 @@ def test_the_scores_a_config_promises_are_those_its_model_has() -> None:
         judging = [n for n, v in held.items() if v is not None and SCORES[n].anomalous == "higher"]
         assert scores_of("gaussian", kind) == judging
         assert (kind in DISCRETE) == scorer(kind, kind="mlp").model.likelihood.discrete
+
+
+@pytest.mark.parametrize("kind", ["mlp", "conv", "residual"])
+def test_bfloat16_is_of_the_networks_alone_and_the_same_in_any_company(kind: str) -> None:
+    """To 3%: bfloat16 keeps 8 bits."""
+    images, names, exact = pixels(40), ids(40), scorer("gaussian", kind=kind)
+    rough = dataclasses.replace(exact, precision="bfloat16")
+    whole, fine = rough.score(images, names), exact.score(images, names)
+    assert whole.mean_ND.dtype == np.float32
+    assert not np.array_equal(whole.mean_ND, fine.mean_ND)
+    np.testing.assert_allclose(whole.mean_ND, fine.mean_ND, rtol=0.03, atol=0.03)
+    part = rough.score(images[5:28], names[5:28])
+    codes = rough.encode(images[5:28], names[5:28])
+    assert np.array_equal(part.mean_ND, whole.mean_ND[5:28])
+    assert np.array_equal(codes.mean_ND, part.mean_ND)
+    for name, values in whole.scores.items():
+        if values is not None:
+            found, near = part.scores[name], fine.scores[name]
+            assert found is not None
+            assert near is not None
+            assert found.dtype == near.dtype
+            assert np.array_equal(found, values[5:28]), name
+            # A small difference of large numbers has their error.
+            scale = 0.03 * np.abs(fine.scores["neg_elbo"]).max()
+            np.testing.assert_allclose(values, near, rtol=0.03, atol=scale, err_msg=name)
