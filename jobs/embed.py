@@ -33,7 +33,7 @@ from jobs.schema import (
     RECONSTRUCTIONS,
     image_shape_of,
 )
-from jobs.shards import read_shard
+from jobs.shards import read_digests, read_shard
 from jobs.storage import join
 from jobs.tables import Snapshot, Table, open_snapshot
 from jobs.units import Completion, Plan, Settled, Unit, digest
@@ -172,19 +172,19 @@ class EmbedJob(PoolJob):
         extreme = self._extreme_ids()
         elsewhere = IdSet() if self.settings.backfill else self._of_other_versions()
         units, found = [], []
-        for path, rows in images.read_each(["image_id", "night"]):
-            ids = digests(rows["image_id"])
+        for path, ids in images.digests_each():
             if may_leave:  # else nobody asks which images there are
                 found.append(ids)
-            asked, known = self._of_nights(rows["night"]), held["embeddings"].has(ids)
+            asked = self._of_nights(join(images.uri, path), len(ids))
+            known = held["embeddings"].has(ids)
             new = asked & ~known & ~elsewhere.has(ids)
             drawn = self._drawn(ids, new, extreme) & ~held["reconstructions"].has(ids)
             drawn &= new | (asked & known)
             for tables, wanted in _by_tables({"embeddings": new, "reconstructions": drawn}).items():
                 work = {"path": path, "tables": list(tables)}
                 units += [Unit.of(fingerprint, work | piece) for piece in _pieces(wanted, len(ids))]
-        known = IdSet(found)
-        leaves = any(not ids.within(known) for ids in (*held.values(), anomalies))
+        present = IdSet(found)
+        leaves = any(not ids.within(present) for ids in (*held.values(), anomalies))
         if redo:
             now = open_snapshot(self.lake.model(self.target, "embeddings"))
             return {"units": units, "key": ["redo", now.version if now is not None else -1]}
@@ -193,10 +193,13 @@ class EmbedJob(PoolJob):
             key = ["unflagged", images.version]
         return {"units": units, "key": key}
 
-    def _of_nights(self, night: pa.ChunkedArray) -> np.ndarray:
-        """Which images were staged in the nights that are asked for, (N,) of bool."""
+    def _of_nights(self, shard: str, count: int) -> np.ndarray:
+        """Which of a shard's images were staged in the nights that are asked for, (N,) of bool."""
         since, until = self.settings.since, self.settings.until
-        kept = np.ones(len(night), bool)
+        kept = np.ones(count, bool)
+        if since is None and until is None:
+            return kept
+        night = read_shard(shard, ["night"])["night"]
         # Dates as ISO writes them come in the order of time.
         if since is not None:
             kept &= pc.greater_equal(night, since.isoformat()).to_numpy()  # type: ignore[attr-defined]
@@ -210,9 +213,8 @@ class EmbedJob(PoolJob):
         snapshot = open_snapshot(self.lake.model(self.target, "embeddings"))
         if snapshot is None:
             return IdSet()
-        found = [file for file in snapshot.files(dataset) if file.partition != self.partition]
-        each = (read_shard(join(snapshot.uri, file.path), ["image_id"]) for file in found)
-        return IdSet(digests(rows["image_id"]) for rows in each)
+        others = [file for file in snapshot.files(dataset) if file.partition != self.partition]
+        return IdSet(read_digests(join(snapshot.uri, file.path)) for file in others)
 
     def _has_open_batch(self) -> bool:
         """Whether rows were published whose batch nobody has ended: its last part went away."""
@@ -250,10 +252,7 @@ class EmbedJob(PoolJob):
     def _held_ids(self, table: str) -> IdSet:
         """Image ids in this job's partition of a table."""
         snapshot = open_snapshot(self.lake.model(self.target, table))
-        if snapshot is None:
-            return IdSet()
-        each = snapshot.read_each(["image_id"], self.partition)
-        return IdSet(digests(rows["image_id"]) for _, rows in each)
+        return snapshot.image_ids(self.partition) if snapshot is not None else IdSet()
 
     def claims(self, plan: Plan) -> bool:
         return plan.fingerprint == self._fingerprint()

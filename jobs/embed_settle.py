@@ -13,7 +13,6 @@ from jobs import catalog
 from jobs.bundle_about import compute_of
 from jobs.corrections import correction_unit, latest_completions
 from jobs.flag import Batch, anomalies_table, flag
-from jobs.idset import IdSet, digests
 from jobs.job import OutOfDate
 from jobs.lake import Lake
 from jobs.schema import ANOMALIES, BATCHES, MODEL_PARTITION
@@ -86,19 +85,18 @@ class EmbedSettle:
 
     def _rewrites(self) -> list[Unit]:
         """Published files of this job's partition that hold images which have left the dataset."""
+        of_images = [table for table in self.tables if "image_id" in table.spec.schema.names]
+        if not any(_now(table).paths(self.partition) for table in of_images):
+            return []
         # The newest: another job may have embedded images that the plan's snapshot has not yet.
         images = catalog.images_snapshot(self.lake, self.partition["dataset"])
-        known = IdSet(digests(rows["image_id"]) for _, rows in images.read_each(["image_id"]))
+        known = images.image_ids()
         units = []
-        for table in self.tables:
-            if "image_id" not in table.spec.schema.names:
-                continue
-            for path, rows in _now(table).read_each(["image_id"], self.partition):
-                if not known.has(digests(rows["image_id"])).all():
-                    inputs = {"rewrite": table.spec.name, "path": path}
-                    units.append(
-                        Unit.of(self.plan.fingerprint, {**inputs, "images": images.version})
-                    )
+        for table in of_images:
+            for path, ids in _now(table).digests_each(self.partition):
+                if not known.has(ids).all():
+                    inputs = {"rewrite": table.spec.name, "path": path, "images": images.version}
+                    units.append(Unit.of(self.plan.fingerprint, inputs))
         return units
 
     def _finalise(

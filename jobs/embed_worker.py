@@ -109,7 +109,7 @@ class EmbedWorker:
         """The images of a snapshot of the dataset."""
         images = open_snapshot(self.images_uri, images_version)
         assert images is not None
-        return IdSet(digests(rows["image_id"]) for _, rows in images.read_each(["image_id"]))
+        return images.image_ids()
 
     def _embedded(self, unit: Unit) -> dict[str, pa.Table]:
         uri = join(self.images_uri, unit.inputs["path"])
@@ -213,7 +213,7 @@ class EmbedWorker:
 def _snapshot_ids(lake: Lake, data: dict[str, Any]) -> IdSet:
     """Ids of the images in the snapshot that a bundle was trained and calibrated on."""
     images = catalog.images_snapshot(lake, data["dataset"], data["images_version"])
-    return IdSet(digests(rows["image_id"]) for _, rows in images.read_each(["image_id"]))
+    return images.image_ids()
 
 
 def _without(batch: pa.Table, table: Table, image_ids: pa.Array) -> pa.Table:

@@ -7,11 +7,13 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.draft import Draft
+from jobs.idset import HALVES, digests
 from jobs.schema import TableSpec
 from jobs.storage import attempt, create, explain, join, local_name, local_path, open_input
 from jobs.units import Output
@@ -26,6 +28,7 @@ WORTH_COMPRESSING = 0.1
 SAMPLE_ROWS = 64
 FALSE_HITS = 0.01  # of a row group's bloom filter
 FOOTERS = 256  # that a process keeps
+DIGESTED = 1 << 16  # ids at once
 
 
 def row_group_rows(spec: TableSpec) -> int:
@@ -260,6 +263,16 @@ def _finite(value: Any) -> bool:
 def read_shard(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
     """A shard's rows; partition columns are not inside the file."""
     return _with_file(uri, lambda file: file.read(columns=_listed(columns)))
+
+
+def read_digests(uri: str) -> np.ndarray:
+    """Of a shard's image ids, as jobs.idset has them; the ids themselves are never held at once."""
+
+    def read(file: pq.ParquetFile) -> np.ndarray:
+        batches = file.iter_batches(DIGESTED, columns=["image_id"])
+        return np.concatenate([np.zeros(0, HALVES), *(digests(b["image_id"]) for b in batches)])
+
+    return _with_file(uri, read)
 
 
 def read_row_group(uri: str, index: int, columns: Sequence[str] | None = None) -> pa.Table:

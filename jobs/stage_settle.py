@@ -170,7 +170,7 @@ def _pairs(rows: pa.Table) -> list[Pair]:
 
 def _require_known(tonight: Tonight) -> None:
     """Raises OutOfDate where an image that a worker took for known has been removed meanwhile."""
-    held = [digests(rows["image_id"]) for _, rows in tonight.images.read_each(["image_id"])]
+    held = [ids for _, ids in tonight.images.digests_each()]
     held += [digests(rows["image_id"]) for _, rows in tonight.rows("images", ["image_id"])]
     known = IdSet(held)
     for _, rows in tonight.rows("sources", ["image_id", "fate"]):

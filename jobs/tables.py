@@ -14,14 +14,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from deltalake import DeltaTable, Schema
 from deltalake.exceptions import CommitFailedError, TableNotFoundError
 from deltalake.transaction import AddAction, CommitProperties, RemoveAction, Transaction
 
 from jobs.errors import InputError, JobError, LatentlakeError, StorageError
+from jobs.idset import IdSet
 from jobs.schema import CONTRACT_KEYS, TableSpec
-from jobs.shards import read_shard
+from jobs.shards import read_digests, read_shard
 from jobs.storage import ATTEMPTS, attempt, delta_options, explain, is_transient, join
 from jobs.units import Output
 
@@ -240,6 +242,17 @@ class Snapshot:
         """Path and columns of one file after the other, so that memory stays that of one."""
         for path in self.paths(partition):
             yield path, read_shard(join(self.uri, path), columns)
+
+    def digests_each(
+        self, partition: dict[str, str] | None = None
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """Path and digests of the image ids of one file after the other."""
+        for path in self.paths(partition):
+            yield path, read_digests(join(self.uri, path))
+
+    def image_ids(self, partition: dict[str, str] | None = None) -> IdSet:
+        """Of all rows, or of those of a partition."""
+        return IdSet(ids for _, ids in self.digests_each(partition))
 
     def _files(self, partition: dict[str, str] | None) -> list[dict[str, Any]]:
         found = attempt(lambda: self.handle.get_add_actions(flatten=True), self.uri, "read")
