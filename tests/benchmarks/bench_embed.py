@@ -9,7 +9,6 @@ dataset, so that start-up, which is given apart, is in neither. Writes `.bench/e
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from jobs import catalog, job
 from jobs.bundle import Bundle
 from jobs.lake import Lake
 from jobs.split import pixels_of
-from tests.benchmarks.bench_stage import Memory
+from tests.benchmarks import watched
 from tests.benchmarks.rounds import BENCH, Round, main, write_pictures
 from tests.helpers import LATENTLAKE
 from tests.inline import InlineEmbed, InlineStage, InlineTrain
@@ -80,24 +79,15 @@ def embed(lake: Lake, count: int, *options: str, memory: bool = False) -> dict[s
     shutil.copytree(root / "catalog", kept)
     command = [str(LATENTLAKE), "embed", "--dataset", f"d{count}", "--model", "m", "--json"]
     command += ["--lake", str(root), "--workers", "2", "--night", "2026-01-01", *options]
-    held = Memory()
-    started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    while memory and process.poll() is None:
-        held.sample(process.pid)
-        time.sleep(0.25)
-    out, _ = process.communicate()
-    seconds = time.perf_counter() - started
-    assert process.returncode == 0
-    told = json.loads(out)
-    assert told["counts"]["embedded"] == count
+    ran = watched.run(command, memory=memory)
+    assert ran.told["counts"]["embedded"] == count
     shutil.rmtree(root / "catalog")
     shutil.move(kept, root / "catalog")
     return {
-        "seconds": seconds,
-        "unit_seconds": told["counts"]["unit_seconds"],
-        "driver_mib": held.driver,
-        "worker_mib": held.worker,
+        "seconds": ran.seconds,
+        "unit_seconds": ran.told["counts"]["unit_seconds"],
+        "driver_mib": ran.driver_mib,
+        "worker_mib": ran.worker_mib,
     }
 
 

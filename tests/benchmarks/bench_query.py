@@ -1,4 +1,4 @@
-"""Queries of 10⁶ × 64 embeddings: beside plain DuckDB, exact and by the index, on disk and S3.
+"""Queries of 10⁶ × 64 embeddings: beside plain DuckDB and Lance, with an index, on disk and S3.
 
 Two threads; each question twice in a row, the second one timed: files are in the page cache, and a
 lake that is held has its connection. Writes `.bench/query.json`.
@@ -26,6 +26,7 @@ from jobs.nearest import vectors_of
 from jobs.query import Embeddings
 from jobs.query import Lake as Asked
 from jobs.tables import open_snapshot
+from tests.benchmarks import lance_rival
 from tests.benchmarks.bench_embed import FOLDER, lake_of
 from tests.benchmarks.rounds import Round, main
 from tests.helpers import LATENTLAKE
@@ -124,6 +125,33 @@ def query_round() -> dict[str, float]:
     }
 
 
+def lance_round() -> dict[str, float]:
+    """The same rows in Lance, beside ours in the same round; both have their index."""
+    lake = asked_lake()
+    pa.set_cpu_count(2)
+    snapshot = open_snapshot(lake.model("m", "embeddings"))
+    assert snapshot is not None
+    held = lake.embeddings("m")
+    index.build(lake, "m", "cosine")
+    embedded = catalog.embeddings_snapshot(lake, "m", held.version)
+    found = Index.find(lake, "m", held.version, "cosine", embedded)
+    assert found is not None
+    near = _among(held, 100)
+    (one,) = lake.sql("SELECT max(image_id) AS i FROM embeddings")["i"].to_pylist()
+    files = [uri.removeprefix("file://") for uri in snapshot.file_uris()]
+    theirs = lance_rival.ask(FOLDER / "lance", files, one, near)
+    look_up = f"SELECT neg_elbo FROM embeddings WHERE image_id = '{one}'"
+    best = "SELECT image_id FROM embeddings ORDER BY neg_elbo DESC LIMIT 100"
+    ours = {
+        "top 100 by score, s": seconds(lambda: lake.sql(best)),
+        "look-up by id, s": seconds(lambda: lake.sql(look_up)),
+        "10 nearest of one, exact, s": seconds(lambda: held.neighbours(near[0], approximate=False)),
+        "10 nearest by the index, ms": 1e3 * seconds(lambda: found.nearest(near[:1], 10, None)),
+    }
+    named = {f"Lance: {name}": value for name, value in theirs.items()}
+    return ours | named
+
+
 @functools.cache
 def _on_s3() -> Asked:
     """The same lake on an S3 server on loopback, which ends with this process."""
@@ -156,7 +184,7 @@ def s3_round() -> dict[str, float]:
     return found
 
 
-SECTIONS: dict[str, Round] = {"disk": query_round, "s3": s3_round}
+SECTIONS: dict[str, Round] = {"disk": query_round, "lance": lance_round, "s3": s3_round}
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ start-up, which is given apart, is in neither. Writes `.bench/stage.json`.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import subprocess
@@ -26,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from tests.benchmarks import watched
 from tests.benchmarks.rounds import BENCH, last_cores, tell
 from tests.helpers import LATENTLAKE
 
@@ -151,53 +151,20 @@ def template(folder: Path, cores: int) -> float:
     return time.perf_counter() - started
 
 
-class Memory:
-    """The most that the driver and any one worker of a run held (PSS, MiB)."""
-
-    def __init__(self) -> None:
-        self.driver = self.worker = 0.0
-
-    def sample(self, driver: int) -> None:
-        self.driver = max(self.driver, _pss(driver))
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and b"ray::_UnitActor" in _read(entry / "cmdline"):
-                self.worker = max(self.worker, _pss(int(entry.name)))
-
-
-def _pss(pid: int) -> float:
-    lines = _read(Path(f"/proc/{pid}/smaps_rollup")).splitlines()
-    return sum(int(line.split()[1]) for line in lines if line[:4] == b"Pss:") / 1024
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""  # it ended while it was looked at
-
-
 def stage(source: Path, cores: int, *options: str, memory: bool = False) -> dict[str, Any]:
     """Seconds of a whole `latentlake stage`, what it told, and its memory."""
     lake = FOLDER / "lake"
     shutil.rmtree(lake, ignore_errors=True)
     command = [str(LATENTLAKE), "stage", "--source", str(source), "--dataset", "d", "--json"]
     command += ["--lake", str(lake), "--workers", str(cores), *options]
-    held = Memory()
-    started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    while memory and process.poll() is None:
-        held.sample(process.pid)
-        time.sleep(0.25)
-    out, _ = process.communicate()
-    assert process.returncode == 0
-    told = json.loads(out)
+    ran = watched.run(command, memory=memory)
     return {
-        "seconds": time.perf_counter() - started,
-        "job_seconds": told["seconds"],
-        "unit_seconds": told["counts"]["unit_seconds"],
-        "rows": told["counts"]["rows_in"],
-        "driver_mib": held.driver,
-        "worker_mib": held.worker,
+        "seconds": ran.seconds,
+        "job_seconds": ran.told["seconds"],
+        "unit_seconds": ran.told["counts"]["unit_seconds"],
+        "rows": ran.told["counts"]["rows_in"],
+        "driver_mib": ran.driver_mib,
+        "worker_mib": ran.worker_mib,
     }
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
-import sysconfig
 import textwrap
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import numpy as np
 from jobs import catalog, job
 from jobs.lake import Lake
 from jobs.split import find_splits
+from tests.benchmarks.rivals import environment
 from tests.helpers import ROOT
 from tests.inline import InlineStage
 
@@ -97,19 +96,6 @@ def fashion(folder: Path) -> Lake:
     return lake
 
 
-def environment(folder: Path) -> Path:
-    """Its Python; made once. torch and the rest come from this environment."""
-    python = folder / "pythae" / "bin" / "python"
-    if not (folder / "pythae" / "done").exists():
-        subprocess.run([sys.executable, "-m", "venv", str(folder / "pythae")], check=True)
-        install = [str(python), "-m", "pip", "install", "-q", "--no-deps", *PACKAGES]
-        subprocess.run(install, check=True)
-        site = next((folder / "pythae" / "lib").glob("python*")) / "site-packages"
-        (site / "shared.pth").write_text(sysconfig.get_path("purelib"))
-        (folder / "pythae" / "done").touch()
-    return python
-
-
 def run(folder: Path, lake: Lake, epochs: int) -> dict[str, float]:
     """Images a second of the last epoch; negative ELBO of the validation split, in nats."""
     splits = find_splits(catalog.images_snapshot(lake, "d", None).file_uris(), SHAPE)
@@ -121,7 +107,14 @@ def run(folder: Path, lake: Lake, epochs: int) -> dict[str, float]:
     np.savez(data, **arrays)
     code = textwrap.dedent(CODE)
     done = subprocess.run(
-        [environment(folder), "-c", code, data, folder / "pythae-out", str(epochs)],
+        [
+            environment(folder / "pythae", PACKAGES),
+            "-c",
+            code,
+            data,
+            folder / "pythae-out",
+            str(epochs),
+        ],
         check=True,
         capture_output=True,
         text=True,
