@@ -23,6 +23,7 @@ CODE = """
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
+    from lance.dataset import ColumnOrdering
 
     told = json.loads(Path(sys.argv[1]).read_text())
     folder, queries = Path(told["folder"]), np.array(told["queries"], np.float32)
@@ -58,8 +59,9 @@ CODE = """
         return found["image_id"].to_pylist()
 
     def top():
-        order = lance.dataset.ColumnOrdering("neg_elbo", ascending=False)
-        return data.scanner(columns=["image_id"], order_by=[order], limit=100).to_table()
+        order = ColumnOrdering("neg_elbo", ascending=False)
+        how = {"order_by": [order], "limit": 100, "with_row_id": True}
+        return data.scanner(columns=["image_id", "neg_elbo"], **how).to_table()
 
     exact = {"use_index": False}
     quick = {"use_index": True, "ef": 64}
