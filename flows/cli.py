@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import logging
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
@@ -19,11 +21,9 @@ from jobs.config import (
     MaintainSettings,
     Reconstructions,
     StageSettings,
-    load_nightly,
-    tonight,
-    valid_night,
 )
 from jobs.errors import InputError, LatentlakeError
+from jobs.nightly_config import load_nightly, tonight, valid_night
 from jobs.settings import build
 from vae_core.config import LikelihoodKind, NetworkKind
 
@@ -326,26 +326,44 @@ def list_(lake: str, as_json: bool) -> None:
 @cli.command()
 @click.option("--config", required=True, metavar="FILE", help="YAML of the nightly settings.")
 @click.option("--night", metavar="DATE", help="Logical night, YYYY-MM-DD; today if none.")
+@click.option("--retrain", is_flag=True, help="Train a new champion, whatever the config's rule.")
 @click.option("--lake", envvar="LATENTLAKE_LAKE", metavar="URI", help="Overrides the config's.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON result on stdout.")
-def nightly(config: str, night: str | None, lake: str | None, as_json: bool) -> None:
-    """The whole flow, as Prefect runs it: stage, train if there is no champion, embed.
+def nightly(config: str, night: str | None, retrain: bool, lake: str | None, as_json: bool) -> None:
+    """The whole flow, as Prefect runs it: stage, train where it is time to, embed.
 
     Example: latentlake nightly --config nightly.yaml --night 2026-11-21
     """
-    settings = load_nightly(config)
-    if lake is not None:
-        settings = settings.model_copy(update={"lake": lake})
-    night = valid_night(night or tonight())
+    load_nightly(config)  # its mistakes are told before Prefect starts
+    on = dt.date.fromisoformat(valid_night(night or tonight()))
     from flows import nightly as flow
     from flows.output import emit, report_text
 
-    reports = flow.nightly(settings, night)
+    reports = flow.nightly(config, on, retrain, lake)
     emit(
         [report.to_dict() for report in reports],
         as_json,
         "\n".join(report_text(report) for report in reports),
     )
+
+
+@cli.command()
+@click.argument("configs", nargs=-1, required=True, metavar="CONFIG...")
+@click.option("--port", type=int, default=4200, show_default=True, help="Of the UI, on loopback.")
+@click.option("--home", metavar="FOLDER", help="Of the server's database; a temporary one if none.")
+@click.option(
+    "--runs-at-once", type=click.IntRange(1), default=2, show_default=True, help="Flow runs."
+)
+def serve(configs: tuple[str, ...], port: int, home: str | None, runs_at_once: int) -> None:
+    """A Prefect server with its UI, a worker and the deployments of nightly configs, here.
+
+    Example: latentlake serve nightly.yaml
+    """
+    from flows.environment import private_folder
+    from flows.serve import serve as run_server
+
+    folder = Path(home) if home else private_folder() / "serve"
+    run_server(configs, port, folder.absolute(), runs_at_once)
 
 
 @cli.command()

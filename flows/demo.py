@@ -7,6 +7,7 @@ seen in training. Everything that is printed was measured in the run or read fro
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 import io
 import json
 import logging
@@ -18,19 +19,15 @@ import click
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 from PIL import Image
 
 from jobs import catalog, query, views
-from jobs.config import (
-    EmbedSettings,
-    NightlySettings,
-    RaySettings,
-    StageSettings,
-    TrainSettings,
-)
+from jobs.config import EmbedSettings, RaySettings, StageSettings, TrainSettings
 from jobs.contact_sheet import Row, contact_sheet
 from jobs.job_report import JobReport
 from jobs.lake import Lake
+from jobs.nightly_config import NightlySettings
 from jobs.split import pixels_of
 from jobs.storage import create_or_keep, join, local_path, resolve_uri
 from vae_core.metrics import auroc
@@ -111,8 +108,17 @@ def settings_of(lake: Lake) -> NightlySettings:
     )
 
 
+def _config(lake: Lake) -> str:
+    """Where the settings lie, as a user would write them."""
+    uri = join(lake.uri, "demo", "nightly.yaml")
+    told = settings_of(lake).model_dump(mode="json", exclude_defaults=True)
+    create_or_keep(uri, yaml.safe_dump(told, sort_keys=False).encode())
+    return uri
+
+
 def _night(lake: Lake, index: int) -> list[JobReport]:
-    from flows.nightly import nightly, told
+    from flows.nightly import nightly
+    from flows.shown import told
 
     source = join(lake.uri, "demo", "incoming", f"night-{index + 1}.parquet")
     arrived = night_rows(index)
@@ -122,7 +128,7 @@ def _night(lake: Lake, index: int) -> list[JobReport]:
         f"\nNight {index + 1} ({NIGHTS[index]}): {arrived.num_rows:,} images of {kinds} kinds "
         f"of clothing have arrived"
     )
-    reports = nightly(settings_of(lake), NIGHTS[index])
+    reports = nightly(_config(lake), dt.date.fromisoformat(NIGHTS[index]))
     for report in reports:
         _say(f"  {report.job:5} {told(report)}")
     return reports

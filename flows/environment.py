@@ -53,6 +53,7 @@ class ToldInASentence(logging.Filter):
 
 def quiet_prefect() -> None:
     """Call after prefect has set its logging up."""
+    logging.getLogger("latentlake").setLevel(logging.INFO)
     for name in ("prefect", "prefect.flow_runs", "prefect.task_runs"):
         for handler in logging.getLogger(name).handlers:
             handler.addFilter(ToldInASentence())

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.config import RaySettings, tonight, valid_night
+from jobs.config import RaySettings
+from jobs.nightly_config import tonight, valid_night
 from jobs.settings import build
 
 if TYPE_CHECKING:

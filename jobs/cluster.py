@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import secrets
 import shutil
+import signal
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import ray
@@ -38,17 +42,30 @@ def ensure(settings: RaySettings, workers: int | None) -> int:
     if settings.address is None and not ray.is_initialized():
         cpus = settings.cpus or cpu_count()
         _refuse_more_than(cpus, workers or 1)
-        _start_embedded(cpus)
+        with _own_signals():
+            _start_embedded(cpus)
     elif not ray.is_initialized():
-        _quiet()
-        try:
-            ray.init(address=settings.address, log_to_driver=False, logging_level=logging.WARNING)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise JobError(
-                f"cannot reach the Ray cluster at {settings.address}: {error}"
-            ) from error
+        with _own_signals():
+            _connect(settings)
     _wait_for_cpus(workers or 1, settings)
     return workers or max(1, int(ray.available_resources().get("CPU", 1)))
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ray takes SIGTERM for itself and exits; whoever listened before, as Prefect does, goes on."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(before) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
+
+
+def _connect(settings: RaySettings) -> None:
+    _quiet()
+    try:
+        ray.init(address=settings.address, log_to_driver=False, logging_level=logging.WARNING)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise JobError(f"cannot reach the Ray cluster at {settings.address}: {error}") from error
 
 
 def still(settings: RaySettings, workers: int | None) -> int:

@@ -10,8 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from jobs.errors import InputError
-from jobs.settings import Settings, build, load_yaml
+from jobs.settings import Settings
 from vae_core.config import (
     CodeKind,
     FitKind,
@@ -352,29 +351,3 @@ class MaintainSettings(Settings):
         default=7.0, ge=0, description="keep snapshots that were the newest in the last days"
     )
     workers: int | None = Field(default=None, ge=1, description="workers; one a CPU if none")
-
-
-class NightlySettings(Settings):
-    """The whole flow: stage, train where there is no champion yet, embed."""
-
-    lake: str = Field(default="./lake", description="root URI of the lake")
-    stage: StageSettings
-    train: TrainSettings
-    embed: EmbedSettings
-    ray: RaySettings = RaySettings()
-
-
-def tonight() -> str:
-    """The logical night of a run that is not given one: today's date."""
-    return dt.date.today().isoformat()
-
-
-def valid_night(night: str) -> str:
-    try:
-        return dt.date.fromisoformat(night).isoformat()
-    except ValueError as error:
-        raise InputError(f"night {night!r} is not a date; write YYYY-MM-DD") from error
-
-
-def load_nightly(path: str) -> NightlySettings:
-    return build(NightlySettings, load_yaml(path))

@@ -40,7 +40,7 @@ from jobs.units import Completion, Plan, Settled, Unit, digest
 
 log = logging.getLogger("latentlake")
 
-UNIT_ROWS = 16_384  # images a unit at most: what a killed worker has to do again
+UNIT_ROWS = 8192  # images a unit at most; a killed worker has two to do again
 SAMPLE = 100  # one in as many is in the sample of reconstructions
 
 

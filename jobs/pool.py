@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ from typing import Any, cast
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from jobs.apart import apart
 from jobs.errors import JobError, LatentlakeError, StorageError
 from jobs.progress import Progress
 from jobs.units import Unit
@@ -31,7 +33,7 @@ def drain(actors: Sequence[Any], units: Iterator[Unit], progress: Progress, *, k
     """
     pool = _Pool(actors, units, progress, keep)
     try:
-        pool.drain()
+        apart(pool.drain, pool.stopped.set)
     finally:
         for actor in pool.actors.values():
             ray.kill(cast(Any, actor))
@@ -46,6 +48,7 @@ class _Pool:
         self.progress = progress
         self.keep = keep
         self.all_came = False
+        self.stopped = threading.Event()
         self.again: deque[Unit] = deque()
         self.running: dict[ray.ObjectRef, tuple[Unit, int]] = {}
         self.attempts: dict[str, int] = {}
@@ -56,7 +59,7 @@ class _Pool:
 
     def drain(self) -> None:
         last_done = time.monotonic()
-        while True:
+        while not self.stopped.is_set():
             self._wake()
             self._hand_out()
             if not self.running and not self.again and len(self.resting) < len(self.actors):

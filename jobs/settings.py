@@ -47,9 +47,12 @@ def _known_keys(kind: Any, path: tuple[Any, ...]) -> list[str]:
 
 
 def load_yaml(path: str) -> dict[str, Any]:
-    """A config file as a dict; raises InputError that says what is wrong with it."""
+    """A config file as a dict; raises InputError that says what is wrong with it.
+
+    path: of a local file, or a URI.
+    """
     try:
-        data = yaml.safe_load(Path(path).read_text())
+        data = yaml.safe_load(_text(path))
     except OSError as error:
         raise InputError(f"cannot read the config file {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -57,3 +60,14 @@ def load_yaml(path: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise InputError(f"{path} holds no mapping of settings")
     return data
+
+
+def _text(path: str) -> str:
+    if "://" not in path:
+        return Path(path).read_text()
+    from jobs.storage import read_if_there, resolve_uri  # a laptop's config needs no fsspec
+
+    data = read_if_there(resolve_uri(path))
+    if data is None:
+        raise InputError(f"there is no config file {path}")
+    return data.decode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import logging
 import os
 import threading
@@ -19,6 +20,7 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs import cluster
+from jobs.apart import apart
 from jobs.config import RaySettings
 from jobs.errors import JobError, LatentlakeError
 from jobs.mlflow_listener import MLFLOW
@@ -31,6 +33,7 @@ MAX_FAILURES = 20  # worker groups that are started again; each goes on from the
 CONTROLLERS = 3  # of Ray Train, one after the other failed
 SAME_CRASHES = 3
 POLL_S = 1.0
+ABORT_S = 3.0
 # What workers on other machines need of the driver's environment.
 PASSED_ON = (
     MLFLOW,
@@ -49,6 +52,7 @@ class _Board:
         self.notes: list[str] = []
         self.error: LatentlakeError | None = None
         self.began = 0
+        self.led_by: Any = None
         self.crashes: list[tuple[int, int, str]] = []
 
     def tell(self, metrics: dict[str, Any]) -> None:
@@ -60,6 +64,13 @@ class _Board:
     def read(self, notes: int) -> tuple[dict[str, Any], list[str]]:
         """The newest metrics, and the notes after the first `notes`."""
         return self.last, self.notes[notes:]
+
+    def follow(self, controller: Any) -> None:
+        """controller: of the worker group, an actor of Ray Train."""
+        self.led_by = controller
+
+    def controller(self) -> Any:
+        return self.led_by
 
     def fail(self, error: LatentlakeError) -> None:
         self.error = self.error or error
@@ -119,7 +130,7 @@ def fit(order: TrainOrder, ray_settings: RaySettings) -> None:
 
     try:
         with _shown(order, board):
-            _until_done(trainer)
+            apart(lambda: _until_done(trainer), lambda: _abort(board))
         failure = ray.get(board.failure.remote(), timeout=60)
         if isinstance(failure, LatentlakeError):
             raise failure
@@ -127,6 +138,14 @@ def fit(order: TrainOrder, ray_settings: RaySettings) -> None:
         raise _own_error(error) from error
     finally:
         ray.kill(board)
+
+
+def _abort(board: Any) -> None:
+    """Ends the training, which goes on elsewhere: nobody waits for it any more."""
+    with contextlib.suppress(RayError):
+        controller: Any = ray.get(board.controller.remote(), timeout=ABORT_S)
+        if controller is not None:
+            ray.get(controller.abort.remote(), timeout=ABORT_S)  # which ends by its own death
 
 
 def _until_done(trainer: Callable[[], TorchTrainer]) -> None:
@@ -177,7 +196,8 @@ def _shown(order: TrainOrder, board: Any) -> Iterator[None]:
             listen()
         listen()
 
-    thread = threading.Thread(target=poll, name="train-progress", daemon=True)
+    context = contextvars.copy_context()
+    thread = threading.Thread(target=context.run, args=[poll], name="train-progress", daemon=True)
     thread.start()
     try:
         yield

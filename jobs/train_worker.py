@@ -11,6 +11,7 @@ from typing import Any
 import ray
 import torch
 from ray.exceptions import RayError
+from ray.train.v2._internal.execution.context import get_train_context
 
 from jobs.errors import LatentlakeError, StorageError
 from jobs.finishing import is_published, publish
@@ -49,6 +50,8 @@ def _train(order: TrainOrder, started: float, environment: dict[str, str], board
     torch.set_num_threads(order.train_settings.run.threads)
     os.environ.update(environment)
     rank = Rank.here()
+    if rank.is_first:
+        board.follow.remote(get_train_context().controller_actor)
     # Ray starts a worker group again with what the first one was given; names are each one's own.
     order = dataclasses.replace(order, attempt=rank.agree(uuid.uuid4().hex[:8]))
     if rank.agree(is_published(order) if rank.is_first else None):

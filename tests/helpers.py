@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -150,3 +151,10 @@ def ok(ran: Ran) -> Ran:
 
 TINY_STAGE = ("--size", "28", "--channels", "1", "--rows-per-unit", "100")
 TINY_TRAIN = ("--epochs", "2", "--latent-dim", "4", "--network", "mlp", "--batch-size", "64")
+
+
+def free_port() -> int:
+    """One of loopback that nobody listens on now."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return held.getsockname()[1]

@@ -108,7 +108,7 @@ def test_every_other_command_of_the_readme_parses(tmp_path: Path) -> None:
     import yaml
 
     from flows.cli import cli
-    from jobs.config import NightlySettings
+    from jobs.nightly_config import NightlySettings
     from jobs.settings import build
 
     plain = re.findall(r"^latentlake (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)

@@ -18,6 +18,7 @@ import pytest
 from jobs.lake import Lake
 from jobs.mlflow_listener import MLFLOW, Mlflow
 from jobs.telemetry import BadStep, Metric
+from tests.helpers import free_port
 from tests.integration.conftest import train
 
 pytestmark = pytest.mark.integration
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder, port = tmp_path_factory.mktemp("mlflow"), _free_port()
+    folder, port = tmp_path_factory.mktemp("mlflow"), free_port()
     command = (sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1")
     store = ("--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--port", str(port))
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true"}
@@ -45,12 +46,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(30)
-
-
-def _free_port() -> int:
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return held.getsockname()[1]
 
 
 def _wait(process: subprocess.Popen[bytes], uri: str, log: Path) -> None:

@@ -148,7 +148,7 @@ def test_the_readme_commands_on_ones_own_images_run_as_written(
     assert ran.json[0]["counts"]["staged"] == ran.json[1]["counts"]["embedded"] == 30
     # No credential has reached Prefect's database, the output, or the lake.
     written = [p.read_bytes() for folder in (home, tmp_path / "lake") for p in _files(folder)]
-    assert any(b"nightly-summary" in data for data in written)
+    assert any(b"summary-photos" in data for data in written)
     for secret in s3_server.pipeline:
         assert secret not in printed + ran.out + ran.err
         assert not any(secret.encode() in data for data in written)

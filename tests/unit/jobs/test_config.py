@@ -4,16 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config import (
-    EmbedSettings,
-    NightlySettings,
-    RaySettings,
-    StageSettings,
-    TrainSettings,
-    load_nightly,
-    valid_night,
-)
+from jobs.config import EmbedSettings, RaySettings, StageSettings, TrainSettings
 from jobs.errors import InputError
+from jobs.nightly_config import NightlySettings, load_nightly, valid_night
 from jobs.settings import build, load_yaml
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -1,0 +1,117 @@
+"""The flows of a nightly config as Prefect deployments: what `serve` and prefect.yaml register."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+from pathlib import Path
+from typing import Any
+
+from flows.environment import prepare_prefect
+
+prepare_prefect()
+
+from prefect import Flow  # noqa: E402
+from prefect.automations import Automation  # noqa: E402
+from prefect.client.orchestration import get_client  # noqa: E402
+from prefect.client.schemas.actions import WorkPoolCreate  # noqa: E402
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, StateType  # noqa: E402
+from prefect.deployments.runner import RunnerDeployment  # noqa: E402
+from prefect.events.actions import ChangeFlowRunState  # noqa: E402
+from prefect.events.schemas.automations import EventTrigger, Posture  # noqa: E402
+from prefect.exceptions import ObjectAlreadyExists  # noqa: E402
+from prefect.schedules import Cron  # noqa: E402
+from prefect.types.entrypoint import EntrypointType  # noqa: E402
+
+from flows import on_request  # noqa: E402
+from flows.nightly import nightly  # noqa: E402
+from jobs.nightly_config import NightlySettings  # noqa: E402
+
+FLOWS: dict[str, Flow[Any, Any]] = {
+    "nightly": nightly,
+    "train": on_request.train,
+    "embed": on_request.embed,
+    "backfill": on_request.backfill,
+    "maintain": on_request.maintain,
+}
+# Of runs: what our log says goes to the UI.
+TALKATIVE = {"PREFECT_LOGGING_LEVEL": "INFO", "PREFECT_LOGGING_EXTRA_LOGGERS": "latentlake"}
+HEARTBEAT_S = 30  # the shortest that Prefect has
+LOST_AFTER_S = 3 * HEARTBEAT_S
+WATCHDOG = "latentlake: runs without a heartbeat have crashed"
+ENDED = [f"prefect.flow-run.{end}" for end in ("Completed", "Failed", "Cancelled", "Crashed")]
+
+
+def deploy(config: str, settings: NightlySettings, pool: str, workdir: str) -> list[str]:
+    """Registers the flows of a config; returns the names of their deployments.
+
+    workdir: where runs work, for paths that are relative.
+    """
+    path = config if "://" in config else str(Path(config).absolute())
+    names = []
+    for name, flow in FLOWS.items():
+        schedule = settings.schedule if name == "nightly" else None
+        made = RunnerDeployment.from_flow(
+            flow,
+            name=settings.stage.dataset,
+            schedule=Cron(schedule.cron, timezone=schedule.timezone) if schedule else None,
+            # Another run of the same waits for it; they would be right at once, too, and slower.
+            concurrency_limit=ConcurrencyLimitConfig(limit=1),
+            parameters={"config": path},
+            tags=["latentlake", settings.stage.dataset],
+            description=(flow.description or "").split("\n\n")[0],
+            entrypoint_type=EntrypointType.MODULE_PATH,
+            work_pool_name=pool,
+            job_variables={"working_dir": workdir, "env": TALKATIVE},
+        )
+        made.apply()
+        names.append(f"{flow.name}/{settings.stage.dataset}")
+    return names
+
+
+def make_pool(name: str) -> None:
+    """A process work pool, if there is none of that name."""
+    with get_client(sync_client=True) as client:
+        try:
+            client.create_work_pool(WorkPoolCreate(name=name, type="process"))
+        except ObjectAlreadyExists:
+            return
+
+
+def watch_heartbeats() -> None:
+    """An automation: a run whose process was killed is not `Running` for ever."""
+    with get_client(sync_client=True) as client:
+        held = client._client.post("/automations/filter", json={}).json()
+    if any(automation["name"] == WATCHDOG for automation in held):
+        return
+    Automation(
+        name=WATCHDOG,
+        trigger=EventTrigger(
+            after={"prefect.flow-run.heartbeat"},
+            expect={"prefect.flow-run.heartbeat", *ENDED},
+            match={"prefect.resource.id": "prefect.flow-run.*"},
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=dt.timedelta(seconds=LOST_AFTER_S),
+        ),
+        actions=[
+            ChangeFlowRunState(
+                name=None,
+                state=StateType.CRASHED,
+                force=False,
+                message=f"no heartbeat for {LOST_AFTER_S} s: its process was lost; run it again, "
+                "it goes on where it stopped",
+            )
+        ],
+    ).create()
+
+
+def environment(url: str, home: Path) -> dict[str, str]:
+    """Of a server of our own, its worker, and their runs."""
+    return os.environ | {
+        "PREFECT_HOME": str(home),
+        "PREFECT_API_URL": url,
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S),
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home / 'prefect.db'}",
+    }

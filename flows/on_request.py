@@ -1,0 +1,122 @@
+"""Flows that a person starts: each is one job of a nightly config."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from flows.environment import prepare_prefect
+
+prepare_prefect()
+
+from prefect import flow  # noqa: E402
+
+from flows import tasks  # noqa: E402
+from flows.opened import Night, named, opened  # noqa: E402
+from flows.shown import show, tell_failure  # noqa: E402
+from jobs.config import MaintainSettings  # noqa: E402
+from jobs.job_report import JobReport  # noqa: E402
+from jobs.settings import build  # noqa: E402
+
+KNOWN: dict[str, Any] = {
+    "on_failure": [tell_failure],
+    "on_crashed": [tell_failure],
+    "persist_result": False,
+}
+
+
+@flow(name="train", flow_run_name=named("train"), **KNOWN)
+def train(
+    config: str,
+    night: Night | None = None,
+    promote: bool = True,
+    lake: str | None = None,
+) -> list[JobReport]:
+    """Trains on the dataset as it is now.
+
+    Args:
+        config: YAML of the nightly settings: a file where the worker runs, or a URI.
+        night: Logical night; the day on which the run is due if none.
+        promote: Make the new model the champion although another one is.
+        lake: Root URI of the lake; the config's if none.
+    """
+    run = opened(config, night, lake)
+    training = run.settings.train.model_copy(update={"promote": promote})
+    task = tasks.limited(tasks.train, run.settings.timeouts.train_s)
+    reports = [task(training, run.lake.uri, run.night, run.settings.ray)]
+    show(run, reports)
+    return reports
+
+
+@flow(name="embed", flow_run_name=named("embed"), **KNOWN)
+def embed(
+    config: str,
+    night: Night | None = None,
+    lake: str | None = None,
+) -> list[JobReport]:
+    """Embeds what the champion has not seen yet.
+
+    Args:
+        config: YAML of the nightly settings: a file where the worker runs, or a URI.
+        night: Logical night; the day on which the run is due if none.
+        lake: Root URI of the lake; the config's if none.
+    """
+    run = opened(config, night, lake)
+    task = tasks.limited(tasks.embed, run.settings.timeouts.embed_s)
+    reports = [task(run.settings.embed, run.lake.uri, run.night, run.settings.ray)]
+    show(run, reports)
+    return reports
+
+
+@flow(name="backfill", flow_run_name=named("backfill"), **KNOWN)
+def backfill(
+    config: str,
+    since: Night | None = None,
+    until: Night | None = None,
+    model: str | None = None,
+    night: Night | None = None,
+    lake: str | None = None,
+) -> list[JobReport]:
+    """Embeds history: images of a range of nights, or all, by a model version.
+
+    Args:
+        config: YAML of the nightly settings: a file where the worker runs, or a URI.
+        since: First night whose images are embedded; from the first one if none.
+        until: Last night whose images are embedded; up to the last one if none.
+        model: NAME, NAME@VERSION or NAME@ALIAS; the config's if none.
+        night: Logical night; the day on which the run is due if none.
+        lake: Root URI of the lake; the config's if none.
+    """
+    run = opened(config, night, lake)
+    asked = {"backfill": True, "since": since, "until": until}
+    if model is not None:
+        asked["model"] = model
+    settings = build(type(run.settings.embed), run.settings.embed.model_dump() | asked)
+    task = tasks.limited(tasks.embed, run.settings.timeouts.embed_s)
+    reports = [task(settings, run.lake.uri, run.night, run.settings.ray)]
+    show(run, reports)
+    return reports
+
+
+@flow(name="maintain", flow_run_name=named("maintain"), **KNOWN)
+def maintain(
+    config: str,
+    keep_days: Annotated[float, Field(ge=0, le=3650)] = 7.0,
+    night: Night | None = None,
+    lake: str | None = None,
+) -> dict[str, Any]:
+    """Merges small shards and removes files that nothing needs any more.
+
+    Args:
+        config: YAML of the nightly settings: a file where the worker runs, or a URI.
+        keep_days: Keep snapshots that were the newest within as many days.
+        night: Logical night; the day on which the run is due if none.
+        lake: Root URI of the lake; the config's if none.
+    """
+    run = opened(config, night, lake)
+    settings = MaintainSettings(
+        dataset=run.dataset, model=run.settings.train.model, keep_days=keep_days
+    )
+    task = tasks.limited(tasks.maintain, run.settings.timeouts.maintain_s)
+    return task(settings, run.lake.uri, run.night, run.settings.ray)

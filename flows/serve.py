@@ -1,0 +1,122 @@
+"""`latentlake serve`: a Prefect server, a worker and the deployments, on this machine alone."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import InputError, JobError
+from jobs.nightly_config import NightlySettings, load_nightly
+
+log = logging.getLogger("latentlake")
+
+HOST = "127.0.0.1"
+POOL = "latentlake"
+READY_S = 120.0
+AGAIN_S = 2.0
+STOP_S = 40.0  # a worker ends its runs within Prefect's 30
+
+
+def serve(configs: Sequence[str], port: int, home: Path, runs_at_once: int) -> None:
+    """Runs until it is stopped. home: of the server's database and settings.
+
+    Raises InputError for a config that is wrong, JobError where the server or the worker ends.
+    """
+    settings = _loaded(configs)
+    home.mkdir(parents=True, exist_ok=True)
+    url = f"http://{HOST}:{port}/api"
+    if _answers(url):
+        raise InputError(f"something listens on port {port} already; name another with --port")
+    os.environ["PREFECT_API_URL"] = url  # before anything imports prefect
+    from flows import deployments
+
+    os.environ |= deployments.environment(url, home)
+    with _process("server", "server", "start", "--host", HOST, "--port", str(port)) as server:
+        _wait_for(url, server)
+        deployments.make_pool(POOL)
+        deployments.watch_heartbeats()
+        for config, held in settings:
+            for name in deployments.deploy(config, held, POOL, str(Path.cwd())):
+                log.info("serve: %s", name)
+        log.info("serve: http://%s:%d; ^C ends it", HOST, port)
+        signal.signal(signal.SIGTERM, _stop)
+        with contextlib.suppress(KeyboardInterrupt):
+            _work(server, "--limit", str(runs_at_once))
+        log.info("serve: stopping")
+
+
+def _loaded(configs: Sequence[str]) -> list[tuple[str, NightlySettings]]:
+    settings = [(config, load_nightly(config)) for config in configs]
+    datasets = [held.stage.dataset for _, held in settings]
+    twice = sorted({name for name in datasets if datasets.count(name) > 1})
+    if twice:
+        raise InputError(f"several configs stage {', '.join(twice)}; one config a dataset")
+    return settings
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=2) as answer:
+            return answer.status == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + READY_S
+    while not _answers(url):
+        if server.poll() is not None:
+            raise JobError(f"the Prefect server ended with {server.returncode}; see above")
+        if time.monotonic() > deadline:
+            raise JobError(f"the Prefect server did not answer within {READY_S:.0f} s")
+        time.sleep(0.2)
+
+
+@contextlib.contextmanager
+def _process(name: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`prefect …`, ended by its process id."""
+    # In a session of its own: ^C is ours to pass on, the worker first.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "prefect", *arguments],
+        stdout=sys.stderr,
+        start_new_session=True,
+        # A worker ends itself by SIGINT, which a shell's background jobs ignore.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            log.warning("serve: the %s does not end; killed", name)
+            process.kill()
+            process.wait()
+
+
+def _stop(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _work(server: subprocess.Popen[bytes], *options: str) -> None:
+    """Keeps a worker at work for as long as the server lives."""
+    while True:
+        arguments = ("worker", "start", "--pool", POOL, "--type", "process", *options)
+        with _process("worker", *arguments) as worker:
+            while worker.poll() is None:
+                if server.poll() is not None:
+                    raise JobError(f"the Prefect server ended with {server.returncode}; see above")
+                time.sleep(0.5)
+        log.warning("serve: the worker ended with %s; another one starts", worker.returncode)
+        time.sleep(AGAIN_S)

@@ -1,0 +1,126 @@
+"""What a run leaves for people and automations: artifacts in the Prefect UI, and events."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from flows.environment import prepare_prefect
+
+prepare_prefect()
+
+from prefect.artifacts import create_markdown_artifact, create_table_artifact  # noqa: E402
+from prefect.events import emit_event  # noqa: E402
+from prefect.runtime import flow_run as runtime  # noqa: E402
+
+from flows.opened import Opened  # noqa: E402
+from jobs.job_report import JobReport  # noqa: E402
+from jobs.views import Views  # noqa: E402
+
+SHOWN = 20  # rows of an artifact's table
+ANOMALIES = """
+    SELECT a.rank, a.q_value, a.p_value, a.decision_score, i.source_uri, a.image_id,
+           a.calibration_valid
+    FROM anomalies a LEFT JOIN images i ON i.image_id = a.image_id AND i.dataset = a.dataset
+    WHERE a.dataset = ? AND a.night = ? AND a.job_id IN (SELECT unnest(?))
+    ORDER BY a.rank, a.image_id LIMIT ?
+"""
+REFUSALS = """
+    SELECT reason, count(*) AS rows, min(message) AS example FROM quarantine
+    WHERE dataset = ? AND night = ? GROUP BY reason ORDER BY rows DESC, reason
+"""
+
+
+def show(run: Opened, reports: Sequence[JobReport], notes: Sequence[str] = ()) -> None:
+    """A summary in Markdown, and tables of what was refused and of what was flagged."""
+    jobs = [job_id for report in reports for job_id in report.job_ids]
+    refused = _rows(run, REFUSALS, [run.dataset, run.night]) if jobs else []
+    flagged = _rows(run, ANOMALIES, [run.dataset, run.night, jobs, SHOWN]) if jobs else []
+    key = "".join(c if c.isalnum() else "-" for c in run.dataset.lower())
+    create_markdown_artifact(
+        summary(run, reports, refused, notes), key=f"summary-{key}", description="What it did"
+    )
+    if refused:
+        create_table_artifact(refused, key=f"refused-{key}", description="Refused, by reason")
+    if flagged:
+        about = "Flagged anomalies, most certain first"
+        create_table_artifact(flagged, key=f"anomalies-{key}", description=about)
+    _tell(run, reports)
+
+
+def _rows(run: Opened, statement: str, parameters: list[Any]) -> list[dict[str, Any]]:
+    return Views(run.lake).sql(statement, parameters).to_pylist()
+
+
+def summary(
+    run: Opened,
+    reports: Sequence[JobReport],
+    refused: Sequence[dict[str, Any]],
+    notes: Sequence[str],
+) -> str:
+    """A run in Markdown."""
+    lines = [f"# {run.dataset}, night {run.night}", ""]
+    lines += [*(f"- {note}" for note in notes), ""] if notes else []
+    lines += ["| job | of | did |", "|---|---|---|"]
+    lines += [f"| {report.job} | {report.target} | {told(report)} |" for report in reports]
+    if refused:
+        lines += ["", "## Refused", "", "| reason | rows |", "|---|---|"]
+        lines += [f"| {row['reason']} | {row['rows']:,} |" for row in refused]
+    lines += ["", f"Lake: `{run.lake.uri}`. To dig further:", "", "```"]
+    model = run.settings.embed.model
+    lines += [
+        f"latentlake query anomalies --model {model} --flagged --night {run.night}",
+        f"latentlake describe --dataset {run.dataset}",
+        "latentlake list",
+        "```",
+    ]
+    return "\n".join(lines)
+
+
+def told(report: JobReport) -> str:
+    """A report in a line: every count that is not zero, then the time."""
+    if not report.job_ids:
+        return "nothing to do"
+    parts = []
+    for name, value in report.counts.items():
+        if isinstance(value, float):
+            parts.append(f"{name.replace('_', ' ')} {value:,.1f}")
+        elif isinstance(value, str):
+            parts.append(f"{name.replace('_', ' ')} {value}")
+        elif value:
+            parts.append(f"{name.replace('_', ' ')} {value:,}")
+    rate = f", {report.rows_per_s:,.0f} rows/s" if report.rows_per_s else ""
+    return f"{', '.join(parts)} in {report.seconds:.1f} s{rate}"
+
+
+def _tell(run: Opened, reports: Sequence[JobReport]) -> None:
+    for report in reports:
+        found = report.counts.get("anomalies")
+        if report.job == "embed" and report.job_ids and found:
+            count = {"anomalies": found, "model": report.target}
+            event("latentlake.anomalies.found", run.dataset, night=run.night, **count)
+        if report.job == "train" and report.job_ids:
+            bundle = {"model": report.target, "version": report.counts.get("version")}
+            event("latentlake.model.trained", run.dataset, night=run.night, **bundle)
+
+
+def event(name: str, dataset: str, **payload: Any) -> None:
+    """Something that automations may act on; its resource is the dataset."""
+    resource = {"prefect.resource.id": f"latentlake.dataset.{dataset}"}
+    resource["prefect.resource.name"] = dataset
+    related = []
+    if runtime.id:
+        related = [
+            {"prefect.resource.id": f"prefect.flow-run.{runtime.id}"}
+            | {"prefect.resource.role": "flow-run"}
+        ]
+    emit_event(name, resource, payload=payload, related=related)
+
+
+def tell_failure(flow: Any, flow_run: Any, state: Any) -> None:
+    """A flow's hook: the event of a run that failed or crashed."""
+    config = str(flow_run.parameters.get("config", "unknown"))
+    resource = {"prefect.resource.id": f"prefect.flow-run.{flow_run.id}"}
+    resource["prefect.resource.name"] = flow_run.name
+    payload = {"config": config, "message": state.message, "state": state.name}
+    emit_event("latentlake.run.failed", resource, payload=payload)

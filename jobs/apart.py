@@ -1,0 +1,45 @@
+"""Waiting for Ray where signals are heard: a timeout, a cancel, ^C."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+T = TypeVar("T")
+
+log = logging.getLogger("latentlake")
+
+SLICE_S = 0.2
+END_S = 5.0
+
+
+def apart(action: Callable[[], T], stop: Callable[[], None]) -> T:
+    """What the action returns, done on a thread of its own while this one waits for it.
+
+    Ray's waits hear signals, and drop what their handlers raise, other than KeyboardInterrupt
+    (2.60): Prefect's timeout of a task, an alarm, was lost there. A wait for a thread drops
+    nothing. stop: makes the action end soon; it is called where the wait is cut short.
+    """
+    done: Future[T] = Future()
+    context = contextvars.copy_context()  # of the task that the log lines belong to
+
+    def body() -> None:
+        try:
+            done.set_result(context.run(action))
+        except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
+            done.set_exception(error)
+
+    thread = threading.Thread(target=body, name="apart", daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(SLICE_S)
+    except BaseException:
+        stop()
+        thread.join(END_S)
+        raise
+    return done.result()

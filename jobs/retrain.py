@@ -1,0 +1,69 @@
+"""When a night trains: where there is no champion, where its rule says so, or on request."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+
+from jobs import catalog
+from jobs.bundle_about import read_about
+from jobs.config import TrainSettings
+from jobs.lake import Lake
+from jobs.nightly_config import RetrainSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class Champion:
+    """night: in which it was trained; None where the catalog does not tell. images: trained on."""
+
+    name: str
+    night: str | None
+    images: int
+
+
+def champion_of(lake: Lake, settings: TrainSettings) -> Champion | None:
+    """The bundle that has the training's alias now; None where there is none."""
+    if settings.model not in catalog.models(lake):
+        return None
+    version = catalog.aliases(lake, settings.model).get(settings.alias)
+    if version is None:
+        return None
+    about = read_about(lake, settings.model, version)
+    nights = {row["job_id"]: row["night"] for row in catalog.runs(lake)}
+    data = about["data"]
+    return Champion(
+        name=f"{settings.model}@{version}",
+        night=nights.get(about["job_id"]),
+        images=_rows(lake, data["dataset"], data["images_version"]),
+    )
+
+
+def why_train(
+    rule: RetrainSettings, champion: Champion | None, night: str, images: int, asked: bool
+) -> str | None:
+    """Why the night trains, in words; None where it does not. images: in the dataset now."""
+    if champion is None:
+        return "there is no champion yet"
+    if asked:
+        return "it was asked to"
+    if rule.every_nights is not None and champion.night is not None:
+        passed = (dt.date.fromisoformat(night) - dt.date.fromisoformat(champion.night)).days
+        if passed >= rule.every_nights:
+            return f"{champion.name} is {passed} nights old"
+    more = images - champion.images
+    if rule.new_images is not None and more >= rule.new_images:
+        return f"there are {more:,} images more than {champion.name} was trained on"
+    return None
+
+
+def reason_to_train(
+    lake: Lake, settings: TrainSettings, rule: RetrainSettings, night: str, asked: bool
+) -> str | None:
+    """The same of a lake."""
+    images = _rows(lake, settings.dataset)
+    return why_train(rule, champion_of(lake, settings), night, images, asked)
+
+
+def _rows(lake: Lake, dataset: str, version: int | None = None) -> int:
+    """Of an images snapshot, the newest if no version is given, from the log alone."""
+    return sum(file.rows for file in catalog.images_snapshot(lake, dataset, version).files())

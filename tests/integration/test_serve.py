@@ -1,0 +1,347 @@
+"""`latentlake serve`: a real Prefect server and worker, runs made as the UI makes them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from jobs import views
+from jobs.lake import Lake
+from tests.helpers import LATENTLAKE, ROOT, free_port, ok, run_cli, write_source
+
+pytestmark = pytest.mark.integration
+ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+
+
+def settings_of(folder: Path, dataset: str, **more: Any) -> dict[str, Any]:
+    return {
+        "lake": str(folder / "lake"),
+        "stage": {
+            "source": str(folder / "source"),
+            "dataset": dataset,
+            "height": 28,
+            "width": 28,
+            "channels": 1,
+        },
+        "train": {
+            "dataset": dataset,
+            "model": dataset,
+            "epochs": 1,
+            "latent_dim": 4,
+            "network": {"kind": "mlp", "widths": [32]},
+        },
+        "embed": {"dataset": dataset, "model": dataset},
+        "ray": {"cpus": 2},
+        **more,
+    }
+
+
+class Served:
+    """The server's API, as its UI uses it."""
+
+    def __init__(self, folder: Path, port: int, process: subprocess.Popen[bytes]) -> None:
+        self.folder = folder
+        self.url = f"http://127.0.0.1:{port}/api"
+        self.process = process
+
+    def call(self, method: str, path: str, body: Any = None) -> Any:
+        """Raises HTTPError, whose body has the reason."""
+        data = json.dumps(body).encode() if body is not None else None
+        kind = {"content-type": "application/json"}
+        asked = urllib.request.Request(self.url + path, data, kind, method=method)
+        with urllib.request.urlopen(asked, timeout=30) as answer:
+            return json.loads(answer.read() or "null")
+
+    def deployment(self, name: str) -> dict[str, Any]:
+        return self.call("GET", f"/deployments/name/{name}")
+
+    def start(self, name: str, **parameters: Any) -> str:
+        body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
+        made = self.call(
+            "POST", f"/deployments/{self.deployment(name)['id']}/create_flow_run", body
+        )
+        return made["id"]
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        return self.call("GET", f"/flow_runs/{run_id}")
+
+    def wait(self, run_id: str, seconds: float) -> dict[str, Any]:
+        return until(lambda: (run := self.run(run_id))["state_type"] in ENDED and run, seconds)
+
+    def artifacts(self, run_id: str) -> dict[str, Any]:
+        asked = {"artifacts": {"flow_run_id": {"any_": [run_id]}}}
+        held = self.call("POST", "/artifacts/filter", asked)
+        return {artifact["key"]: artifact["data"] for artifact in held if artifact["key"]}
+
+    def log(self, run_id: str) -> str:
+        asked = {"logs": {"flow_run_id": {"any_": [run_id]}}}
+        return "\n".join(line["message"] for line in self.call("POST", "/logs/filter", asked))
+
+    def events(self, prefix: str) -> list[dict[str, Any]]:
+        asked = {"filter": {"event": {"prefix": [prefix]}}}
+        return self.call("POST", "/events/filter", asked)["events"]
+
+
+def until(found: Callable[[], Any], seconds: float) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (value := found()):
+        assert time.monotonic() < deadline, "it takes too long"
+        time.sleep(0.5)
+    return value
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("serve")
+    write_source(folder / "source" / "a.parquet", range(300), broken=[5])
+    # One that comes by itself, every minute, and one that takes long.
+    schedule = {"cron": "* * * * *", "timezone": "Europe/Berlin"}
+    slow = settings_of(folder, "slow")
+    slow["train"] |= {"epochs": 500_000, "run": {"checkpoint_s": 1}}
+    hasty = settings_of(folder, "hasty", timeouts={"train_s": 20.0})
+    hasty["train"] |= {"epochs": 500_000}
+    configs = {"d": settings_of(folder, "d", schedule=schedule), "slow": slow, "hasty": hasty}
+    paths = []
+    for name, settings in configs.items():
+        paths.append(folder / f"{name}.yaml")
+        paths[-1].write_text(yaml.safe_dump(settings))
+    port = free_port()
+    log = (folder / "serve.log").open("wb")
+    process = subprocess.Popen(
+        [LATENTLAKE, "serve", *paths, "--port", str(port), "--home", folder / "home"],
+        cwd=folder,
+        stderr=log,
+        env={k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")},
+    )
+    held = Served(folder, port, process)
+
+    def ready() -> bool:
+        assert process.poll() is None, (folder / "serve.log").read_text()
+        with contextlib.suppress(urllib.error.URLError, ConnectionError):
+            return bool(held.deployment("maintain/hasty"))
+        return False
+
+    try:
+        until(ready, 120)
+        yield held
+    finally:
+        process.terminate()
+        process.wait(100)
+        log.close()
+
+
+def test_a_scheduled_night_comes_by_itself_and_shows_what_it_did(served: Served) -> None:
+    deployment = served.deployment("nightly/d")
+    (schedule,) = deployment["schedules"]
+    assert schedule["schedule"] == {
+        "cron": "* * * * *",
+        "timezone": "Europe/Berlin",
+        "day_or": True,
+    }
+    of_this = {"deployments": {"id": {"any_": [deployment["id"]]}}}
+
+    def completed() -> list[dict[str, Any]]:
+        held = served.call("POST", "/flow_runs/filter", of_this)
+        assert not [run for run in held if run["state_type"] in ("FAILED", "CRASHED")]
+        return [run for run in held if run["state_type"] == "COMPLETED"]
+
+    run = until(completed, 200)[-1]
+    served.call("PATCH", f"/deployments/{deployment['id']}", {"paused": True})
+    assert run["auto_scheduled"]
+    assert re.fullmatch(r"nightly d \d{4}-\d\d-\d\d", run["name"])
+    held = served.artifacts(run["id"])
+    assert {"summary-d", "refused-d", "stage-d", "embed-d"} <= set(held)
+    assert "there is no champion yet" in held["summary-d"]
+    assert "staged 299" in held["summary-d"]
+    assert json.loads(held["refused-d"])[0]["rows"] == 1
+    assert float(held["stage-d"]) == 100.0
+    log = served.log(run["id"])
+    assert "train" in log
+    assert "Traceback" not in log
+    ids = views.sql(Lake((served.folder / "lake").as_uri()), "SELECT image_id FROM embeddings")
+    assert len(ids) == 299
+    # Events are kept by a service of the server, soon after.
+    (event,) = until(lambda: served.events("latentlake.model.trained"), 60)
+    assert event["resource"]["prefect.resource.id"] == "latentlake.dataset.d"
+
+
+@pytest.mark.parametrize("name", ["nightly", "train", "embed", "backfill", "maintain"])
+def test_a_form_has_few_fields_each_explained(served: Served, name: str) -> None:
+    deployment = served.deployment(f"{name}/d")
+    fields = deployment["parameter_openapi_schema"]["properties"]
+    assert len(fields) <= 6
+    assert all(field["description"] for field in fields.values())
+    assert deployment["parameter_openapi_schema"]["required"] == ["config"]
+    assert deployment["parameters"] == {"config": str(served.folder / "d.yaml")}
+    assert deployment["global_concurrency_limit"]["limit"] == 1
+    assert deployment["tags"] == ["latentlake", "d"]
+    assert not re.search("key|secret|password|credential", " ".join(fields), re.IGNORECASE)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("nightly/d", {"night": "yesterday"}),
+        ("nightly/d", {"retrain": "maybe"}),
+        ("maintain/d", {"keep_days": -1}),
+        ("backfill/d", {"since": "2026-1-1"}),
+    ],
+)
+def test_a_wrong_value_is_refused_by_the_form(served: Served, name: str, wrong: dict) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        served.start(name, **wrong)
+    assert refused.value.code in (409, 422)
+    assert next(iter(wrong)) in refused.value.read().decode()
+
+
+def test_a_mistake_in_the_config_is_a_sentence(served: Served) -> None:
+    (served.folder / "broken.yaml").write_text("lake: x\nstagee: {}\n")
+    run = served.wait(
+        served.start("nightly/d", config=str(served.folder / "broken.yaml"), night="2026-01-05"), 60
+    )
+    assert run["state_type"] == "FAILED"
+    assert "stagee: unknown key" in run["state"]["message"]
+    assert "Traceback" not in served.log(run["id"])
+
+
+def rays() -> set[int]:
+    """Raylets of whoever runs on this machine."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if b"raylet/raylet" in (entry / "cmdline").read_bytes():
+                    found.add(int(entry.name))
+    return found
+
+
+def at_work(served: Served, run_id: str) -> None:
+    """Waits until the training of a run has begun."""
+    folder = served.folder / "lake" / "runs"
+    until(lambda: list(folder.glob("slow-*/checkpoints/*")), 120)
+    assert served.run(run_id)["state_type"] == "RUNNING"
+
+
+def test_a_cancelled_run_stops_and_the_next_goes_on_from_it(served: Served) -> None:
+    before = rays()
+    run_id = served.start("nightly/slow", night="2026-01-01")
+    at_work(served, run_id)
+    assert rays() - before
+    cancelling = {"state": {"type": "CANCELLING"}, "force": False}
+    served.call("POST", f"/flow_runs/{run_id}/set_state", cancelling)
+    assert served.wait(run_id, 45)["state_type"] == "CANCELLED"
+    until(lambda: not rays() - before, 30)
+    lake = Lake((served.folder / "lake").as_uri())
+    assert len(views.sql(lake, "SELECT * FROM images WHERE dataset = 'slow'")) == 299
+    assert (served.folder / "lake" / "models" / "slow").exists() is False or not list(
+        (served.folder / "lake" / "models" / "slow").rglob("model.json")
+    )
+    again = served.start("nightly/slow", night="2026-01-01")
+    until(lambda: "going on from" in served.log(again), 120)
+    served.call("POST", f"/flow_runs/{again}/set_state", cancelling)
+    assert served.wait(again, 45)["state_type"] == "CANCELLED"
+
+
+def test_a_task_is_given_up_when_its_time_is_over(served: Served) -> None:
+    run = served.wait(served.start("nightly/hasty", night="2026-01-01"), 120)
+    assert run["state_type"] == "FAILED"
+    asked = {"flow_runs": {"id": {"any_": [run["id"]]}}}
+    tasks = {task["name"]: task for task in served.call("POST", "/task_runs/filter", asked)}
+    assert tasks["train hasty"]["state_name"] == "TimedOut"
+    assert 20 <= tasks["train hasty"]["total_run_time"] <= 30
+    assert tasks["train hasty"]["run_count"] == 1  # not tried again
+
+
+def test_a_killed_worker_leaves_no_run_running_for_ever(served: Served) -> None:
+    run_id = served.start("train/slow", night="2026-01-02")
+    until(lambda: served.run(run_id)["state_type"] == "RUNNING", 60)
+    until(lambda: served.events("prefect.flow-run.heartbeat"), 60)
+    (worker,) = (pid for pid in children(served.process.pid) if "worker" in command_of(pid).split())
+    for pid in [worker, *descendants(worker)]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    run = served.wait(run_id, 200)
+    assert run["state_type"] == "CRASHED"
+    assert "no heartbeat" in run["state"]["message"]
+    # Another worker is there, and does what comes.
+    done = served.wait(served.start("maintain/d", night="2026-01-02"), 90)
+    assert done["state_type"] == "COMPLETED"
+
+
+def children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]
+
+
+def descendants(pid: int) -> list[int]:
+    own = children(pid)
+    return [*own, *(below for child in own for below in descendants(child))]
+
+
+def command_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+
+
+def test_prefect_yaml_deploys_the_same(served: Served, tmp_path: Path) -> None:
+    text = (ROOT / "infra" / "prefect.yaml").read_text()
+    config, home = served.folder / "d.yaml", tmp_path / "home"
+    text = text.replace("/srv/latentlake/nightly.yaml", str(config))
+    text = text.replace("/srv/latentlake", str(served.folder))
+    (tmp_path / "prefect.yaml").write_text(text)
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+        + ["--prefect-file", str(tmp_path / "prefect.yaml")],
+        cwd=tmp_path,
+        env=os.environ | {"PREFECT_API_URL": served.url, "PREFECT_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("nightly", "train", "embed", "backfill", "maintain"):
+        theirs, ours = (served.deployment(f"{name}/{of}") for of in ("photos", "d"))
+        for key in ("parameter_openapi_schema", "parameters", "description", "entrypoint"):
+            assert theirs[key] == ours[key], (name, key)
+        assert theirs["global_concurrency_limit"]["limit"] == 1
+        assert theirs["work_pool_name"] == ours["work_pool_name"]
+        assert theirs["job_variables"]["env"] == ours["job_variables"]["env"]
+    (schedule,) = served.deployment("nightly/photos")["schedules"]
+    assert schedule["schedule"]["timezone"] == "Europe/Berlin"
+    run = served.wait(served.start("maintain/photos", night="2026-01-03"), 90)
+    assert run["state_type"] == "COMPLETED"
+
+
+def test_two_configs_of_one_dataset_are_refused(served: Served) -> None:
+    config = served.folder / "d.yaml"
+    refused = run_cli("serve", config, config.with_name("slow.yaml"), config)
+    assert refused.code == 2
+    assert "several configs stage d" in refused.err
+
+
+def test_a_port_that_is_taken_is_refused(served: Served) -> None:
+    port = served.url.split(":")[2].split("/")[0]
+    refused = run_cli("serve", served.folder / "d.yaml", "--port", port)
+    assert refused.code == 2
+    assert f"something listens on port {port} already" in refused.err
+
+
+def test_the_nightly_of_the_command_line_uses_that_server(served: Served) -> None:
+    env = {"PREFECT_API_URL": served.url}
+    ok(run_cli("nightly", "--config", served.folder / "d.yaml", "--night", "2026-01-09", env=env))
+    asked = {"flow_runs": {"name": {"any_": ["nightly d 2026-01-09"]}}}
+    (run,) = served.call("POST", "/flow_runs/filter", asked)
+    assert run["state_type"] == "COMPLETED"

@@ -1,0 +1,102 @@
+"""When a night trains although there is a champion."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs import catalog, job
+from jobs.config import TrainSettings
+from jobs.errors import InputError
+from jobs.lake import Lake
+from jobs.nightly_config import NightlySettings, RetrainSettings, load_nightly
+from jobs.retrain import Champion, champion_of, reason_to_train, why_train
+from jobs.settings import build
+from tests.helpers import write_source
+from tests.inline import InlineStage, InlineTrain
+
+HELD = Champion(name="m@abc", night="2026-01-01", images=100)
+MODEL = TrainSettings(dataset="d", model="m")
+
+
+@pytest.mark.parametrize(
+    ("rule", "night", "images", "asked", "why"),
+    [
+        ({}, "2027-01-01", 10**9, False, None),
+        ({}, "2026-01-01", 100, True, "it was asked to"),
+        ({"every_nights": 7}, "2026-01-07", 100, False, None),
+        ({"every_nights": 7}, "2026-01-08", 100, False, "m@abc is 7 nights old"),
+        ({"new_images": 50}, "2026-01-08", 149, False, None),
+        (
+            {"new_images": 50},
+            "2026-01-08",
+            150,
+            False,
+            "there are 50 images more than m@abc was trained on",
+        ),
+        ({"new_images": 50, "every_nights": 3}, "2026-01-04", 90, False, "m@abc is 3 nights old"),
+    ],
+)
+def test_the_rule(rule: dict, night: str, images: int, asked: bool, why: str | None) -> None:
+    assert why_train(RetrainSettings(**rule), HELD, night, images, asked) == why
+
+
+def test_without_a_champion_there_is_always_a_reason() -> None:
+    assert why_train(RetrainSettings(), None, "2026-01-01", 5, False) == "there is no champion yet"
+
+
+def test_a_champion_of_an_unknown_night_is_never_too_old() -> None:
+    unknown = Champion(name="m@abc", night=None, images=100)
+    rule = RetrainSettings(every_nights=1)
+    assert why_train(rule, unknown, "2027-01-01", 100, False) is None
+
+
+def test_the_facts_of_a_lake(trained: Lake, tmp_path: Path) -> None:
+    assert champion_of(trained, TrainSettings(dataset="d", model="nobody")) is None
+    held = champion_of(trained, MODEL)
+    assert held is not None
+    _, version = catalog.resolve_model(trained, "m")
+    assert held == Champion(name=f"m@{version}", night="2026-01-01", images=600)
+    write_source(tmp_path / "more" / "b.parquet", range(600, 650))
+    job.run(InlineStage(trained, tmp_path / "more", night="2026-01-02"))
+    rule = RetrainSettings(new_images=50)
+    why = reason_to_train(trained, MODEL, rule, "2026-01-02", asked=False)
+    assert why == f"there are 50 images more than m@{version} was trained on"
+    # Once it has trained on them there is no reason any more.
+    job.run(InlineTrain(trained, promote=True))
+    assert reason_to_train(trained, MODEL, rule, "2026-01-02", asked=False) is None
+
+
+NIGHT = {
+    "stage": {"source": "/x", "dataset": "d"},
+    "train": {"dataset": "d", "model": "m"},
+    "embed": {"dataset": "d", "model": "m"},
+}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"schedule": {"cron": "0 2 * *"}}, "schedule.cron: cron has five fields"),
+        ({"schedule": {"cron": "0 2 * * *", "timezone": "Berlin"}}, "unknown time zone 'Berlin'"),
+        ({"retrain": {"every_nights": 0}}, "retrain.every_nights"),
+        ({"retrain": {"nights": 3}}, "known: every_nights, new_images"),
+        ({"timeouts": {"stage_s": 0}}, "timeouts.stage_s"),
+        ({"embed": {"dataset": "e", "model": "m"}}, r"different datasets \(d, e\)"),
+    ],
+)
+def test_what_a_night_cannot_be_told(more: dict, message: str) -> None:
+    build(NightlySettings, NIGHT)
+    with pytest.raises(InputError, match=message):
+        build(NightlySettings, NIGHT | more)
+
+
+def test_a_config_in_the_lake_is_read_there(tmp_path: Path) -> None:
+    import yaml
+
+    path = tmp_path / "nightly.yaml"
+    path.write_text(yaml.safe_dump(NIGHT))
+    assert load_nightly(path.as_uri()) == load_nightly(str(path))
+    with pytest.raises(InputError, match="there is no config file"):
+        load_nightly((tmp_path / "none.yaml").as_uri())
