@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextvars
-import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
 T = TypeVar("T")
-
-log = logging.getLogger("latentlake")
 
 SLICE_S = 0.2
 END_S = 5.0
@@ -21,10 +18,11 @@ def apart(action: Callable[[], T], stop: Callable[[], None]) -> T:
     """What the action returns, done on a thread of its own while this one waits for it.
 
     Ray's waits hear signals, and drop what their handlers raise, other than KeyboardInterrupt
-    (2.60): Prefect's timeout of a task, an alarm, was lost there. A wait for a thread drops
+    (2.60): Prefect's timeout of a task, an alarm, was lost there. A wait for an event drops
     nothing. stop: makes the action end soon; it is called where the wait is cut short.
     """
     done: Future[T] = Future()
+    over = threading.Event()
     context = contextvars.copy_context()  # of the task that the log lines belong to
 
     def body() -> None:
@@ -32,14 +30,16 @@ def apart(action: Callable[[], T], stop: Callable[[], None]) -> T:
             done.set_result(context.run(action))
         except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
             done.set_exception(error)
+        finally:
+            over.set()
 
-    thread = threading.Thread(target=body, name="apart", daemon=True)
-    thread.start()
+    threading.Thread(target=body, name="apart", daemon=True).start()
     try:
-        while thread.is_alive():
-            thread.join(SLICE_S)
+        # Not Thread.join, which takes a thread for ended when it is interrupted (Python 3.11).
+        while not over.wait(SLICE_S):
+            pass
     except BaseException:
         stop()
-        thread.join(END_S)
+        over.wait(END_S)
         raise
     return done.result()

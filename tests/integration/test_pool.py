@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -131,3 +132,43 @@ def test_a_worker_may_have_two_units_in_hand(tmp_path: Path) -> None:
         ray_settings=RaySettings(cpus=2),
         report_count="embedded",
     )
+
+
+class Endless:
+    def __init__(self, lake: Lake, context: JobContext) -> None:
+        pass
+
+    def execute(self, unit: Unit, attempt: str) -> Completion:
+        time.sleep(600)
+        return done(unit, attempt)
+
+
+class Alarm(BaseException):
+    """As Prefect's timeout and its cancel are."""
+
+
+def test_an_alarm_is_heard_while_units_are_at_work(tmp_path: Path) -> None:
+    """Ray's own waits drop it, whenever they are the ones to hear it."""
+
+    def ring(*_: Any) -> None:
+        raise Alarm
+
+    plan = plan_of(3)
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, 12.0)
+    started = time.monotonic()
+    try:
+        with pytest.raises(Alarm):
+            execute.run_units(
+                Endless,
+                Lake(tmp_path.as_uri()),
+                plan,
+                plan.units,
+                workers=Workers(1),
+                ray_settings=RaySettings(cpus=2),
+                report_count="embedded",
+            )
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - started < 22

@@ -302,9 +302,9 @@ def test_prefect_yaml_deploys_the_same(served: Served, tmp_path: Path) -> None:
     text = text.replace("/srv/latentlake/nightly.yaml", str(config))
     text = text.replace("/srv/latentlake", str(served.folder))
     (tmp_path / "prefect.yaml").write_text(text)
+    command = [sys.executable, "-m", "prefect", "--no-prompt"]
     done = subprocess.run(
-        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
-        + ["--prefect-file", str(tmp_path / "prefect.yaml")],
+        [*command, "deploy", "--all", "--prefect-file", str(tmp_path / "prefect.yaml")],
         cwd=tmp_path,
         env=os.environ | {"PREFECT_API_URL": served.url, "PREFECT_HOME": str(home)},
         capture_output=True,
