@@ -278,7 +278,7 @@ def test_a_killed_worker_leaves_no_run_running_for_ever(served: Served) -> None:
     assert run["state_type"] == "CRASHED"
     assert "no heartbeat" in run["state"]["message"]
     # Another worker is there, and does what comes.
-    done = served.wait(served.start("maintain/d", night="2026-01-02"), 90)
+    done = served.wait(served.start("nightly/d", night="2026-01-02"), 120)
     assert done["state_type"] == "COMPLETED"
 
 
@@ -321,7 +321,7 @@ def test_prefect_yaml_deploys_the_same(served: Served, tmp_path: Path) -> None:
         assert theirs["job_variables"]["env"] == ours["job_variables"]["env"]
     (schedule,) = served.deployment("nightly/photos")["schedules"]
     assert schedule["schedule"]["timezone"] == "Europe/Berlin"
-    run = served.wait(served.start("maintain/photos", night="2026-01-03"), 90)
+    run = served.wait(served.start("nightly/photos", night="2026-01-03"), 120)
     assert run["state_type"] == "COMPLETED"
 
 
