@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 TORCH  := $(shell sed -n 's/.*"\(torch==[0-9.]*\)".*/\1/p' pyproject.toml)
 
-.PHONY: demo test fast faults lint format bench bench-stage bench-train bench-embed bench-query bench-core lock clean help
+.PHONY: demo test fast faults lint format bench bench-stage bench-train bench-embed bench-query bench-nightly bench-core lock clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -46,6 +46,9 @@ bench-embed: $(VENV)/.dev ## embedding against a bare loop and Ray Data; each sc
 
 bench-query: $(VENV)/.dev ## queries of a million embeddings, on disk and on S3
 	$(BIN)/python -m tests.benchmarks.bench_query
+
+bench-nightly: $(VENV)/.dev ## what orchestration costs: an idle night, the demo's first
+	$(BIN)/python -m tests.benchmarks.bench_nightly
 
 bench-core: $(VENV)/.dev ## the core's numbers, hours (SHORT=1: minutes); fetches real data
 	$(BIN)/python -m tests.benchmarks.core $(if $(SHORT),--short)

@@ -30,6 +30,7 @@ from jobs.lake import Lake
 from jobs.nightly_config import NightlySettings
 from jobs.split import pixels_of
 from jobs.storage import create_or_keep, join, local_path, resolve_uri
+from jobs.units import digest
 from vae_core.metrics import auroc
 from vae_core.score_names import SCORES
 
@@ -110,9 +111,11 @@ def settings_of(lake: Lake) -> NightlySettings:
 
 def _config(lake: Lake) -> str:
     """Where the settings lie, as a user would write them."""
-    uri = join(lake.uri, "demo", "nightly.yaml")
     told = settings_of(lake).model_dump(mode="json", exclude_defaults=True)
-    create_or_keep(uri, yaml.safe_dump(told, sort_keys=False).encode())
+    text = yaml.safe_dump(told, sort_keys=False)
+    # A lake may be moved, and a later release has other settings.
+    uri = join(lake.uri, "demo", f"nightly-{digest(text)}.yaml")
+    create_or_keep(uri, text.encode())
     return uri
 
 

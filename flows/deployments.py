@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
-import os
 from pathlib import Path
 from typing import Any
 
-from flows.environment import prepare_prefect
+from flows.environment import HEARTBEAT_S, prepare_prefect
 
 prepare_prefect()
 
@@ -20,11 +19,12 @@ from prefect.deployments.runner import RunnerDeployment  # noqa: E402
 from prefect.events.actions import ChangeFlowRunState  # noqa: E402
 from prefect.events.schemas.automations import EventTrigger, Posture  # noqa: E402
 from prefect.exceptions import ObjectAlreadyExists  # noqa: E402
-from prefect.schedules import Cron  # noqa: E402
+from prefect.schedules import Cron, Schedule  # noqa: E402
 from prefect.types.entrypoint import EntrypointType  # noqa: E402
 
 from flows import on_request  # noqa: E402
 from flows.nightly import nightly  # noqa: E402
+from jobs.errors import InputError  # noqa: E402
 from jobs.nightly_config import NightlySettings  # noqa: E402
 
 FLOWS: dict[str, Flow[Any, Any]] = {
@@ -36,10 +36,18 @@ FLOWS: dict[str, Flow[Any, Any]] = {
 }
 # Of runs: what our log says goes to the UI.
 TALKATIVE = {"PREFECT_LOGGING_LEVEL": "INFO", "PREFECT_LOGGING_EXTRA_LOGGERS": "latentlake"}
-HEARTBEAT_S = 30  # the shortest that Prefect has
 LOST_AFTER_S = 3 * HEARTBEAT_S
 WATCHDOG = "latentlake: runs without a heartbeat have crashed"
 ENDED = [f"prefect.flow-run.{end}" for end in ("Completed", "Failed", "Cancelled", "Crashed")]
+
+
+def schedule_of(config: str, settings: NightlySettings) -> Schedule | None:
+    """Raises InputError for a time that is none."""
+    held = settings.schedule
+    try:
+        return Cron(held.cron, timezone=held.timezone) if held is not None else None
+    except ValueError as error:
+        raise InputError(f"{config}: schedule.cron: {error}") from error
 
 
 def deploy(config: str, settings: NightlySettings, pool: str, workdir: str) -> list[str]:
@@ -50,11 +58,11 @@ def deploy(config: str, settings: NightlySettings, pool: str, workdir: str) -> l
     path = config if "://" in config else str(Path(config).absolute())
     names = []
     for name, flow in FLOWS.items():
-        schedule = settings.schedule if name == "nightly" else None
+        schedule = schedule_of(config, settings) if name == "nightly" else None
         made = RunnerDeployment.from_flow(
             flow,
             name=settings.stage.dataset,
-            schedule=Cron(schedule.cron, timezone=schedule.timezone) if schedule else None,
+            schedule=schedule,
             # Another run of the same waits for it; they would be right at once, too, and slower.
             concurrency_limit=ConcurrencyLimitConfig(limit=1),
             parameters={"config": path},
@@ -105,13 +113,3 @@ def watch_heartbeats() -> None:
             )
         ],
     ).create()
-
-
-def environment(url: str, home: Path) -> dict[str, str]:
-    """Of a server of our own, its worker, and their runs."""
-    return os.environ | {
-        "PREFECT_HOME": str(home),
-        "PREFECT_API_URL": url,
-        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S),
-        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home / 'prefect.db'}",
-    }

@@ -16,6 +16,7 @@ QUIET = {
     "PREFECT_CLI_PROMPT": "false",
     "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
 }
+HEARTBEAT_S = 30  # of runs; the shortest that Prefect has
 
 
 def prepare_prefect() -> None:
@@ -29,6 +30,16 @@ def prepare_prefect() -> None:
     if "PREFECT_API_URL" not in os.environ:
         os.environ.setdefault("PREFECT_HOME", str(private_folder() / "prefect"))
         os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "true"
+
+
+def server_environment(url: str, home: Path) -> dict[str, str]:
+    """Of a server of our own, its worker, and their runs."""
+    return {
+        "PREFECT_HOME": str(home),
+        "PREFECT_API_URL": url,
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S),
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home / 'prefect.db'}",
+    }
 
 
 def private_folder() -> Path:

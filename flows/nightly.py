@@ -44,6 +44,7 @@ def nightly(
     if why is not None:
         training = settings.train.model_copy(update={"promote": True})
         reports.append(tasks.limited(tasks.train, limit.train_s)(training, *at))
+        why = why if reports[-1].job_ids else None  # these settings and images had a model already
     reports.append(tasks.limited(tasks.embed, limit.embed_s)(settings.embed, *at))
     show(run, reports, [f"Trained because {why}."] if why else [])
     return reports

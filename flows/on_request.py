@@ -95,7 +95,7 @@ def backfill(
     settings = build(type(run.settings.embed), run.settings.embed.model_dump() | asked)
     task = tasks.limited(tasks.embed, run.settings.timeouts.embed_s)
     reports = [task(settings, run.lake.uri, run.night, run.settings.ray)]
-    show(run, reports)
+    show(run, reports, model=settings.model)
     return reports
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from flows.environment import server_environment
 from jobs.errors import InputError, JobError
 from jobs.nightly_config import NightlySettings, load_nightly
 
@@ -33,14 +34,25 @@ def serve(configs: Sequence[str], port: int, home: Path, runs_at_once: int) -> N
     Raises InputError for a config that is wrong, JobError where the server or the worker ends.
     """
     settings = _loaded(configs)
+    for name in ("SIGTERM", "SIGHUP"):  # from here on, so that no child outlives this process
+        signal.signal(getattr(signal, name), _stop)
     home.mkdir(parents=True, exist_ok=True)
     url = f"http://{HOST}:{port}/api"
     if _answers(url):
         raise InputError(f"something listens on port {port} already; name another with --port")
-    os.environ["PREFECT_API_URL"] = url  # before anything imports prefect
+    os.environ |= server_environment(url, home)  # before anything imports prefect
+    with contextlib.suppress(KeyboardInterrupt):
+        _serve(settings, url, port, runs_at_once)
+    log.info("serve: stopped")
+
+
+def _serve(
+    settings: list[tuple[str, NightlySettings]], url: str, port: int, runs_at_once: int
+) -> None:
     from flows import deployments
 
-    os.environ |= deployments.environment(url, home)
+    for config, held in settings:
+        deployments.schedule_of(config, held)  # its mistakes are told before anything starts
     with _process("server", "server", "start", "--host", HOST, "--port", str(port)) as server:
         _wait_for(url, server)
         deployments.make_pool(POOL)
@@ -49,10 +61,7 @@ def serve(configs: Sequence[str], port: int, home: Path, runs_at_once: int) -> N
             for name in deployments.deploy(config, held, POOL, str(Path.cwd())):
                 log.info("serve: %s", name)
         log.info("serve: http://%s:%d; ^C ends it", HOST, port)
-        signal.signal(signal.SIGTERM, _stop)
-        with contextlib.suppress(KeyboardInterrupt):
-            _work(server, "--limit", str(runs_at_once))
-        log.info("serve: stopping")
+        _work(server, "--limit", str(runs_at_once))
 
 
 def _loaded(configs: Sequence[str]) -> list[tuple[str, NightlySettings]]:

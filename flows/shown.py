@@ -22,23 +22,33 @@ ANOMALIES = """
     SELECT a.rank, a.q_value, a.p_value, a.decision_score, i.source_uri, a.image_id,
            a.calibration_valid
     FROM anomalies a LEFT JOIN images i ON i.image_id = a.image_id AND i.dataset = a.dataset
-    WHERE a.dataset = ? AND a.night = ? AND a.job_id IN (SELECT unnest(?))
+    WHERE a.dataset = ? AND a.job_id IN (SELECT unnest(?))
     ORDER BY a.rank, a.image_id LIMIT ?
 """
 REFUSALS = """
     SELECT reason, count(*) AS rows, min(message) AS example FROM quarantine
-    WHERE dataset = ? AND night = ? GROUP BY reason ORDER BY rows DESC, reason
+    WHERE dataset = ? AND job_id IN (SELECT unnest(?)) GROUP BY reason ORDER BY rows DESC, reason
 """
 
 
-def show(run: Opened, reports: Sequence[JobReport], notes: Sequence[str] = ()) -> None:
-    """A summary in Markdown, and tables of what was refused and of what was flagged."""
+def show(
+    run: Opened,
+    reports: Sequence[JobReport],
+    notes: Sequence[str] = (),
+    model: str | None = None,
+) -> None:
+    """A summary in Markdown, and tables of what was refused and of what was flagged.
+
+    model: that embedded; the config's if None.
+    """
     jobs = [job_id for report in reports for job_id in report.job_ids]
-    refused = _rows(run, REFUSALS, [run.dataset, run.night]) if jobs else []
-    flagged = _rows(run, ANOMALIES, [run.dataset, run.night, jobs, SHOWN]) if jobs else []
+    refused = _rows(run, REFUSALS, [run.dataset, jobs]) if jobs else []
+    flagged = _rows(run, ANOMALIES, [run.dataset, jobs, SHOWN]) if jobs else []
     key = "".join(c if c.isalnum() else "-" for c in run.dataset.lower())
     create_markdown_artifact(
-        summary(run, reports, refused, notes), key=f"summary-{key}", description="What it did"
+        summary(run, reports, refused, notes, model or run.settings.embed.model),
+        key=f"summary-{key}",
+        description="What it did",
     )
     if refused:
         create_table_artifact(refused, key=f"refused-{key}", description="Refused, by reason")
@@ -57,6 +67,7 @@ def summary(
     reports: Sequence[JobReport],
     refused: Sequence[dict[str, Any]],
     notes: Sequence[str],
+    model: str,
 ) -> str:
     """A run in Markdown."""
     lines = [f"# {run.dataset}, night {run.night}", ""]
@@ -67,7 +78,6 @@ def summary(
         lines += ["", "## Refused", "", "| reason | rows |", "|---|---|"]
         lines += [f"| {row['reason']} | {row['rows']:,} |" for row in refused]
     lines += ["", f"Lake: `{run.lake.uri}`. To dig further:", "", "```"]
-    model = run.settings.embed.model
     lines += [
         f"latentlake query anomalies --model {model} --flagged --night {run.night}",
         f"latentlake describe --dataset {run.dataset}",

@@ -20,7 +20,7 @@ import torch
 
 from jobs.bundle_about import FORMAT, Compute, compute_of, read_about
 from jobs.errors import InputError
-from jobs.hardware import place
+from jobs.hardware import can_compile, place
 from jobs.lake import Lake
 from jobs.storage import create_or_keep, join, read
 from vae_core.autoencoder import Autoencoder
@@ -48,12 +48,23 @@ class Bundle:
         model.load_state_dict(self.weights)
         return model.eval()
 
+    def compute(self, device: str | None = None, batch_size: int | None = None) -> Compute:
+        """How this process scores with it: as it was calibrated, as far as that is possible here.
+
+        device: if None, where it was calibrated, if that is here.
+        """
+        if device is None:
+            on_gpu = self.about["scoring"].get("device") == "cuda" and torch.cuda.is_available()
+            device = "cuda" if on_gpu else "cpu"
+        found = compute_of(self.about, device, batch_size)
+        return found if can_compile() else dataclasses.replace(found, compiled=False)
+
     def scorer(self, compute: Compute | None = None) -> Scorer:
         """The one code path that calibration, embedding and evaluation score with.
 
-        compute: the model is placed so; on the CPU as `compute_of` says, if None.
+        compute: the model is placed so; if None, where it was calibrated if that is here.
         """
-        compute = compute or compute_of(self.about, "cpu")
+        compute = compute or self.compute()
         return make_scorer(place(self.network(), compute), self.about, self.moments, compute)
 
 

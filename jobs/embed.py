@@ -22,7 +22,7 @@ from jobs.bundle_about import (
     require_same_preprocessing,
 )
 from jobs.config import EmbedSettings, RaySettings
-from jobs.embed_settle import PER_IMAGE, EmbedSettle, last_batch
+from jobs.embed_settle import PER_IMAGE, EmbedSettle
 from jobs.errors import InputError
 from jobs.idset import IdSet, digests
 from jobs.job import PoolJob, WorkerFactory, Workers
@@ -188,10 +188,7 @@ class EmbedJob(PoolJob):
         if redo:
             now = open_snapshot(self.lake.model(self.target, "embeddings"))
             return {"units": units, "key": ["redo", now.version if now is not None else -1]}
-        key = ["leaving", images.version] if leaves else []
-        if not units and self._has_open_batch():
-            key = ["unflagged", images.version]
-        return {"units": units, "key": key}
+        return {"units": units, "key": ["leaving", images.version] if leaves else []}
 
     def _of_nights(self, shard: str, count: int) -> np.ndarray:
         """Which of a shard's images were staged in the nights that are asked for, (N,) of bool."""
@@ -215,17 +212,6 @@ class EmbedJob(PoolJob):
             return IdSet()
         others = [file for file in snapshot.files(dataset) if file.partition != self.partition]
         return IdSet(read_digests(join(snapshot.uri, file.path)) for file in others)
-
-    def _has_open_batch(self) -> bool:
-        """Whether rows were published whose batch nobody has ended: its last part went away."""
-        held = open_snapshot(self.lake.model(self.target, "embeddings"))
-        last = last_batch(self.lake, self.target, self.partition)
-        if held is None:
-            return False
-        # Files of older releases have no such statistics: the column itself decides.
-        later = held.paths(self.partition, ("images_version", last + 1, 2**62))
-        each = (read_shard(join(held.uri, path), ["images_version"]) for path in later)
-        return any(pc.max(rows["images_version"]).as_py() > last for rows in each)  # type: ignore[attr-defined]
 
     def _drawn(self, ids: np.ndarray, new: np.ndarray, extreme: IdSet) -> np.ndarray:
         """Whose reconstructions to make, of images by digest, (N,) of bool.

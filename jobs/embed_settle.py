@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs import catalog
-from jobs.bundle_about import compute_of
 from jobs.corrections import correction_unit, latest_completions
 from jobs.flag import Batch, anomalies_table, flag
 from jobs.job import OutOfDate
@@ -68,10 +67,8 @@ class EmbedSettle:
         if redo:
             gone = {t.uri: _now(t).paths(self.partition) for t in tables}
         own = [o for unit in plan.units for o in latest[unit.unit_id].outputs_of("embeddings")]
-        rewritten = [o for c in removals for o in c.outputs_of("embeddings")]
         computed = {c.details["compute"] for c in made.values() if "compute" in c.details}
-        batch = self._batch(computed) if plan.settings["whole"] else None
-        told = self._finalise(batch, files, gone, own, rewritten) if batch is not None else {}
+        told = self._finalise(self._batch(computed), files, own) if own else {}
         return Settled(
             files=files,
             removed=gone,
@@ -100,35 +97,14 @@ class EmbedSettle:
         return units
 
     def _finalise(
-        self,
-        batch: Batch,
-        files: dict[str, list[Output]],
-        gone: dict[str, list[str]],
-        own: list[Output],
-        rewritten: list[Output],
+        self, batch: Batch, files: dict[str, list[Output]], own: list[Output]
     ) -> dict[str, Any]:
         """Decides the batch's anomalies, and adds their file to those of the commit.
 
-        files, gone: of the commit, by table. own: the units' embeddings; rewritten: those of files
-        that images had to leave.
+        files: of the commit, by table. own: the units' embeddings.
         """
         plan, embeddings = self.plan, self.lake.model(self.plan.target, "embeddings")
-        published = open_snapshot(embeddings)
-        assert published is not None
-        within = ("images_version", batch.first, batch.last)
-        # Of an earlier part of this batch; none where somebody else has ended the batch.
-        of_batch = batch.first <= batch.last and not plan.settings["redo"]
-        others: list[str] = []
-        if of_batch:
-            left = set(published.paths(self.partition, within)) - set(gone[embeddings])
-            others = [*sorted(left), *(output.path for output in rewritten)]
-        elif not own:
-            return {}
-        flagged = flag(
-            batch,
-            [join(embeddings, output.path) for output in own],
-            [join(embeddings, path) for path in others],
-        )
+        flagged = flag(batch, [join(embeddings, output.path) for output in own])
         told = flagged.batch
         stamp = {"night": plan.night, "job_id": plan.job_id, "unit_id": batch.name}
         rows = {ANOMALIES: anomalies_table(flagged, stamp)}
@@ -142,25 +118,30 @@ class EmbedSettle:
         return {**counts, "anomalies": told["flagged"]}
 
     def _batch(self, computed: set[str]) -> Batch:
-        """Of all versions of the images table since the last batch.
+        """Of what the plan publishes.
 
         computed: how its units' scores were, by fingerprint.
         """
         plan, about = self.plan, self.about
         last = plan.settings["images_version"]
-        redo = plan.settings["redo"]
-        before = -1 if redo else last_batch(self.lake, plan.target, self.partition)
-        calibrated = about["scoring"]["compute_fingerprint"]
-        here = compute_of(about, "cpu", plan.settings["batch_size"])  # where nothing was computed
+        # A redo takes the place of all of them.
+        ends = [] if plan.settings["redo"] else self._ends_of_batches()
         return Batch(
-            first=before + 1,
+            first=min(max(ends, default=-1) + 1, last),
             last=last,
+            number=1 + ends.count(last),
             alpha=plan.settings["alpha"],
             decision_score=about["decision_score"],
             calibration=about["data"]["calibration_images"],
-            valid=(computed or {here.fingerprint}) == {calibrated},
+            valid=computed == {about["scoring"]["compute_fingerprint"]},
             image_shape=tuple(about["config"]["image_shape"]),
         )
+
+    def _ends_of_batches(self) -> list[int]:
+        """The last version of the images table of each batch so far."""
+        held = open_snapshot(self.lake.model(self.plan.target, BATCHES.name))
+        rows = held.read(["last_version"], self.partition) if held is not None else None
+        return rows["last_version"].to_pylist() if rows is not None else []
 
     def _published_since(self, table: Table) -> pa.Array | None:
         """Image ids in this job's partition, where another job has committed to the table."""
@@ -172,13 +153,6 @@ class EmbedSettle:
     def _has_moved(self, table: Table) -> bool:
         """Whether a job has committed to it since the plan was made."""
         return _now(table).commits != self.plan.settings["commits"][table.spec.name]
-
-
-def last_batch(lake: Lake, model: str, partition: dict[str, str]) -> int:
-    """The last version of the images table that a batch of the partition covers; -1 for none."""
-    held = open_snapshot(lake.model(model, BATCHES.name))
-    rows = held.read(["last_version"], partition) if held is not None else None
-    return max(rows["last_version"].to_pylist(), default=-1) if rows is not None else -1
 
 
 def _now(table: Table) -> Snapshot:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import threading
 import time
@@ -15,10 +14,8 @@ import torch
 
 from jobs import bundle as bundles
 from jobs import catalog
-from jobs.bundle_about import compute_of
 from jobs.corrections import correction_details, is_correction
 from jobs.embed import in_sample
-from jobs.hardware import can_compile
 from jobs.idset import IdSet, digests
 from jobs.images import encode_png
 from jobs.lake import Lake
@@ -45,9 +42,7 @@ class EmbedWorker:
         self.images_uri = lake.dataset(settings["dataset"], "images")
         self.bundle = bundles.load(lake, settings["model"], settings["model_version"])
         device = settings.get("device", "cpu")  # as the actor got it
-        compute = compute_of(self.bundle.about, device, settings["batch_size"])
-        if compute.compiled and not can_compile():
-            compute = dataclasses.replace(compute, compiled=False)  # and marked so, by the units
+        compute = self.bundle.compute(device, settings["batch_size"])
         self.scorer = self.bundle.scorer(compute)
         self.compute = compute.fingerprint
         self.tables = embed_tables(lake, settings["model"], settings["latent_dim"])

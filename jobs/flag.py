@@ -1,15 +1,16 @@
 """flag: which images of a night's batch are anomalies, decided once over the whole batch.
 
-A batch is what arrived in a range of versions of the images table. Its p-values, other than those
-of images that shaped or calibrated the model, go through Benjamini–Hochberg together, after all
-units of the job, in the one place that commits: a crash cannot change what is flagged.
+A batch is what one commit publishes: with `--commit-every` a part of what arrived, else all of it.
+Its p-values, other than those of images that shaped or calibrated the model, go through
+Benjamini–Hochberg together, after all units of the plan, in the one place that commits: a crash
+cannot change what is flagged.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.nearest import vectors_of
-from jobs.schema import ANOMALIES, UNKNOWN
-from jobs.shards import column_names, read_shard
+from jobs.schema import ANOMALIES
+from jobs.shards import read_shard
 from vae_core.conformal import fewest_flaggable, q_values
 from vae_core.score_names import SCORES, patch_side
 
@@ -29,11 +30,12 @@ PLACE = ("max_patch_y", "max_patch_x")
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """first, last: versions of the images table; first is beyond last where somebody else has ended
-    a batch with it. calibration: images. valid: its p-values."""
+    """first, last: versions of the images table whose images may be in it. number: of the batches
+    that end with that version. calibration: images. valid: its p-values."""
 
     first: int
     last: int
+    number: int
     alpha: float
     decision_score: str
     calibration: int
@@ -42,7 +44,7 @@ class Batch:
 
     @property
     def name(self) -> str:
-        return f"v{min(self.first, self.last)}-v{self.last}"
+        return f"v{self.first}-v{self.last}" + (f".{self.number}" if self.number > 1 else "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,25 +55,22 @@ class Flagged:
     batch: dict[str, Any]
 
 
-def flag(batch: Batch, own: Iterable[str], others: Iterable[str]) -> Flagged:
+def flag(batch: Batch, files: Sequence[str]) -> Flagged:
     """The anomalies of a batch.
 
-    own: URIs of embeddings files whose rows all belong to it; others: of published ones, whose rows
-    belong to it where their images_version is in its range. Memory is that of a file, of the
-    distinct p-values and of the flagged rows.
+    files: URIs of its embeddings. Memory is that of a file, of the distinct p-values and of the
+    flagged rows.
     """
-    files = [*((uri, None) for uri in own), *((uri, batch) for uri in others)]
     counted: Counter[float] = Counter()
-    files = [(uri, within) for uri, within in files if _tells_splits(uri)]
-    for uri, within in files:
-        rows = _tested(uri, ["p_value"], within)
+    for uri in files:
+        rows = _tested(uri, ["p_value"])
         values, counts = np.unique(rows["p_value"].to_numpy(), return_counts=True)
         counted.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
     values_K = np.array(sorted(counted))
     counts_K = np.array([counted[value] for value in values_K.tolist()], np.int64)
     q_K = q_values(values_K, counts_K) if len(values_K) else values_K
     flagged = values_K[q_K <= batch.alpha * (1.0 + SLACK)]
-    found = [_rows_below(uri, within, flagged[-1]) for uri, within in files if len(flagged)]
+    found = [_rows_below(uri, flagged[-1]) for uri in files if len(flagged)]
     columns: dict[str, Any] = {}
     if found:
         rows = _worst_first(pa.concat_tables(found), batch.decision_score)
@@ -80,7 +79,7 @@ def flag(batch: Batch, own: Iterable[str], others: Iterable[str]) -> Flagged:
     tested = int(counts_K.sum())
     told = {
         "batch": batch.name,
-        "first_version": min(batch.first, batch.last),
+        "first_version": batch.first,
         "last_version": batch.last,
         "tested": tested,
         "flagged": len(columns.get("image_id", ())),
@@ -93,29 +92,19 @@ def flag(batch: Batch, own: Iterable[str], others: Iterable[str]) -> Flagged:
     return Flagged(columns, told)
 
 
-def _tells_splits(uri: str) -> bool:
-    """Whether a file is of a release that told calibration images apart."""
-    return "model_split" in column_names(uri)
-
-
-def _tested(uri: str, columns: Sequence[str], within: Batch | None) -> pa.Table:
+def _tested(uri: str, columns: Sequence[str]) -> pa.Table:
     """Rows that enter the correction: with a p-value, and none of the calibration images."""
-    rows = read_shard(uri, [*columns, "model_split", "images_version"])
-    splits = pa.array(["calibration", UNKNOWN])
+    rows = read_shard(uri, [*columns, "model_split"])
     kept = pc.and_not(  # type: ignore[attr-defined]
         rows["p_value"].is_valid(),
-        pc.is_in(rows["model_split"], splits),  # type: ignore[attr-defined]
+        pc.equal(rows["model_split"], "calibration").fill_null(False),  # type: ignore[attr-defined]
     )
-    if within is not None:
-        versions = rows["images_version"].to_numpy()
-        here = pa.array((versions >= within.first) & (versions <= within.last))
-        kept = pc.and_(kept, here)  # type: ignore[attr-defined]
     return rows.filter(kept).select(columns)
 
 
-def _rows_below(uri: str, within: Batch | None, threshold: float) -> pa.Table:
+def _rows_below(uri: str, threshold: float) -> pa.Table:
     wanted = ["image_id", "p_value", *SCORES, *PLACE, "embedding", "embedding_log_var"]
-    rows = _tested(uri, wanted, within)
+    rows = _tested(uri, wanted)
     return rows.filter(pc.less_equal(rows["p_value"], threshold))  # type: ignore[attr-defined]
 
 

@@ -38,8 +38,7 @@ class Hardware:
 
         Compiled on a GPU only: on a CPU each of many workers would wait for its compiler.
         """
-        bfloat16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
-        automatic: Precision = "bfloat16" if bfloat16 else "float32"
+        automatic: Precision = "bfloat16" if _has_bfloat16(self.device.type) else "float32"
         asked = settings.score_precision
         return Compute(
             batch_size=settings.score_batch,
@@ -63,6 +62,11 @@ def place(model: Autoencoder, way: Hardware | Compute) -> Autoencoder:
     return model
 
 
+def _has_bfloat16(device: str) -> bool:
+    """Whether it is fast there; older GPUs do it in steps, and a CPU is slower for it."""
+    return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def can_compile() -> bool:
     """Whether this process can compile for a GPU."""
     return importlib.util.find_spec("triton") is not None
@@ -81,7 +85,7 @@ def choose(settings: TrainSettings) -> Hardware:
     precision: Precision = "float32"
     if settings.precision != "auto":
         precision = settings.precision
-    elif on_gpu and torch.cuda.is_bf16_supported():
+    elif _has_bfloat16("cuda" if on_gpu else "cpu"):
         precision = "bfloat16"
     compiled = run.compile
     if compiled is None:

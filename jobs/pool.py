@@ -35,7 +35,7 @@ def drain(actors: Sequence[Any], units: Iterator[Unit], progress: Progress, *, k
     try:
         apart(pool.drain, pool.stopped.set)
     finally:
-        for actor in pool.actors.values():
+        for actor in list(pool.actors.values()):
             ray.kill(cast(Any, actor))
 
 
@@ -98,7 +98,7 @@ class _Pool:
                 self.running[actor.run.remote(unit)] = (unit, index)
                 self.load[index] += 1
         self.progress.all_planned = self.all_came
-        if self.all_came and not self.again:
+        if self.all_came and not self.again and not self.stopped.is_set():
             self._give_back()
 
     def _next(self) -> Unit | None:

@@ -251,7 +251,11 @@ RECONSTRUCTIONS = TableSpec(
     sort_by="image_id",
 )
 
-_BATCH = _field("batch", pa.string(), "vA-vB: arrivals of these versions of the images table")
+_BATCH = _field(
+    "batch",
+    pa.string(),
+    "vA-vB: what one commit published, of these versions of the images table; .N: the Nth",
+)
 
 ANOMALIES = TableSpec(
     "anomalies",

@@ -30,9 +30,12 @@ def embed_files(lake: Lake, model: str, files: Sequence[str | Path]) -> list[dic
     """For each file what `embed` would write of it: embedding, scores, p-value.
 
     The p-value is that of a new image: of one that the model was trained on it means nothing.
+    calibration_valid is false where scores were computed otherwise than those of the calibration:
+    on another kind of device, or by another torch.
     """
     bundle = bundles.load(lake, *catalog.resolve_model(lake, model))
     scored, ids = _scored(bundle, lake, files)
+    calibrated = bundle.about["scoring"]["compute_fingerprint"]
     decisive = scored.scores[bundle.about["decision_score"]]
     held = bundle.calibration_scores
     p_N: list[float | None] = [None] * len(ids)
@@ -50,6 +53,7 @@ def embed_files(lake: Lake, model: str, files: Sequence[str | Path]) -> list[dic
                 "model": bundle.model,
                 "model_version": bundle.version,
                 "p_value": p_N[row],
+                "calibration_valid": bundle.compute().fingerprint == calibrated,
                 **scores,
                 "max_patch_y": y,
                 "max_patch_x": x,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import catalog, job, views
+from jobs import catalog, job, publish, views
 from jobs.config import EmbedSettings
 from jobs.errors import InputError
 from jobs.lake import Lake
@@ -73,6 +73,36 @@ def test_a_range_of_nights(retrained: Lake) -> None:
         "SELECT DISTINCT i.night FROM reconstructions JOIN images i USING (image_id)",
     )
     assert drawn["night"].to_pylist() == ["2026-01-01"]
+
+
+def test_a_long_backfill_decides_every_image_and_none_of_another_run(
+    retrained: Lake, monkeypatch
+) -> None:
+    """In parts, stopped half-way, with a nightly in between."""
+    monkeypatch.setattr("jobs.embed.UNIT_ROWS", 40)
+    history = {"until": "2026-01-01", "commit_every": 4}
+    real, done = publish.commit, []
+
+    def commit(*arguments) -> None:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(real(*arguments))
+
+    monkeypatch.setattr(publish, "commit", commit)
+    with pytest.raises(KeyboardInterrupt):
+        job.run(InlineEmbed(retrained, **history))
+    monkeypatch.setattr(publish, "commit", real)
+    told = job.run(InlineEmbed(retrained, backfill=False, night="2026-01-02")).counts
+    own = views.sql(
+        retrained,
+        """SELECT count(*) AS n FROM embeddings e JOIN images i USING (image_id)
+           WHERE i.night = '2026-01-02' AND p_value IS NOT NULL
+           AND model_split IS DISTINCT FROM 'calibration'""",
+    )
+    assert told["tested"] == own["n"][0].as_py() > 0
+    job.run(InlineEmbed(retrained, **history))
+    assert nights_of_champion(retrained) == {"2026-01-01": 600, "2026-01-02": 50}
+    assert len(batches_of_champion(retrained)) >= 4
 
 
 def test_a_backfill_beside_a_nightly_leaves_every_image_once(retrained: Lake) -> None:

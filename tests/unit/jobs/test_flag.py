@@ -162,27 +162,27 @@ def test_a_crash_at_any_commit_changes_nothing_of_it(embedded: Lake, tmp_path, m
         assert table(lake, "batches", "batch").num_rows == 2
 
 
-def test_a_batch_of_many_commits_is_flagged_once_at_its_end(
-    embedded: Lake, tmp_path: Path, monkeypatch
-) -> None:
+def batches_of(lake: Lake) -> list[dict]:
+    """Those after the first night's."""
+    return table(lake, "batches", "last_version").to_pylist()[1:]
+
+
+def test_each_of_many_commits_is_a_batch_of_its_own(embedded: Lake, monkeypatch) -> None:
     monkeypatch.setattr("jobs.embed.UNIT_ROWS", 40)
-    root = Path(embedded.uri.removeprefix("file://"))
-    shutil.copytree(root, tmp_path / "one")
-    one = Lake((tmp_path / "one").as_uri())
-    embed(one)
-    told: list[int] = []
-    real = publish.commit
-    monkeypatch.setattr(
-        publish,
-        "commit",
-        lambda *a: (real(*a), told.append(table(embedded, "anomalies", "rank").num_rows)),
-    )
     report = embed(embedded, commit_every=3)
-    assert len(report.job_ids) == len(told) == 3
-    assert told[:2] == [0, 0]
+    assert len(report.job_ids) == 3
+    batches = batches_of(embedded)
+    assert [row["tested"] for row in batches] == [100, 100, 100]
     assert report.counts["tested"] == report.counts["embedded"] == 300
-    kept = [name for name in anomalies(one).column_names if name not in PROVENANCE]
-    assert anomalies(embedded).select(kept).equals(anomalies(one).select(kept))
+    names = [row["batch"] for row in batches]
+    last = batches[0]["last_version"]
+    assert sorted(names) == [f"v{last}-v{last}", f"v{last}-v{last}.2", f"v{last}-v{last}.3"]
+    rows = anomalies(embedded).to_pylist()
+    assert rows
+    for row in batches:
+        here = [one for one in rows if one["batch"] == row["batch"]]
+        assert len(here) == row["flagged"]
+        assert sorted(one["rank"] for one in here) == list(range(1, len(here) + 1))
 
 
 def publish_one_part(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,17 +201,17 @@ def publish_one_part(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publish, "commit", real)
 
 
-def test_a_crash_between_the_commits_of_a_batch_leaves_one_batch(
+def test_a_crash_between_two_commits_leaves_the_rest_to_the_next_batch(
     embedded: Lake, monkeypatch
 ) -> None:
     publish_one_part(embedded, monkeypatch)
-    embed(embedded, commit_every=3)
-    assert table(embedded, "batches", "batch")["tested"].to_pylist()[1:] == [300]
+    embed(embedded)
+    assert [row["tested"] for row in batches_of(embedded)] == [100, 100, 100]
     ids = anomalies(embedded)["image_id"].to_pylist()
     assert len(ids) == len(set(ids)) > 0
 
 
-def test_a_batch_whose_rest_has_left_is_ended_all_the_same(
+def test_a_part_whose_rest_has_left_keeps_its_batch(
     embedded: Lake, tmp_path: Path, monkeypatch
 ) -> None:
     """A part is published, then the job dies, then images of both parts leave."""
@@ -224,7 +224,8 @@ def test_a_batch_whose_rest_has_left_is_ended_all_the_same(
     job.run(InlineStage(embedded, tmp_path / "more", night=NIGHTS[1], max_removed=1.0))
     embed(embedded, commit_every=3)
     left = set(table(embedded, "images", "image_id")["image_id"].to_pylist())
-    assert table(embedded, "batches", "batch")["tested"].to_pylist()[1:] == [50]
+    # The part that was under way is ended as it was planned.
+    assert [row["tested"] for row in batches_of(embedded)] == [100, 100]
     assert set(anomalies(embedded)["image_id"].to_pylist()) <= left
     assert embed(embedded).job_ids == []
 

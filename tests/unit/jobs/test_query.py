@@ -145,6 +145,7 @@ def test_files_by_hand_get_the_numbers_of_the_table(lake: Lake, tmp_path: Path) 
         files.append(tmp_path / f"{number}.png")
         files[-1].write_bytes(data)
     for row in embed_files(lake, "m", files):
+        assert row["calibration_valid"]
         (held,) = lake.sql(
             f"SELECT * FROM embeddings WHERE image_id = '{row['image_id']}'"
         ).to_pylist()

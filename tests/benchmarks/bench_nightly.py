@@ -1,0 +1,129 @@
+"""What orchestration costs: a night with nothing to do, and the demo's first night with Prefect.
+
+Both are whole processes as a scheduler starts them. The demo's night is run as the flow, with a
+Prefect server that is there already, and as the same three jobs without Prefect, one after the
+other in each round. Writes `.bench/nightly.json`.
+
+    python -m tests.benchmarks.bench_nightly [--rounds 5] [--only idle]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import yaml
+
+from flows.demo import NIGHTS, night_rows, settings_of
+from jobs.lake import Lake
+from tests.benchmarks.rounds import BENCH, Round, main
+from tests.helpers import LATENTLAKE, free_port
+
+FOLDER = BENCH / "nightly"
+ENDING = contextlib.ExitStack()
+JOBS = """
+    import sys
+    from jobs import job
+    from jobs.embed import EmbedJob
+    from jobs.lake import Lake
+    from jobs.nightly_config import load_nightly
+    from jobs.stage import StageJob
+    from jobs.train import TrainJob
+    settings, night = load_nightly(sys.argv[1]), sys.argv[2]
+    lake = Lake(settings.lake)
+    for kind, own in ((StageJob, settings.stage), (TrainJob, settings.train),
+                      (EmbedJob, settings.embed)):
+        job.run(kind(lake, own, night, settings.ray))
+"""
+
+
+def config_of(name: str) -> Path:
+    """The demo's, with its first night's images, of a lake that is empty."""
+    import pyarrow.parquet as pq
+
+    root = FOLDER / name
+    shutil.rmtree(root, ignore_errors=True)
+    lake = Lake((root / "lake").as_uri())
+    settings = settings_of(lake)
+    source = Path(settings.stage.source.removeprefix("file://"))
+    source.mkdir(parents=True)
+    pq.write_table(night_rows(0), source / "night-1.parquet")
+    path = root / "nightly.yaml"
+    path.write_text(yaml.safe_dump(settings.model_dump(mode="json", exclude_defaults=True)))
+    return path
+
+
+def seconds(command: list[str], **env: str) -> float:
+    started = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | env)
+    return time.perf_counter() - started
+
+
+def nightly(config: Path, **env: str) -> float:
+    command = [str(LATENTLAKE), "nightly", "--config", str(config), "--night", NIGHTS[0]]
+    return seconds(command, **env)
+
+
+@functools.cache
+def _done() -> Path:
+    config = config_of("done")
+    nightly(config, PREFECT_HOME=str(FOLDER / "home"))
+    return config
+
+
+@functools.cache
+def _server() -> str:
+    """URL of a Prefect server that ends with this process."""
+    port, home = free_port(), FOLDER / "server"
+    url = f"http://127.0.0.1:{port}/api"
+    command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
+    process = subprocess.Popen(
+        command,
+        env=os.environ | {"PREFECT_HOME": str(home), "PREFECT_API_URL": url},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    ENDING.callback(process.wait)
+    ENDING.callback(process.terminate)
+    from flows.serve import _wait_for
+
+    _wait_for(url, process)
+    return url
+
+
+def idle_round() -> dict[str, float]:
+    """A night with nothing to do: a temporary server of a kept home, a new one, one that runs."""
+    config = _done()
+    shutil.rmtree(FOLDER / "new-home", ignore_errors=True)
+    return {
+        "with a temporary server, s": nightly(config, PREFECT_HOME=str(FOLDER / "home")),
+        "the first time on a machine, s": nightly(config, PREFECT_HOME=str(FOLDER / "new-home")),
+        "with a server that runs, s": nightly(config, PREFECT_API_URL=_server()),
+    }
+
+
+def demo_round() -> dict[str, float]:
+    """The demo's first night."""
+    flow = nightly(config_of("flow"), PREFECT_API_URL=_server())
+    alone = config_of("jobs")
+    jobs = seconds([sys.executable, "-c", textwrap.dedent(JOBS), str(alone), NIGHTS[0]])
+    return {
+        "as a flow, s": flow,
+        "the three jobs alone, s": jobs,
+        "added by orchestration": flow / jobs - 1.0,
+    }
+
+
+SECTIONS: dict[str, Round] = {"idle": idle_round, "demo": demo_round}
+
+
+if __name__ == "__main__":
+    with ENDING:
+        main("nightly", __doc__, SECTIONS)
