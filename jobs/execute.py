@@ -71,7 +71,8 @@ def run_units(
     begun = (plan.job_id, least) in _begun
     room = (cluster.still if begun else cluster.ensure)(ray_settings, least)
     _begun.add((plan.job_id, least))
-    on_gpus = workers.device != "cpu" and cluster.on_gpus(workers.device, least or 1)
+    wanted = 1 if begun else least or 1
+    on_gpus = workers.device != "cpu" and cluster.on_gpus(workers.device, wanted)
     if on_gpus:
         room = min(room, int(ray.cluster_resources()["GPU"]))
         log.info("%s %s: on GPUs, %d to begin with", plan.job, plan.target, room)

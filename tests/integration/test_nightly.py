@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import re
 import sqlite3
+import types
 from pathlib import Path
 
 import pytest
@@ -112,3 +114,24 @@ def test_a_misspelt_key_of_the_config_is_named(config: Path) -> None:
     assert ran.code == 2
     assert "train.network.wdths: unknown key; known: kind, widths, hidden" in ran.err
     assert "stagee: unknown key; known: lake, stage, train, embed, ray" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("zone", "night"), [("Europe/Berlin", "2026-01-02"), ("UTC", "2026-01-01"), (None, None)]
+)
+def test_a_night_is_the_day_on_which_it_was_due_in_its_time_zone(
+    config: Path, monkeypatch, zone: str | None, night: str | None
+) -> None:
+    """However late it runs: at half past eleven in London it is tomorrow in Berlin."""
+    from flows import opened
+    from jobs.nightly_config import tonight
+
+    due = dt.datetime(2026, 1, 1, 23, 30, tzinfo=dt.UTC) if zone else None
+    monkeypatch.setattr(opened, "flow_run", types.SimpleNamespace(scheduled_start_time=due))
+    settings = yaml.safe_load(config.read_text())
+    if zone:
+        settings["schedule"] = {"cron": "30 0 * * *", "timezone": zone}
+    config.write_text(yaml.safe_dump(settings))
+    assert opened.opened(str(config), None, None).night == (night or tonight())
+    asked = dt.date(2026, 3, 4)
+    assert opened.opened(str(config), asked, None).night == "2026-03-04"

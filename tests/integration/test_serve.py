@@ -345,3 +345,32 @@ def test_the_nightly_of_the_command_line_uses_that_server(served: Served) -> Non
     asked = {"flow_runs": {"name": {"any_": ["nightly d 2026-01-09"]}}}
     (run,) = served.call("POST", "/flow_runs/filter", asked)
     assert run["state_type"] == "COMPLETED"
+
+
+def test_a_time_that_is_none_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    write_source(tmp_path / "source" / "a.parquet", range(3))
+    settings = settings_of(tmp_path, "d", schedule={"cron": "99 25 * * *"})
+    (tmp_path / "d.yaml").write_text(yaml.safe_dump(settings))
+    refused = run_cli("serve", tmp_path / "d.yaml", "--home", tmp_path / "home", cwd=tmp_path)
+    assert refused.code == 2
+    assert "schedule.cron" in refused.err
+    assert "Traceback" not in refused.err
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_stopped_while_it_starts_it_leaves_no_server(tmp_path: Path, how: int) -> None:
+    (tmp_path / "d.yaml").write_text(yaml.safe_dump(settings_of(tmp_path, "d")))
+    arguments = ["--port", str(free_port()), "--home", str(tmp_path / "home")]
+    process = subprocess.Popen(
+        [LATENTLAKE, "serve", tmp_path / "d.yaml", *arguments],
+        cwd=tmp_path,
+        stderr=subprocess.DEVNULL,
+        env={k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")},
+    )
+    try:
+        (server,) = until(lambda: children(process.pid), 60)
+        process.send_signal(how)
+        assert process.wait(60) == 0
+        assert not Path(f"/proc/{server}").exists()
+    finally:
+        process.kill()
