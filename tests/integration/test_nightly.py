@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import json
 import re
 import sqlite3
 import types
@@ -36,7 +37,7 @@ def config(tmp_path: Path) -> Path:
             "latent_dim": 4,
             "network": {"kind": "mlp", "widths": [32]},
         },
-        "embed": {"dataset": "d", "model": "m"},
+        "embed": {"dataset": "d", "model": "m", "alpha": 0.9},  # so that something is flagged
     }
     path = tmp_path / "nightly.yaml"
     path.write_text(yaml.safe_dump(settings))
@@ -61,6 +62,12 @@ def test_two_nights_through_prefect(config: Path, tmp_path: Path) -> None:
         artifacts = database.execute(
             "SELECT key, data FROM artifact WHERE type = 'markdown'"
         ).fetchall()
+        tables = dict(
+            database.execute("SELECT key, data FROM artifact WHERE type = 'table'").fetchall()
+        )
+        events = database.execute(
+            "SELECT event, resource_id, payload FROM events WHERE event LIKE 'latentlake.%'"
+        ).fetchall()
         bars = database.execute(
             "SELECT key, data, description FROM artifact WHERE type = 'progress' ORDER BY created"
         ).fetchall()
@@ -73,6 +80,16 @@ def test_two_nights_through_prefect(config: Path, tmp_path: Path) -> None:
         ("stage-d", 100.0),
         ("embed-d", 100.0),
     ] * 2
+    flagged = json.loads(json.loads(tables["anomalies-d"]))
+    assert flagged[0]["rank"] == 1
+    assert all(row["source_uri"].endswith(".parquet") for row in flagged)
+    refused = json.loads(json.loads(tables["refused-d"]))
+    assert [(row["reason"], row["rows"]) for row in refused] == [("truncated", 1)]
+    found = [
+        json.loads(payload) for event, _, payload in events if event.endswith("anomalies.found")
+    ]
+    assert [payload["night"] for payload in found] == ["2026-01-01", "2026-01-02"]
+    assert {resource for _, resource, _ in events} == {"latentlake.dataset.d"}
     told = bars[0][2]
     assert re.fullmatch(r"stage d: 1 of 1 units, 300 rows_in, [\d,]+/s, 1 refused, 0:00 left", told)
 
