@@ -11,7 +11,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 SLICE_S = 0.2
-END_S = 5.0
+END_S = 3.0
 
 
 def apart(action: Callable[[], T], stop: Callable[[], None]) -> T:

@@ -33,7 +33,7 @@ MAX_FAILURES = 20  # worker groups that are started again; each goes on from the
 CONTROLLERS = 3  # of Ray Train, one after the other failed
 SAME_CRASHES = 3
 POLL_S = 1.0
-ABORT_S = 3.0
+ABORT_S = 2.0
 # What workers on other machines need of the driver's environment.
 PASSED_ON = (
     MLFLOW,

@@ -44,7 +44,7 @@ def settings_of(folder: Path, dataset: str, **more: Any) -> dict[str, Any]:
             "latent_dim": 4,
             "network": {"kind": "mlp", "widths": [32]},
         },
-        "embed": {"dataset": dataset, "model": dataset},
+        "embed": {"dataset": dataset, "model": dataset, "alpha": 0.9},  # something is flagged
         "ray": {"cpus": 2},
         **more,
     }
@@ -177,6 +177,9 @@ def test_a_scheduled_night_comes_by_itself_and_shows_what_it_did(served: Served)
     # Events are kept by a service of the server, soon after.
     (event,) = until(lambda: served.events("latentlake.model.trained"), 60)
     assert event["resource"]["prefect.resource.id"] == "latentlake.dataset.d"
+    (event,) = until(lambda: served.events("latentlake.anomalies.found"), 60)
+    assert event["resource"]["prefect.resource.id"] == "latentlake.dataset.d"
+    assert event["payload"]["anomalies"] == len(json.loads(held["anomalies-d"]))
 
 
 @pytest.mark.parametrize("name", ["nightly", "train", "embed", "backfill", "maintain"])
