@@ -9,14 +9,16 @@ from pathlib import Path
 
 from jobs.errors import LatentlakeError
 
+HEARTBEAT_S = 30  # of runs; the shortest that Prefect has
 QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
     "PREFECT_LOGGING_LEVEL": "WARNING",
     "PREFECT_CLI_PROMPT": "false",
     "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
+    # A watch over runs takes one whose beats stay away for lost.
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S),
 }
-HEARTBEAT_S = 30  # of runs; the shortest that Prefect has
 
 
 def prepare_prefect() -> None:
@@ -37,7 +39,7 @@ def server_environment(url: str, home: Path) -> dict[str, str]:
     return {
         "PREFECT_HOME": str(home),
         "PREFECT_API_URL": url,
-        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S),
+        **QUIET,
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home / 'prefect.db'}",
     }
 

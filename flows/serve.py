@@ -24,6 +24,7 @@ log = logging.getLogger("latentlake")
 HOST = "127.0.0.1"
 POOL = "latentlake"
 READY_S = 120.0
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 AGAIN_S = 2.0
 STOP_S = 40.0  # a worker ends its runs within Prefect's 30
 
@@ -34,8 +35,8 @@ def serve(configs: Sequence[str], port: int, home: Path, runs_at_once: int) -> N
     Raises InputError for a config that is wrong, JobError where the server or the worker ends.
     """
     settings = _loaded(configs)
-    for name in ("SIGTERM", "SIGHUP"):  # from here on, so that no child outlives this process
-        signal.signal(getattr(signal, name), _stop)
+    for stop in STOPS:  # from here on, so that no child outlives this process
+        signal.signal(stop, _stop)
     home.mkdir(parents=True, exist_ok=True)
     url = f"http://{HOST}:{port}/api"
     if _answers(url):
@@ -93,25 +94,43 @@ def _wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
 
 @contextlib.contextmanager
 def _process(name: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`prefect …`, ended by its process id."""
-    # In a session of its own: ^C is ours to pass on, the worker first.
-    process = subprocess.Popen(
-        [sys.executable, "-m", "prefect", *arguments],
-        stdout=sys.stderr,
-        start_new_session=True,
-        # A worker ends itself by SIGINT, which a shell's background jobs ignore.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    try:
-        yield process
-    finally:
-        process.terminate()
+    """`prefect …`, ended by its process id whatever ends the block."""
+    # Not between a child's beginning and our knowing it.
+    with _no_signals():
+        # In a session of its own: ^C is ours to pass on, the worker first.
+        process = subprocess.Popen(
+            [sys.executable, "-m", "prefect", *arguments],
+            stdout=sys.stderr,
+            start_new_session=True,
+            preexec_fn=_as_usual,
+        )
         try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            log.warning("serve: the %s does not end; killed", name)
-            process.kill()
-            process.wait()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+            yield process
+        finally:
+            signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+            process.terminate()
+            try:
+                process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                log.warning("serve: the %s does not end; killed", name)
+                process.kill()
+                process.wait()
+
+
+@contextlib.contextmanager
+def _no_signals() -> Iterator[None]:
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+
+
+def _as_usual() -> None:
+    # A worker ends itself by SIGINT, which a shell's background jobs ignore.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
 
 
 def _stop(*_: Any) -> None:

@@ -230,7 +230,8 @@ def raylets(served: Served) -> set[int]:
 def at_work(served: Served, run_id: str) -> None:
     """Waits until the training of a run has begun."""
     folder = served.folder / "lake" / "runs"
-    until(lambda: list(folder.glob("slow-*/checkpoints/*")), 120)
+    until(lambda: "images of 28x28x1" in served.log(run_id), 120)
+    until(lambda: list(folder.glob("slow-*/checkpoints/*")), 60)
     assert served.run(run_id)["state_type"] == "RUNNING"
 
 
@@ -265,9 +266,8 @@ def test_a_task_is_given_up_when_its_time_is_over(served: Served) -> None:
 
 
 def test_a_killed_worker_leaves_no_run_running_for_ever(served: Served) -> None:
-    run_id = served.start("train/slow", night="2026-01-02")
-    until(lambda: served.run(run_id)["state_type"] == "RUNNING", 60)
-    until(lambda: served.events("prefect.flow-run.heartbeat"), 60)
+    run_id = served.start("nightly/slow", night="2026-01-02")
+    at_work(served, run_id)
     (worker,) = (pid for pid in children(served.process.pid) if "worker" in command_of(pid).split())
     for pid in [worker, *descendants(worker)]:
         with contextlib.suppress(ProcessLookupError):
