@@ -63,8 +63,16 @@ class Served:
         data = json.dumps(body).encode() if body is not None else None
         kind = {"content-type": "application/json"}
         asked = urllib.request.Request(self.url + path, data, kind, method=method)
-        with urllib.request.urlopen(asked, timeout=30) as answer:
-            return json.loads(answer.read() or "null")
+        for left in reversed(range(30)):
+            try:
+                with urllib.request.urlopen(asked, timeout=30) as answer:
+                    return json.loads(answer.read() or "null")
+            except urllib.error.HTTPError as error:
+                # SQLite is locked: Prefect's own clients try again, too.
+                if error.code != 503 or not left:
+                    raise
+                time.sleep(1)
+        raise AssertionError("unreachable")
 
     def deployment(self, name: str) -> dict[str, Any]:
         return self.call("GET", f"/deployments/name/{name}")
