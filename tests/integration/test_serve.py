@@ -167,7 +167,7 @@ def test_a_scheduled_night_comes_by_itself_and_shows_what_it_did(served: Served)
         assert not [run for run in held if run["state_type"] in ("FAILED", "CRASHED")]
         return [run for run in held if run["state_type"] == "COMPLETED"]
 
-    run = until(completed, 200)[-1]
+    run = until(completed, 400)[-1]
     served.call("PATCH", f"/deployments/{deployment['id']}", {"paused": True})
     assert run["auto_scheduled"]
     assert re.fullmatch(r"nightly d \d{4}-\d\d-\d\d", run["name"])
@@ -280,7 +280,7 @@ def test_a_killed_worker_leaves_no_run_running_for_ever(served: Served) -> None:
     for pid in [worker, *descendants(worker)]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    run = served.wait(run_id, 200)
+    run = served.wait(run_id, 400)
     assert run["state_type"] == "CRASHED"
     assert "no heartbeat" in run["state"]["message"]
     # Another worker is there, and does what comes.
