@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 TORCH  := $(shell sed -n 's/.*"\(torch==[0-9.]*\)".*/\1/p' pyproject.toml)
 
-.PHONY: demo test fast faults lint format bench bench-stage bench-train bench-embed bench-query bench-nightly bench-core lock clean help
+.PHONY: demo test fast faults lint format bench bench-stage bench-train bench-embed bench-query bench-nightly bench-capacity bench-core screenshots machine lock wheel clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -14,11 +14,14 @@ help:            ## this list
 demo: $(VENV)/.runtime   ## two nights on the sample that ships with the project
 	$(BIN)/latentlake demo
 
-test: $(VENV)/.dev       ## every test; most of them wait for processes, so two files at a time
+test: $(VENV)/.dev machine ## every test; most of them wait for processes, so two files at a time
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 fast: $(VENV)/.dev       ## the tests that need no server, no Ray and no training
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -m "not slow" -n 2
+
+screenshots: $(VENV)/.dev machine ## the page's pictures in docs/pictures, by a real browser
+	LATENTLAKE_SCREENSHOTS=docs/pictures $(BIN)/python -m pytest tests/integration/test_browser.py
 
 faults: $(VENV)/.dev     ## kill processes and fail storage at random moments, many rounds
 	LATENTLAKE_FAULT_ROUNDS=25 $(BIN)/python -m pytest tests/faults --timeout 7200
@@ -50,6 +53,9 @@ bench-query: $(VENV)/.dev ## queries of a million embeddings, on disk and on S3
 bench-nightly: $(VENV)/.dev ## what orchestration costs: an idle night, the demo's first
 	$(BIN)/python -m tests.benchmarks.bench_nightly
 
+bench-capacity: $(VENV)/.dev ## what 10^5 units cost a driver, and S3; an hour or more
+	$(BIN)/python -m tests.benchmarks.bench_capacity
+
 bench-core: $(VENV)/.dev ## the core's numbers, hours (SHORT=1: minutes); fetches real data
 	$(BIN)/python -m tests.benchmarks.core $(if $(SHORT),--short)
 
@@ -67,6 +73,21 @@ $(VENV)/.dev: $(VENV)/.runtime requirements-dev.lock
 	$(PIP) install --no-deps --require-hashes -r requirements-dev.lock
 	touch $@
 
+# What a few tests need of the machine itself. Where it cannot be had they skip, and say why.
+machine:                 ## a browser and ip, for the tests, where apt-get may install them
+	@want=; \
+	command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
+		want="chromium chromium-driver"; \
+	command -v ip >/dev/null || want="$$want iproute2"; \
+	test -n "$$want" || exit 0; \
+	if test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null; then \
+		echo "machine: some tests skip without" $$want; exit 0; \
+	fi; \
+	echo "machine: apt-get install" $$want; \
+	{ apt-get update -qq; DEBIAN_FRONTEND=noninteractive \
+		apt-get install -y -qq --no-install-recommends $$want; } >/dev/null 2>&1 || \
+		echo "machine: that did not work; some tests skip"
+
 # Writes both lock files anew. torch's CPU build must be the one that is found (PIP_FIND_LINKS),
 # else its CUDA packages would be locked, too.
 LOCK := $(BIN)/uv pip compile -q --generate-hashes --python-version 3.11 \
@@ -76,6 +97,9 @@ lock: $(VENV)/.runtime   ## write the lock files anew from pyproject.toml
 	$(PIP) install uv==0.13.8
 	$(LOCK) pyproject.toml -o requirements.lock
 	$(LOCK) pyproject.toml --extra dev -c requirements.lock -o requirements-dev.lock
+
+wheel: $(VENV)/.runtime  ## the project as a wheel in dist/, to bring to a Ray cluster
+	$(PIP) wheel --no-deps --no-build-isolation -w dist .
 
 clean:                   ## remove the environment and the demo's lake
 	rm -rf $(VENV) lake

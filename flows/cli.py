@@ -13,7 +13,16 @@ import click
 
 from flows.cli_query import METHOD, METRIC, query
 from flows.cli_train import sweep, train
-from flows.options import common, given, job_options, lake_of, night_of, ray_settings, run_job
+from flows.options import (
+    common,
+    given,
+    job_options,
+    lake_of,
+    night_of,
+    ray_settings,
+    run_job,
+    work_of,
+)
 from jobs.config import (
     EmbedSettings,
     Fit,
@@ -95,10 +104,7 @@ def stage(
             max_removed=_share("--max-removed", max_removed) if max_removed else None,
         ),
     )
-    from jobs.stage import StageJob
-
-    job = StageJob(lake_of(options["lake"]), settings, night_of(options), ray_settings(options))
-    run_job(job, options)
+    run_job(work_of(settings, options), options)
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -177,10 +183,7 @@ def embed(dataset: str, model: str, alpha: str | None, **options: Any) -> None:
             **{name: options[name] for name in plain},
         ),
     )
-    from jobs.embed import EmbedJob
-
-    job = EmbedJob(lake_of(options["lake"]), settings, night_of(options), ray_settings(options))
-    run_job(job, options)
+    run_job(work_of(settings, options), options)
 
 
 @cli.command()
@@ -280,13 +283,11 @@ def maintain(
     from jobs.maintain import maintain as run_maintain
     from jobs.maintain import maintained_text
 
-    done = run_maintain(
-        lake_of(options["lake"]),
-        settings,
-        night_of(options),
-        ray_settings(options),
-        dry_run=options["dry_run"],
-    )
+    if options["dry_run"]:
+        lake, night = lake_of(options["lake"]), night_of(options)
+        done = run_maintain(lake, settings, night, ray_settings(options), dry_run=True)
+    else:
+        done = work_of(settings, options).run()
     emit(done, options["as_json"], maintained_text(done))
 
 

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import click
 
-from flows.options import given, job_options, lake_of, night_of, ray_settings, run_job
+from flows.options import given, job_options, lake_of, night_of, ray_settings, run_job, work_of
 from jobs.config import TrainSettings
 from jobs.errors import InputError
 from jobs.settings import build, load_yaml
@@ -63,11 +63,7 @@ def train(
         if name not in values:
             raise click.UsageError(f"Missing option '--{name}' (or '{name}' in --config).")
     settings = build(TrainSettings, values)
-    from jobs.train import TrainJob
-
-    lake, night = lake_of(options["lake"]), night_of(options)
-    job = TrainJob(lake, settings, night, ray_settings(options), fresh=fresh)
-    run_job(job, options)
+    run_job(work_of(settings, options, fresh=fresh), options)
 
 
 @click.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from flows.environment import HEARTBEAT_S, prepare_prefect
 
@@ -87,12 +87,19 @@ def make_pool(name: str) -> None:
 
 
 def watch_heartbeats() -> None:
-    """An automation: a run whose process was killed is not `Running` for ever."""
-    with get_client(sync_client=True) as client:
-        held = client._client.post("/automations/filter", json={}).json()
-    if any(automation["name"] == WATCHDOG for automation in held):
-        return
-    Automation(
+    """Makes the automation, or brings the one of its name up to date."""
+    made = watchdog()
+    try:
+        made.id = cast(Automation, Automation.read(name=WATCHDOG)).id
+    except ValueError:  # there is none
+        made.create()
+    else:
+        made.update()
+
+
+def watchdog() -> Automation:
+    """A run whose process was killed is not `Running` for ever."""
+    return Automation(
         name=WATCHDOG,
         trigger=EventTrigger(
             after={"prefect.flow-run.Running", "prefect.flow-run.heartbeat"},
@@ -112,4 +119,4 @@ def watch_heartbeats() -> None:
                 "it goes on where it stopped",
             )
         ],
-    ).create()
+    )

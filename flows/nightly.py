@@ -10,18 +10,12 @@ from prefect import flow  # noqa: E402
 
 from flows import tasks  # noqa: E402
 from flows.opened import Night, named, opened  # noqa: E402
-from flows.shown import show, tell_failure  # noqa: E402
+from flows.shown import OF_FLOWS, show  # noqa: E402
 from jobs.job_report import JobReport  # noqa: E402
 from jobs.retrain import reason_to_train  # noqa: E402
 
 
-@flow(
-    name="nightly",
-    flow_run_name=named("nightly"),
-    on_failure=[tell_failure],
-    on_crashed=[tell_failure],
-    persist_result=False,
-)
+@flow(name="nightly", flow_run_name=named("nightly"), **OF_FLOWS)
 def nightly(
     config: str,
     night: Night | None = None,
@@ -38,13 +32,12 @@ def nightly(
     """
     run = opened(config, night, lake)
     settings, limit = run.settings, run.settings.timeouts
-    at = (run.lake.uri, run.night, settings.ray)
-    reports = [tasks.limited(tasks.stage, limit.stage_s)(settings.stage, *at)]
+    reports = [tasks.limited(tasks.stage, limit.stage_s)(settings.stage, *run.at)]
     why = reason_to_train(run.lake, settings.train, settings.retrain, run.night, retrain)
     if why is not None:
         training = settings.train.model_copy(update={"promote": True})
-        reports.append(tasks.limited(tasks.train, limit.train_s)(training, *at))
+        reports.append(tasks.limited(tasks.train, limit.train_s)(training, *run.at))
         why = why if reports[-1].job_ids else None  # these settings and images had a model already
-    reports.append(tasks.limited(tasks.embed, limit.embed_s)(settings.embed, *at))
+    reports.append(tasks.limited(tasks.embed, limit.embed_s)(settings.embed, *run.at))
     show(run, reports, [f"Trained because {why}."] if why else [])
     return reports

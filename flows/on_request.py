@@ -14,19 +14,13 @@ from prefect import flow  # noqa: E402
 
 from flows import tasks  # noqa: E402
 from flows.opened import Night, named, opened  # noqa: E402
-from flows.shown import show, tell_failure  # noqa: E402
+from flows.shown import OF_FLOWS, show  # noqa: E402
 from jobs.config import MaintainSettings  # noqa: E402
 from jobs.job_report import JobReport  # noqa: E402
 from jobs.settings import build  # noqa: E402
 
-KNOWN: dict[str, Any] = {
-    "on_failure": [tell_failure],
-    "on_crashed": [tell_failure],
-    "persist_result": False,
-}
 
-
-@flow(name="train", flow_run_name=named("train"), **KNOWN)
+@flow(name="train", flow_run_name=named("train"), **OF_FLOWS)
 def train(
     config: str,
     night: Night | None = None,
@@ -44,12 +38,12 @@ def train(
     run = opened(config, night, lake)
     training = run.settings.train.model_copy(update={"promote": promote})
     task = tasks.limited(tasks.train, run.settings.timeouts.train_s)
-    reports = [task(training, run.lake.uri, run.night, run.settings.ray)]
+    reports = [task(training, *run.at)]
     show(run, reports)
     return reports
 
 
-@flow(name="embed", flow_run_name=named("embed"), **KNOWN)
+@flow(name="embed", flow_run_name=named("embed"), **OF_FLOWS)
 def embed(
     config: str,
     night: Night | None = None,
@@ -64,12 +58,12 @@ def embed(
     """
     run = opened(config, night, lake)
     task = tasks.limited(tasks.embed, run.settings.timeouts.embed_s)
-    reports = [task(run.settings.embed, run.lake.uri, run.night, run.settings.ray)]
+    reports = [task(run.settings.embed, *run.at)]
     show(run, reports)
     return reports
 
 
-@flow(name="backfill", flow_run_name=named("backfill"), **KNOWN)
+@flow(name="backfill", flow_run_name=named("backfill"), **OF_FLOWS)
 def backfill(
     config: str,
     since: Night | None = None,
@@ -94,12 +88,12 @@ def backfill(
         asked["model"] = model
     settings = build(type(run.settings.embed), run.settings.embed.model_dump() | asked)
     task = tasks.limited(tasks.embed, run.settings.timeouts.embed_s)
-    reports = [task(settings, run.lake.uri, run.night, run.settings.ray)]
+    reports = [task(settings, *run.at)]
     show(run, reports, model=settings.model)
     return reports
 
 
-@flow(name="maintain", flow_run_name=named("maintain"), **KNOWN)
+@flow(name="maintain", flow_run_name=named("maintain"), **OF_FLOWS)
 def maintain(
     config: str,
     keep_days: Annotated[float, Field(ge=0, le=3650)] = 7.0,
@@ -119,4 +113,4 @@ def maintain(
         dataset=run.dataset, model=run.settings.train.model, keep_days=keep_days
     )
     task = tasks.limited(tasks.maintain, run.settings.timeouts.maintain_s)
-    return task(settings, run.lake.uri, run.night, run.settings.ray)
+    return task(settings, *run.at)

@@ -17,13 +17,15 @@ prepare_prefect()
 
 from prefect.runtime import flow_run  # noqa: E402
 
+from jobs.config import RaySettings  # noqa: E402
 from jobs.errors import LatentlakeError  # noqa: E402
 from jobs.lake import Lake  # noqa: E402
 from jobs.nightly_config import NightlySettings, load_nightly, tonight  # noqa: E402
 from jobs.storage import resolve_uri  # noqa: E402
 
 # A form refuses what is none, by the pattern; the format gives it a calendar.
-Night = Annotated[dt.date, Field(json_schema_extra={"pattern": r"^\d{4}-\d{2}-\d{2}$"})]
+_DATE = r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])$"
+Night = Annotated[dt.date, Field(json_schema_extra={"pattern": _DATE})]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +37,11 @@ class Opened:
     @property
     def dataset(self) -> str:
         return self.settings.stage.dataset
+
+    @property
+    def at(self) -> tuple[str, str, RaySettings]:
+        """What every task is told beside its own settings: lake, night, Ray."""
+        return self.lake.uri, self.night, self.settings.ray
 
 
 def opened(config: str, night: dt.date | None, lake: str | None) -> Opened:

@@ -15,6 +15,7 @@ from jobs.settings import build
 if TYPE_CHECKING:
     from jobs.job import Job
     from jobs.lake import Lake
+    from jobs.work import AnySettings, Work
 
 DEFAULT_LAKE = "./lake"
 
@@ -47,7 +48,12 @@ def job_options(function: Callable[..., Any]) -> Callable[..., Any]:
     options = [
         click.option("--workers", type=int, metavar="N", help="Workers of one CPU each."),
         click.option("--night", metavar="DATE", help="Logical night, YYYY-MM-DD; today if none."),
-        click.option("--ray-address", metavar="ADDRESS", help="Ray cluster; embedded if none."),
+        click.option(
+            "--ray-address",
+            metavar="ADDRESS",
+            help="http://HEAD:8265, or HOST:6379 on a node; embedded if none.",
+        ),
+        click.option("--wheel", metavar="FILE", help="Of latentlake, brought to http://HEAD:8265."),
         click.option("--autoscaling", is_flag=True, help="The cluster adds nodes when asked."),
         click.option(
             "--resource-timeout",
@@ -73,6 +79,7 @@ def ray_settings(options: dict[str, Any]) -> RaySettings:
         RaySettings,
         given(
             address=options["ray_address"],
+            wheel=options["wheel"],
             autoscaling=options["autoscaling"],
             resource_timeout_s=options["resource_timeout"],
         ),
@@ -84,23 +91,36 @@ def night_of(options: dict[str, Any]) -> str:
     return valid_night(options["night"] or tonight())
 
 
-def run_job(job: Job, options: dict[str, Any]) -> None:
+def run_job(work: Work | Job, options: dict[str, Any]) -> None:
     """Runs a job, or prints its plan, and tells what it did."""
     from flows.output import emit, report_text
-    from jobs.job import run
+    from jobs import job
+    from jobs.job_report import JobReport
+    from jobs.work import Work
 
     if options["dry_run"]:
-        plan = job.plan()
-        units = [{"unit_id": u.unit_id, **u.inputs} for u in job.planned_units(plan)]
-        lines = [f"{plan.job} {plan.target}: {len(units)} units to do"]
-        lines += [json.dumps(unit) for unit in units]
-        gone = job.planned_removals()
-        lines += [f"leaves: {uri}" for uri in gone]
-        emit(
-            {"job": plan.job, "target": plan.target, "units": units, "leaves": gone},
-            options["as_json"],
-            "\n".join(lines),
-        )
+        _print_plan(work.job() if isinstance(work, Work) else work, options["as_json"])
         return
-    report = run(job)
+    report = JobReport(**work.run()) if isinstance(work, Work) else job.run(work)
     emit(report.to_dict(), options["as_json"], report_text(report))
+
+
+def work_of(settings: AnySettings, options: dict[str, Any], *, fresh: bool = False) -> Work:
+    """With what job_options added."""
+    from jobs.work import Work
+
+    lake = lake_of(options["lake"]).uri
+    return Work.of(settings, lake, night_of(options), ray_settings(options), fresh=fresh)
+
+
+def _print_plan(job: Job, as_json: bool) -> None:
+    from flows.output import emit
+
+    plan = job.plan()
+    units = [{"unit_id": u.unit_id, **u.inputs} for u in job.planned_units(plan)]
+    lines = [f"{plan.job} {plan.target}: {len(units)} units to do"]
+    lines += [json.dumps(unit) for unit in units]
+    gone = job.planned_removals()
+    lines += [f"leaves: {uri}" for uri in gone]
+    told = {"job": plan.job, "target": plan.target, "units": units, "leaves": gone}
+    emit(told, as_json, "\n".join(lines))

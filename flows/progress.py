@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from typing import cast
 from uuid import UUID
@@ -10,6 +11,8 @@ from uuid import UUID
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from jobs.progress import Progress, listening
+
+log = logging.getLogger("latentlake")
 
 
 @contextlib.contextmanager
@@ -22,6 +25,12 @@ def shown_in_prefect(name: str) -> Iterator[None]:
     held: list[UUID] = []
 
     def show(progress: Progress) -> None:
+        try:
+            _show(progress)
+        except Exception as error:  # noqa: BLE001 - a bar is not worth the work
+            log.debug("progress: %s", error)
+
+    def _show(progress: Progress) -> None:
         # While units are being planned, the share of those that are known.
         share = 100.0 * progress.done / max(progress.planned, 1)
         if held:

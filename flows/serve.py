@@ -55,7 +55,7 @@ def _serve(
     for config, held in settings:
         deployments.schedule_of(config, held)  # its mistakes are told before anything starts
     with _process("server", "server", "start", "--host", HOST, "--port", str(port)) as server:
-        _wait_for(url, server)
+        wait_for(url, server)
         deployments.make_pool(POOL)
         deployments.watch_heartbeats()
         for config, held in settings:
@@ -82,7 +82,7 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
+def wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + READY_S
     while not _answers(url):
         if server.poll() is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,14 +14,18 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact  #
 from prefect.events import emit_event  # noqa: E402
 from prefect.runtime import flow_run as runtime  # noqa: E402
 
+from flows.cancelled import stop_jobs  # noqa: E402
 from flows.opened import Opened  # noqa: E402
+from jobs.grid import grid  # noqa: E402
 from jobs.job_report import JobReport  # noqa: E402
 from jobs.views import Views  # noqa: E402
 
+UNTOLD = ("rows_read", "unit_seconds", "fewest_flaggable", "model_version", "batch")
+MOST_BYTES = 2 << 20  # of a picture in the Prefect server's database
 SHOWN = 20  # rows of an artifact's table
 ANOMALIES = """
-    SELECT a.rank, a.q_value, a.p_value, a.decision_score, i.source_uri, a.image_id,
-           a.calibration_valid
+    SELECT a.rank, a.q_value, a.p_value, a.calibration_valid, a.decision_score, i.source_uri,
+           a.image_id
     FROM anomalies a LEFT JOIN images i ON i.image_id = a.image_id AND i.dataset = a.dataset
     WHERE a.dataset = ? AND a.job_id IN (SELECT unnest(?))
     ORDER BY a.rank, a.image_id LIMIT ?
@@ -48,18 +53,38 @@ def show(
     create_markdown_artifact(
         summary(run, reports, refused, notes, model or run.settings.embed.model),
         key=f"summary-{key}",
-        description="What it did",
+        description="What the run did",
     )
     if refused:
         create_table_artifact(refused, key=f"refused-{key}", description="Refused, by reason")
     if flagged:
         about = "Flagged anomalies, most certain first"
         create_table_artifact(flagged, key=f"anomalies-{key}", description=about)
+        _show_pictures(run, flagged, key)
     _tell(run, reports)
 
 
+def _show_pictures(run: Opened, flagged: Sequence[dict[str, Any]], key: str) -> None:
+    png = grid(run.lake, flagged)
+    if png is None or len(png) > MOST_BYTES:
+        return
+    # In the text itself: the page could not read the lake.
+    data = base64.b64encode(png).decode()
+    create_markdown_artifact(
+        f"![flagged anomalies with their q-values](data:image/png;base64,{data})",
+        key=f"pictures-{key}",
+        description="The flagged anomalies, most certain first, with their q-values",
+    )
+
+
 def _rows(run: Opened, statement: str, parameters: list[Any]) -> list[dict[str, Any]]:
-    return Views(run.lake).sql(statement, parameters).to_pylist()
+    rows = Views(run.lake).sql(statement, parameters).to_pylist()
+    return [{name: _short(value) for name, value in row.items()} for row in rows]
+
+
+def _short(value: Any) -> Any:
+    # 17 digits would push the columns that follow off the page.
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def summary(
@@ -71,9 +96,9 @@ def summary(
 ) -> str:
     """A run in Markdown."""
     lines = [f"# {run.dataset}, night {run.night}", ""]
-    lines += [*(f"- {note}" for note in notes), ""] if notes else []
-    lines += ["| job | of | did |", "|---|---|---|"]
-    lines += [f"| {report.job} | {report.target} | {told(report)} |" for report in reports]
+    lines += [line for note in notes for line in (note, "")]
+    # No table: the page breaks no line in one, and cuts what is too long.
+    lines += [f"- **{report.job} {report.target}**: {told(report)}" for report in reports]
     if refused:
         lines += ["", "## Refused", "", "| reason | rows |", "|---|---|"]
         lines += [f"| {row['reason']} | {row['rows']:,} |" for row in refused]
@@ -88,11 +113,13 @@ def summary(
 
 
 def told(report: JobReport) -> str:
-    """A report in a line: every count that is not zero, then the time."""
+    """A report in a line: every count that is not zero and not told elsewhere, then the time."""
     if not report.job_ids:
         return "nothing to do"
     parts = []
     for name, value in report.counts.items():
+        if name in UNTOLD or name.startswith("refused_"):  # reasons have a table
+            continue
         if isinstance(value, float):
             parts.append(f"{name.replace('_', ' ')} {value:,.1f}")
         elif isinstance(value, str):
@@ -112,6 +139,10 @@ def _tell(run: Opened, reports: Sequence[JobReport]) -> None:
         if report.job == "train" and report.job_ids:
             bundle = {"model": report.target, "version": report.counts.get("version")}
             event("latentlake.model.trained", run.dataset, night=run.night, **bundle)
+            alias = report.counts.get("alias")
+            if alias is not None:
+                moved = {**bundle, "alias": alias}
+                event("latentlake.model.promoted", run.dataset, night=run.night, **moved)
 
 
 def event(name: str, dataset: str, **payload: Any) -> None:
@@ -127,10 +158,19 @@ def event(name: str, dataset: str, **payload: Any) -> None:
     emit_event(name, resource, payload=payload, related=related)
 
 
-def tell_failure(flow: Any, flow_run: Any, state: Any) -> None:
+def _tell_failure(flow: Any, flow_run: Any, state: Any) -> None:
     """A flow's hook: the event of a run that failed or crashed."""
     config = str(flow_run.parameters.get("config", "unknown"))
     resource = {"prefect.resource.id": f"prefect.flow-run.{flow_run.id}"}
     resource["prefect.resource.name"] = flow_run.name
     payload = {"config": config, "message": state.message, "state": state.name}
     emit_event("latentlake.run.failed", resource, payload=payload)
+
+
+# Of every flow. A report is for whoever called it; what lasts is in the lake.
+OF_FLOWS: dict[str, Any] = {
+    "on_failure": [_tell_failure],
+    "on_crashed": [_tell_failure],
+    "on_cancellation": [stop_jobs],
+    "persist_result": False,
+}

@@ -10,9 +10,9 @@ prepare_prefect()
 
 from prefect import Task, task  # noqa: E402
 from prefect.artifacts import create_markdown_artifact  # noqa: E402
+from prefect.runtime import flow_run  # noqa: E402
 
 from flows.progress import shown_in_prefect  # noqa: E402
-from jobs import job  # noqa: E402
 from jobs.config import (  # noqa: E402
     EmbedSettings,
     MaintainSettings,
@@ -20,27 +20,23 @@ from jobs.config import (  # noqa: E402
     StageSettings,
     TrainSettings,
 )
-from jobs.embed import EmbedJob  # noqa: E402
-from jobs.errors import StorageError  # noqa: E402
+from jobs.errors import ClusterError, StorageError  # noqa: E402
 from jobs.job_report import JobReport  # noqa: E402
-from jobs.lake import Lake  # noqa: E402
-from jobs.maintain import maintain as maintain_lake  # noqa: E402
 from jobs.maintain import maintained_text  # noqa: E402
-from jobs.stage import StageJob  # noqa: E402
-from jobs.train import TrainJob  # noqa: E402
+from jobs.work import Work  # noqa: E402
 
 quiet_prefect()
 
 P = ParamSpec("P")
 R = TypeVar("R")
-STORAGE_RETRIES = 2
+RETRIES = 2
 
 
-async def is_storage_fault(_task: Any, _run: Any, state: Any) -> bool:
-    """Storage may answer the next time; a user's mistake stays one, and so does a timeout."""
+async def is_passing_fault(_task: Any, _run: Any, state: Any) -> bool:
+    """Storage or cluster may answer the next time; a mistake stays one, and so does a timeout."""
     try:
         await state.aresult()
-    except StorageError:
+    except (StorageError, ClusterError):
         return True
     except BaseException:  # noqa: BLE001 - whatever else it was is not retried
         return False
@@ -48,9 +44,9 @@ async def is_storage_fault(_task: Any, _run: Any, state: Any) -> bool:
 
 
 RETRY: dict[str, Any] = {
-    "retries": STORAGE_RETRIES,
+    "retries": RETRIES,
     "retry_delay_seconds": [5, 20],
-    "retry_condition_fn": is_storage_fault,
+    "retry_condition_fn": is_passing_fault,
     "persist_result": False,
 }
 
@@ -59,27 +55,33 @@ RETRY: dict[str, Any] = {
 @task(name="stage", task_run_name="stage {settings.dataset}", **RETRY)
 def stage(settings: StageSettings, lake: str, night: str, ray: RaySettings) -> JobReport:
     with shown_in_prefect(f"stage {settings.dataset}"):
-        return job.run(StageJob(Lake(lake), settings, night, ray))
+        return JobReport(**_done(Work.of(settings, lake, night, ray)))
 
 
 @task(name="train", task_run_name="train {settings.model}", **RETRY)
 def train(settings: TrainSettings, lake: str, night: str, ray: RaySettings) -> JobReport:
-    return job.run(TrainJob(Lake(lake), settings, night, ray))
+    with shown_in_prefect(f"train {settings.model}"):
+        return JobReport(**_done(Work.of(settings, lake, night, ray)))
 
 
 @task(name="embed", task_run_name="embed {settings.dataset}", **RETRY)
 def embed(settings: EmbedSettings, lake: str, night: str, ray: RaySettings) -> JobReport:
     with shown_in_prefect(f"embed {settings.dataset}"):
-        return job.run(EmbedJob(Lake(lake), settings, night, ray))
+        return JobReport(**_done(Work.of(settings, lake, night, ray)))
 
 
 @task(name="maintain", task_run_name="maintain {settings.dataset}", **RETRY)
 def maintain(settings: MaintainSettings, lake: str, night: str, ray: RaySettings) -> dict[str, Any]:
-    done = maintain_lake(Lake(lake), settings, night, ray)
+    done = _done(Work.of(settings, lake, night, ray))
     create_markdown_artifact(
         f"```\n{maintained_text(done)}\n```", description="What was merged and removed"
     )
     return done
+
+
+def _done(work: Work) -> dict[str, Any]:
+    # A run that is tried again hears of the jobs that it had submitted itself.
+    return work.run(asked_by=flow_run.id or "")
 
 
 def limited(made: Task[P, R], seconds: float | None) -> Task[P, R]:

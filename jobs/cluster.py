@@ -32,9 +32,11 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def ensure(settings: RaySettings, workers: int | None) -> int:
+def ensure(settings: RaySettings, workers: int | None, *, gpus: int = 0) -> int:
     """Connects once a process, and makes sure that `workers` one-CPU workers can run.
 
+    gpus: as many are asked for, and waited for, where the cluster scales up; whether there are any
+    then is for on_gpus to say.
     Returns their number: one for each free CPU where None was asked for. Raises
     InputError within 10 s that says what is free, or, where the settings say that the cluster
     scales up, after `resource_timeout_s`.
@@ -47,6 +49,8 @@ def ensure(settings: RaySettings, workers: int | None) -> int:
     elif not ray.is_initialized():
         with _own_signals():
             _connect(settings)
+    if gpus and settings.autoscaling:
+        _bring_gpus(gpus, max(1, (workers or 1) // gpus), settings)
     _wait_for_cpus(workers or 1, settings)
     return workers or max(1, int(ray.available_resources().get("CPU", 1)))
 
@@ -61,6 +65,11 @@ def _own_signals() -> Iterator[None]:
 
 
 def _connect(settings: RaySettings) -> None:
+    if settings.takes_jobs:
+        raise InputError(
+            f"{settings.address} takes jobs: stage, train, embed and maintain go there; others "
+            "connect from a node of the cluster, with --ray-address HOST:6379"
+        )
     _quiet()
     try:
         ray.init(address=settings.address, log_to_driver=False, logging_level=logging.WARNING)
@@ -100,6 +109,21 @@ def _wait_for_cpus(workers: int, settings: RaySettings) -> None:
             request_resources(num_cpus=0)
     else:
         _poll_for_cpus(workers, settings, deadline)
+
+
+def _bring_gpus(gpus: int, cpus_each: int, settings: RaySettings) -> None:
+    """First, so that CPUs come with them: nodes of their own for these would be idle."""
+    deadline = time.monotonic() + settings.resource_timeout_s
+    request_resources(bundles=[{"CPU": cpus_each, "GPU": 1}] * gpus)
+    try:
+        while _gpus() < gpus and time.monotonic() < deadline:
+            time.sleep(0.5)
+    finally:
+        request_resources(num_cpus=0)
+
+
+def _gpus() -> int:
+    return int(ray.cluster_resources().get("GPU", 0))
 
 
 def _poll_for_cpus(workers: int, settings: RaySettings, deadline: float) -> None:
@@ -199,7 +223,7 @@ def _start_embedded(cpus: int) -> None:
 
 def on_gpus(device: str, workers: int) -> bool:
     """Whether workers get a GPU each. Raises InputError where asked for and there are too few."""
-    gpus = int(ray.cluster_resources().get("GPU", 0))
+    gpus = _gpus()
     if device == "cuda" and gpus < workers:
         raise InputError(
             f"{workers} workers asked for on a GPU each, but the cluster has {gpus}; ask for "

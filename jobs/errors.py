@@ -19,6 +19,10 @@ class StorageError(LatentlakeError):
     """Storage did not answer, or not as it should; trying again later may help."""
 
 
+class ClusterError(LatentlakeError):
+    """A cluster did not answer, or lost what it was doing; trying again later may help."""
+
+
 class JobError(LatentlakeError):
     """A job ended without publishing anything."""
 

@@ -18,6 +18,7 @@ from jobs.job import WorkerFactory, Workers
 from jobs.lake import Lake
 from jobs.progress import Progress
 from jobs.records import save_completion
+from jobs.unit_metrics import UnitMetrics
 from jobs.units import JobContext, Plan, Unit
 
 log = logging.getLogger("latentlake")
@@ -28,14 +29,21 @@ _begun: set[tuple[str, int | None]] = set()  # jobs of this process, and the wor
 @ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=0)
 class _UnitActor:
     def __init__(
-        self, factory: WorkerFactory, lake: Lake, context: JobContext, device: str
+        self,
+        factory: WorkerFactory,
+        lake: Lake,
+        context: JobContext,
+        device: str,
+        metrics: tuple[str, str],
     ) -> None:
+        """metrics: job and target, of what it counts."""
         context = dataclasses.replace(context, settings=context.settings | {"device": device})
         self.lake = lake
         self.job_id = context.job_id
         # Made with the first unit: an error in here would only tell that the actor died.
         self.make = functools.cache(functools.partial(factory, lake, context))
         self.making = threading.Lock()
+        self.metrics = UnitMetrics(*metrics)
 
     def ping(self) -> None:
         """Answers once the actor has a place to run."""
@@ -45,6 +53,7 @@ class _UnitActor:
             worker = self.make()
         completion = worker.execute(unit, uuid.uuid4().hex[:8])
         save_completion(self.lake, self.job_id, completion)
+        self.metrics.add(completion)
         return completion.counts
 
 
@@ -69,7 +78,12 @@ def run_units(
     # A job's first units are refused where there is too little to run them; later ones go on with
     # what nodes are left.
     begun = (plan.job_id, least) in _begun
-    room = (cluster.still if begun else cluster.ensure)(ray_settings, least)
+    if begun:
+        room = cluster.still(ray_settings, least)
+    else:
+        # Auto means a model that was calibrated on a GPU.
+        gpus = (least or 1) if workers.device != "cpu" else 0
+        room = cluster.ensure(ray_settings, least, gpus=gpus)
     _begun.add((plan.job_id, least))
     wanted = 1 if begun else least or 1
     on_gpus = workers.device != "cpu" and cluster.on_gpus(workers.device, wanted)
@@ -90,8 +104,9 @@ def run_units(
         num_gpus=int(on_gpus), max_concurrency=workers.units_at_once
     )
     kind = "cuda" if on_gpus else "cpu"
+    context = plan.context  # its job id is a digest of all units: once, not once a worker
     pool.drain(
-        [make.remote(factory, lake, plan.context, kind) for _ in first],
+        [make.remote(factory, lake, context, kind, (plan.job, plan.target)) for _ in first],
         itertools.chain(first, coming),
         Progress(f"{plan.job} {plan.target}", report_count),
         keep=len(first) if workers.least is None else workers.least,

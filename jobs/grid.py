@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,25 +28,31 @@ def draw_grid(lake: Lake, table: pa.Table, path: str) -> None:
     """
     if "image_id" not in table.column_names:
         raise InputError("--grid draws rows with a column image_id; select it")
-    rows = table.slice(0, MOST).to_pylist()
-    cells = [cell for row in rows for cell in _cells(row)]
-    if not cells:
+    if not table.num_rows:
         log.warning("there are no rows to draw: %s is not written", path)
         return
+    png = grid(lake, table.slice(0, MOST).to_pylist())
+    if png is None:
+        raise InputError("--grid: none of the rows' image_id is that of a staged image")
+    try:
+        Path(path).write_bytes(png)
+    except OSError as error:
+        raise InputError(f"--grid {path}: {error.strerror}") from error
+
+
+def grid(lake: Lake, rows: Sequence[dict[str, Any]]) -> bytes | None:
+    """The PNG of rows that have an image_id; None where no image is staged."""
+    cells = [cell for row in rows for cell in _cells(row)]
     pictures = staged_images(lake, sorted({str(image_id) for image_id, _ in cells if image_id}))
     known = [(pictures[image_id], caption) for image_id, caption in cells if image_id in pictures]
     if not known:
-        raise InputError("--grid: none of the rows' image_id is that of a staged image")
+        return None
     images, captions = [image for image, _ in known], [caption for _, caption in known]
     parts = [
         Row("", images[at : at + COLUMNS], captions[at : at + COLUMNS])
         for at in range(0, len(images), COLUMNS)
     ]
-    png = contact_sheet(f"{len(images)} images", parts)
-    try:
-        Path(path).write_bytes(png)
-    except OSError as error:
-        raise InputError(f"--grid {path}: {error.strerror}") from error
+    return contact_sheet(f"{len(images)} images", parts)
 
 
 def _cells(row: dict[str, Any]) -> list[tuple[str, str]]:

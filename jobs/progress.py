@@ -97,6 +97,22 @@ class Progress:
             listener(self)
 
 
+class FollowedProgress(Progress):
+    """Of a job that runs elsewhere, in its own words."""
+
+    def __init__(self, title: str, text: str, done: int, planned: int) -> None:
+        super().__init__(title, "")
+        self.text = text
+        self.done, self.planned = done, planned
+
+    def __str__(self) -> str:
+        return self.text
+
+    def tell_listeners(self) -> None:
+        """Not the log, which has it already."""
+        self._tell(aloud=False)
+
+
 class TrainingProgress(Progress):
     """Of a training, by what its first rank tells."""
 

@@ -35,7 +35,7 @@ def embed_files(lake: Lake, model: str, files: Sequence[str | Path]) -> list[dic
     """
     bundle = bundles.load(lake, *catalog.resolve_model(lake, model))
     scored, ids = _scored(bundle, lake, files)
-    calibrated = bundle.about["scoring"]["compute_fingerprint"]
+    valid = bundle.compute().fingerprint == bundle.about["scoring"]["compute_fingerprint"]
     decisive = scored.scores[bundle.about["decision_score"]]
     held = bundle.calibration_scores
     p_N: list[float | None] = [None] * len(ids)
@@ -53,7 +53,7 @@ def embed_files(lake: Lake, model: str, files: Sequence[str | Path]) -> list[dic
                 "model": bundle.model,
                 "model_version": bundle.version,
                 "p_value": p_N[row],
-                "calibration_valid": bundle.compute().fingerprint == calibrated,
+                "calibration_valid": valid,
                 **scores,
                 "max_patch_y": y,
                 "max_patch_x": x,

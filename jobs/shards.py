@@ -300,10 +300,6 @@ def read_span(uri: str, start: int, stop: int, columns: Sequence[str] | None = N
     return pa.concat_tables(parts)
 
 
-def column_names(uri: str) -> list[str]:
-    return _footer(uri).schema.to_arrow_schema().names
-
-
 def shard_metadata(uri: str) -> dict[str, str]:
     """The key-value metadata of a shard's footer."""
     found = _with_file(uri, lambda file: file.metadata.metadata or {})

@@ -43,7 +43,7 @@ class StageWorker:
     def known(self) -> IdSet:
         if self.published is None:
             return IdSet()
-        return IdSet(digests(r["image_id"]) for _, r in self.published.read_each(["image_id"]))
+        return self.published.image_ids()
 
     def execute(self, unit: Unit, attempt: str) -> Completion:
         started = time.monotonic()

@@ -20,6 +20,7 @@ from deltalake import DeltaTable, Schema
 from deltalake.exceptions import CommitFailedError, TableNotFoundError
 from deltalake.transaction import AddAction, CommitProperties, RemoveAction, Transaction
 
+from jobs.ahead import read_ahead
 from jobs.errors import InputError, JobError, LatentlakeError, StorageError
 from jobs.idset import IdSet
 from jobs.schema import CONTRACT_KEYS, TableSpec
@@ -239,16 +240,16 @@ class Snapshot:
     def read_each(
         self, columns: Sequence[str], partition: dict[str, str] | None = None
     ) -> Iterator[tuple[str, pa.Table]]:
-        """Path and columns of one file after the other, so that memory stays that of one."""
-        for path in self.paths(partition):
-            yield path, read_shard(join(self.uri, path), columns)
+        """Path and columns of one file after the other, so that memory stays that of a few."""
+        return read_ahead(
+            self.paths(partition), lambda path: read_shard(join(self.uri, path), columns)
+        )
 
     def digests_each(
         self, partition: dict[str, str] | None = None
     ) -> Iterator[tuple[str, np.ndarray]]:
         """Path and digests of the image ids of one file after the other."""
-        for path in self.paths(partition):
-            yield path, read_digests(join(self.uri, path))
+        return read_ahead(self.paths(partition), lambda path: read_digests(join(self.uri, path)))
 
     def image_ids(self, partition: dict[str, str] | None = None) -> IdSet:
         """Of all rows, or of those of a partition."""

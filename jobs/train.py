@@ -204,7 +204,7 @@ class TrainJob(Job):
         table = pa.Table.from_pylist([row], schema=ALIASES.schema)
         name = f"{plan.job_id}-{uuid.uuid4().hex[:8]}"
         files = {head.uri: [write_shard(head.uri, ALIASES, table, name)]}
-        return Settled(files=files, counts=counts)
+        return Settled(files=files, counts={**counts, "alias": settings.alias})
 
 
 def _require_splits(images: Snapshot, dataset: str) -> None:

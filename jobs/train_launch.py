@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -24,6 +24,7 @@ from jobs.apart import apart
 from jobs.config import RaySettings
 from jobs.errors import JobError, LatentlakeError
 from jobs.mlflow_listener import MLFLOW
+from jobs.process_group import OnRaysNetwork
 from jobs.progress import TrainingProgress
 from jobs.train import TrainOrder
 
@@ -48,6 +49,7 @@ class _Board:
     """Where the first rank writes what the driver shows, and any rank why all should end."""
 
     def __init__(self) -> None:
+        self.life = uuid.uuid4().hex  # a lost one is made again, and has heard nothing
         self.last: dict[str, Any] = {}
         self.notes: list[str] = []
         self.error: LatentlakeError | None = None
@@ -61,9 +63,9 @@ class _Board:
     def say(self, text: str) -> None:
         self.notes.append(text)
 
-    def read(self, notes: int) -> tuple[dict[str, Any], list[str]]:
-        """The newest metrics, and the notes after the first `notes`."""
-        return self.last, self.notes[notes:]
+    def read(self, life: str, notes: int) -> tuple[str, dict[str, Any], list[str]]:
+        """Its life, the newest metrics, and the notes after the first `notes` of that life."""
+        return self.life, self.last, self.notes[notes if life == self.life else 0 :]
 
     def follow(self, controller: Any) -> None:
         """controller: of the worker group, an actor of Ray Train."""
@@ -100,9 +102,11 @@ def fit(order: TrainOrder, ray_settings: RaySettings) -> None:
 
     run, workers = order.train_settings.run, order.train_settings.workers
     least = run.min_workers or workers
-    cluster.ensure(ray_settings, least * run.threads)
-    # Beside the driver: a node that is lost takes no more than its workers.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    gpus = least if run.device == "cuda" else 0
+    cluster.ensure(ray_settings, least * run.threads, gpus=gpus)
+    # Beside the driver: a node that is lost takes no more than its workers. Not soft: without CPUs,
+    # Ray then takes any node (2.60).
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board: Any = _Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     config = {"order": order, "started": time.time(), "board": board, "environment": passed}
@@ -117,7 +121,7 @@ def fit(order: TrainOrder, ray_settings: RaySettings) -> None:
         return TorchTrainer(
             train_loop,
             # Sums of losses and positions are on the CPU, gradients where the model is.
-            torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if on_gpus else None),
+            torch_config=OnRaysNetwork(backend="cpu:gloo,cuda:nccl" if on_gpus else None),
             train_loop_config=config,
             scaling_config=scaling,
             run_config=RunConfig(
@@ -179,13 +183,14 @@ def _shown(order: TrainOrder, board: Any) -> Iterator[None]:
     """A line of progress now and then, from what the first rank tells."""
     progress = TrainingProgress(f"train {order.model}@{order.version}")
     over = threading.Event()
-    heard = 0
+    life, heard = "", 0
 
     def listen() -> None:
-        nonlocal heard
+        nonlocal life, heard
         with contextlib.suppress(RayError):  # a slow answer is one of them
-            told, notes = ray.get(board.read.remote(heard), timeout=POLL_S)
-            heard += len(notes)
+            told_by, told, notes = ray.get(board.read.remote(life, heard), timeout=POLL_S)
+            heard = len(notes) + (heard if told_by == life else 0)
+            life = told_by
             for note in notes:
                 log.info("%s", note)
             if told:

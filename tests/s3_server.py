@@ -15,8 +15,9 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import botocore.session
 from botocore.exceptions import ClientError
@@ -28,8 +29,11 @@ EVERYTHING = ["Admin", "Read", "Write", "List", "Tagging"]
 
 
 @contextlib.contextmanager
-def running_server() -> Iterator[S3Server]:
-    """Started, ready, with a bucket `lake`; ended by its process id."""
+def running_server(host: str = "127.0.0.1", inside: Sequence[str] = ()) -> Iterator[S3Server]:
+    """Started, ready, with a bucket `lake`; ended by its process id.
+
+    inside: a command that runs it elsewhere, such as in a network namespace.
+    """
     folder = Path(tempfile.mkdtemp(prefix="ll-s3-", dir="/tmp"))
     pipeline, reader = _new_keys(), _new_keys()
     identities = [
@@ -40,8 +44,8 @@ def running_server() -> Iterator[S3Server]:
     (folder / "data").mkdir()
     port = _free_port()
     with (folder / "log").open("wb") as log:
-        process = _start(folder, port, log)
-        endpoint = f"http://127.0.0.1:{port}"
+        process = _start(folder, host, port, log, inside)
+        endpoint = f"http://{host}:{port}"
         try:
             _wait_ready(process, endpoint, folder / "log")
             server = S3Server(endpoint, pipeline, reader)
@@ -61,16 +65,19 @@ def _identity(name: str, keys: tuple[str, str], actions: list[str]) -> dict[str,
     return {"name": name, "credentials": credentials, "actions": actions}
 
 
-def _start(folder: Path, s3_port: int, log) -> subprocess.Popen[bytes]:
+def _start(
+    folder: Path, host: str, s3_port: int, log: BinaryIO, inside: Sequence[str]
+) -> subprocess.Popen[bytes]:
     ports = {name: _free_port() for name in ("master", "volume", "filer", "admin")}
     return subprocess.Popen(
         [
+            *inside,
             str(WEED),
             "-logtostderr",
             "mini",
             f"-dir={folder / 'data'}",
-            "-ip=127.0.0.1",
-            "-ip.bind=127.0.0.1",
+            f"-ip={host}",
+            f"-ip.bind={host}",
             *(f"-{name}.port={port}" for name, port in ports.items()),
             f"-s3.port={s3_port}",
             "-s3.port.iceberg=0",

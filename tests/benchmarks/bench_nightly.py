@@ -92,9 +92,9 @@ def _server() -> str:
     )
     ENDING.callback(process.wait)
     ENDING.callback(process.terminate)
-    from flows.serve import _wait_for
+    from flows.serve import wait_for
 
-    _wait_for(url, process)
+    wait_for(url, process)
     return url
 
 

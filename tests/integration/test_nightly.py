@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.helpers import ok, run_cli, write_source
+from tests.helpers import ROOT, ok, run_cli, write_source
 
 pytestmark = pytest.mark.integration
 
@@ -71,12 +71,11 @@ def test_two_nights_through_prefect(config: Path, tmp_path: Path) -> None:
     assert runs == [("nightly d 2026-01-01", "COMPLETED"), ("nightly d 2026-01-02", "COMPLETED")]
     assert {state for _, state in tasks} == {"COMPLETED"}
     assert {name for name, _ in tasks} == {"stage d", "train m", "embed d"}
-    assert len(artifacts) == 2
-    assert all(key == "summary-d" and "rows in" in data for key, data in artifacts)
-    assert [(key, float(data)) for key, data, _ in bars] == [
-        ("stage-d", 100.0),
-        ("embed-d", 100.0),
-    ] * 2
+    assert sorted(key for key, _ in artifacts) == ["pictures-d"] * 2 + ["summary-d"] * 2
+    assert all("rows in" in data for key, data in artifacts if key == "summary-d")
+    assert all("data:image/png" in data for key, data in artifacts if key == "pictures-d")
+    assert [key for key, _, _ in bars] == ["stage-d", "train-m", "embed-d", "stage-d", "embed-d"]
+    assert {float(data) for _, data, _ in bars} == {100.0}
     flagged = json.loads(json.loads(tables["anomalies-d"]))
     assert flagged[0]["rank"] == 1
     assert all(row["source_uri"].endswith(".parquet") for row in flagged)
@@ -100,16 +99,17 @@ def test_a_users_mistake_in_a_flow_is_a_sentence_and_no_retry(config: Path, tmp_
     assert runs == [("stage d", 1, "FAILED")]
 
 
-def test_only_storage_faults_are_tried_again() -> None:
+def test_only_faults_of_storage_or_cluster_are_tried_again() -> None:
     from prefect.states import exception_to_failed_state
 
-    from flows.tasks import is_storage_fault
-    from jobs.errors import InputError, JobError, StorageError
+    from flows.tasks import is_passing_fault
+    from jobs.errors import ClusterError, InputError, JobError, StorageError
 
     async def retried(error: Exception) -> bool:
-        return await is_storage_fault(None, None, await exception_to_failed_state(error))
+        return await is_passing_fault(None, None, await exception_to_failed_state(error))
 
-    assert asyncio.run(retried(StorageError("no answer"))) is True
+    for error in (StorageError("no answer"), ClusterError("gone")):
+        assert asyncio.run(retried(error)) is True
     for error in (InputError("wrong"), JobError("failed"), ValueError("bug")):
         assert asyncio.run(retried(error)) is False
 
@@ -144,3 +144,15 @@ def test_a_night_is_the_day_on_which_it_was_due_in_its_time_zone(
     assert opened.opened(str(config), None, None).night == (night or tonight())
     asked = dt.date(2026, 3, 4)
     assert opened.opened(str(config), asked, None).night == "2026-03-04"
+
+
+def test_the_automation_of_the_guide_is_one_that_prefect_takes() -> None:
+    import uuid
+
+    from prefect.events.schemas.automations import AutomationCore
+
+    text = (ROOT / "docs" / "operations.md").read_text()
+    (block,) = re.findall(r"```yaml\n(# prefect automation create.*?)```", text, re.DOTALL)
+    (told,) = yaml.safe_load(block.replace("ID-OF-THE-BLOCK", str(uuid.uuid4())))["automations"]
+    made = AutomationCore.model_validate(told)
+    assert made.trigger.expect == {"latentlake.anomalies.found"}

@@ -9,10 +9,9 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,94 +21,17 @@ import yaml
 from jobs import views
 from jobs.lake import Lake
 from tests.helpers import LATENTLAKE, ROOT, free_port, ok, run_cli, write_source
+from tests.serving import (
+    Served,
+    children,
+    command_of,
+    descendants,
+    serving,
+    settings_of,
+    until,
+)
 
 pytestmark = pytest.mark.integration
-ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-
-
-def settings_of(folder: Path, dataset: str, **more: Any) -> dict[str, Any]:
-    return {
-        "lake": str(folder / "lake"),
-        "stage": {
-            "source": str(folder / "source"),
-            "dataset": dataset,
-            "height": 28,
-            "width": 28,
-            "channels": 1,
-        },
-        "train": {
-            "dataset": dataset,
-            "model": dataset,
-            "epochs": 1,
-            "latent_dim": 4,
-            "network": {"kind": "mlp", "widths": [32]},
-        },
-        "embed": {"dataset": dataset, "model": dataset, "alpha": 0.9},  # something is flagged
-        "ray": {"cpus": 2},
-        **more,
-    }
-
-
-class Served:
-    """The server's API, as its UI uses it."""
-
-    def __init__(self, folder: Path, port: int, process: subprocess.Popen[bytes]) -> None:
-        self.folder = folder
-        self.url = f"http://127.0.0.1:{port}/api"
-        self.process = process
-
-    def call(self, method: str, path: str, body: Any = None) -> Any:
-        """Raises HTTPError, whose body has the reason."""
-        data = json.dumps(body).encode() if body is not None else None
-        kind = {"content-type": "application/json"}
-        asked = urllib.request.Request(self.url + path, data, kind, method=method)
-        for left in reversed(range(30)):
-            try:
-                with urllib.request.urlopen(asked, timeout=30) as answer:
-                    return json.loads(answer.read() or "null")
-            except urllib.error.HTTPError as error:
-                # SQLite is locked: Prefect's own clients try again, too.
-                if error.code != 503 or not left:
-                    raise
-                time.sleep(1)
-        raise AssertionError("unreachable")
-
-    def deployment(self, name: str) -> dict[str, Any]:
-        return self.call("GET", f"/deployments/name/{name}")
-
-    def start(self, name: str, **parameters: Any) -> str:
-        body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
-        made = self.call(
-            "POST", f"/deployments/{self.deployment(name)['id']}/create_flow_run", body
-        )
-        return made["id"]
-
-    def run(self, run_id: str) -> dict[str, Any]:
-        return self.call("GET", f"/flow_runs/{run_id}")
-
-    def wait(self, run_id: str, seconds: float) -> dict[str, Any]:
-        return until(lambda: (run := self.run(run_id))["state_type"] in ENDED and run, seconds)
-
-    def artifacts(self, run_id: str) -> dict[str, Any]:
-        asked = {"artifacts": {"flow_run_id": {"any_": [run_id]}}}
-        held = self.call("POST", "/artifacts/filter", asked)
-        return {artifact["key"]: artifact["data"] for artifact in held if artifact["key"]}
-
-    def log(self, run_id: str) -> str:
-        asked = {"logs": {"flow_run_id": {"any_": [run_id]}}}
-        return "\n".join(line["message"] for line in self.call("POST", "/logs/filter", asked))
-
-    def events(self, prefix: str) -> list[dict[str, Any]]:
-        asked = {"filter": {"event": {"prefix": [prefix]}}}
-        return self.call("POST", "/events/filter", asked)["events"]
-
-
-def until(found: Callable[[], Any], seconds: float) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (value := found()):
-        assert time.monotonic() < deadline, "it takes too long"
-        time.sleep(0.5)
-    return value
 
 
 @pytest.fixture(scope="module")
@@ -122,34 +44,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     slow["train"] |= {"epochs": 500_000, "run": {"checkpoint_s": 1}}
     hasty = settings_of(folder, "hasty", timeouts={"train_s": 20.0})
     hasty["train"] |= {"epochs": 500_000}
-    configs = {"d": settings_of(folder, "d", schedule=schedule), "slow": slow, "hasty": hasty}
-    paths = []
-    for name, settings in configs.items():
-        paths.append(folder / f"{name}.yaml")
-        paths[-1].write_text(yaml.safe_dump(settings))
-    port = free_port()
-    log = (folder / "serve.log").open("wb")
-    process = subprocess.Popen(
-        [LATENTLAKE, "serve", *paths, "--port", str(port), "--home", folder / "home"],
-        cwd=folder,
-        stderr=log,
-        env={k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")},
-    )
-    held = Served(folder, port, process)
-
-    def ready() -> bool:
-        assert process.poll() is None, (folder / "serve.log").read_text()
-        with contextlib.suppress(urllib.error.URLError, ConnectionError):
-            return bool(held.deployment("maintain/hasty"))
-        return False
-
-    try:
-        until(ready, 120)
+    with serving(folder, settings_of(folder, "d", schedule=schedule), slow, hasty) as held:
         yield held
-    finally:
-        process.terminate()
-        process.wait(100)
-        log.close()
 
 
 def test_a_scheduled_night_comes_by_itself_and_shows_what_it_did(served: Served) -> None:
@@ -177,6 +73,7 @@ def test_a_scheduled_night_comes_by_itself_and_shows_what_it_did(served: Served)
     assert "staged 299" in held["summary-d"]
     assert json.loads(held["refused-d"])[0]["rows"] == 1
     assert float(held["stage-d"]) == 100.0
+    assert held["pictures-d"].startswith("![flagged anomalies")
     log = served.log(run["id"])
     assert "train" in log
     assert "Traceback" not in log
@@ -185,6 +82,8 @@ def test_a_scheduled_night_comes_by_itself_and_shows_what_it_did(served: Served)
     # Events are kept by a service of the server, soon after.
     (event,) = until(lambda: served.events("latentlake.model.trained"), 60)
     assert event["resource"]["prefect.resource.id"] == "latentlake.dataset.d"
+    (event,) = until(lambda: served.events("latentlake.model.promoted"), 60)
+    assert event["payload"]["alias"] == "champion"
     (event,) = until(lambda: served.events("latentlake.anomalies.found"), 60)
     assert event["resource"]["prefect.resource.id"] == "latentlake.dataset.d"
     assert event["payload"]["anomalies"] == len(json.loads(held["anomalies-d"]))
@@ -207,6 +106,7 @@ def test_a_form_has_few_fields_each_explained(served: Served, name: str) -> None
     ("name", "wrong"),
     [
         ("nightly/d", {"night": "yesterday"}),
+        ("nightly/d", {"night": "2026-13-45"}),
         ("nightly/d", {"retrain": "maybe"}),
         ("maintain/d", {"keep_days": -1}),
         ("backfill/d", {"since": "2026-1-1"}),
@@ -288,25 +188,6 @@ def test_a_killed_worker_leaves_no_run_running_for_ever(served: Served) -> None:
     assert done["state_type"] == "COMPLETED"
 
 
-def children(pid: int) -> list[int]:
-    found = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            found += [int(child) for child in task.read_text().split()]
-    return found
-
-
-def descendants(pid: int) -> list[int]:
-    own = children(pid)
-    return [*own, *(below for child in own for below in descendants(child))]
-
-
-def command_of(pid: int) -> str:
-    with contextlib.suppress(OSError):  # it has ended
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-    return ""
-
-
 def test_prefect_yaml_deploys_the_same(served: Served, tmp_path: Path) -> None:
     text = (ROOT / "infra" / "prefect.yaml").read_text()
     config, home = served.folder / "d.yaml", tmp_path / "home"
@@ -334,6 +215,19 @@ def test_prefect_yaml_deploys_the_same(served: Served, tmp_path: Path) -> None:
     assert schedule["schedule"]["timezone"] == "Europe/Berlin"
     run = served.wait(served.start("nightly/photos", night="2026-01-03"), 120)
     assert run["state_type"] == "COMPLETED"
+
+
+def test_the_watch_over_heartbeats_is_brought_up_to_date(served: Served) -> None:
+    change = "from flows import deployments as d; {}d.watch_heartbeats()"
+
+    def within(first: str) -> list[float]:
+        env = os.environ | {"PREFECT_API_URL": served.url}
+        subprocess.run([sys.executable, "-c", change.format(first)], env=env, check=True)
+        held = served.call("POST", "/automations/filter", {})
+        return [one["trigger"]["within"] for one in held if "heartbeat" in one["name"]]
+
+    assert within("d.LOST_AFTER_S = 77; ") == [77.0]
+    assert within("") == [90.0]
 
 
 def test_two_configs_of_one_dataset_are_refused(served: Served) -> None:

@@ -1,0 +1,266 @@
+"""Prefect's page, as `latentlake serve` starts it, in a real browser."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from selenium import webdriver
+from selenium.common.exceptions import TimeoutException, WebDriverException
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import WebDriverWait
+
+from tests.helpers import ROOT, write_source
+from tests.serving import Served, descendants, serving, settings_of
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(
+        not (CHROMIUM and DRIVER),
+        reason="no Chromium with its driver: apt-get install chromium chromium-driver",
+    ),
+]
+OPTIONS = (
+    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run "
+    "--disable-background-networking --disable-component-update --disable-sync "
+    "--disable-dev-shm-usage --window-size=1440,1000 --hide-scrollbars --lang=en-US"
+)
+PATIENCE_S = 120  # on a busy machine
+RUN_S = 400
+NIGHT = "2026-01-01"
+# Messages come and go by themselves: every one is kept.
+KEEP_TOASTS = """
+    window.toasts = [];
+    new MutationObserver(() => {
+        for (const toast of document.querySelectorAll('.p-toast-container > *'))
+            window.toasts.push(toast.innerText);
+    }).observe(document.body, {childList: true, subtree: true});
+"""
+NO_ANIMATIONS = """
+    const style = document.createElement('style');
+    style.textContent = '* {transition: none !important; animation: none !important}';
+    document.head.append(style);
+"""
+# A picture for the docs has no temporary folder in it.
+RENAME_FOLDER = """
+    const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    while (texts.nextNode())
+        texts.currentNode.data = texts.currentNode.data.replaceAll(arguments[0], arguments[1]);
+    for (const area of document.querySelectorAll('textarea'))
+        area.value = area.value.replaceAll(arguments[0], arguments[1]);
+"""
+
+
+def saying(text: str) -> str:
+    """The innermost thing that says this and nothing else."""
+    return f'//*[normalize-space()="{text}" and not(*)]'
+
+
+def holding(text: str) -> str:
+    """Something that says this among other things."""
+    return f'//*[text()[contains(., "{text}")]]'
+
+
+def button(text: str) -> str:
+    return f'//button[normalize-space()="{text}"]'
+
+
+def field(name: str) -> str:
+    """Of the form: a label with what belongs to it."""
+    return f'//label[starts-with(normalize-space(), "{name}")]/../..'
+
+
+def link(path: str, text: str = "") -> str:
+    return f'//a[contains(@href, "{path}") and contains(normalize-space(), "{text}")]'
+
+
+class Page:
+    """What somebody at the browser sees and does."""
+
+    def __init__(self, browser: webdriver.Chrome, served: Served) -> None:
+        self.browser, self.served = browser, served
+        browser.get(served.url.removesuffix("/api") + "/deployments")
+        browser.execute_script(KEEP_TOASTS + NO_ANIMATIONS)
+
+    def reload(self) -> None:
+        self.nothing_went_wrong()
+        self.browser.refresh()
+        self.browser.execute_script(KEEP_TOASTS + NO_ANIMATIONS)
+
+    def see(self, what: str, seconds: float = PATIENCE_S) -> WebElement:
+        """Waits until it is there to be seen."""
+
+        def visible(browser: webdriver.Chrome) -> WebElement | None:
+            found = browser.find_elements(By.XPATH, what)
+            return next((one for one in found if one.is_displayed()), None)
+
+        return self._until(visible, f"{what} is not to be seen", seconds)
+
+    def click(self, what: str) -> None:
+        def clicked(_: webdriver.Chrome) -> bool:
+            self.see(what).click()
+            return True
+
+        # The page may put another element in its place meanwhile, or one above it.
+        self._until(clicked, f"{what} cannot be clicked", PATIENCE_S)
+
+    def _until(self, done, message: str, seconds: float):
+        patient = WebDriverWait(self.browser, seconds, ignored_exceptions=[WebDriverException])
+        try:
+            return patient.until(done)
+        except TimeoutException:
+            raise AssertionError(f"{message} on this page:\n{self.text}") from None
+
+    @property
+    def text(self) -> str:
+        return self.browser.find_element(By.TAG_NAME, "body").text
+
+    def open_form(self) -> None:
+        """Of a run of nightly/photos."""
+        flow, deployment = link("/flows/flow/", "nightly"), link("/deployments/deployment/")
+        self.click(f"{flow}/ancestor::*[.{deployment}][1]{deployment}")
+        self.click(saying("Description"))
+        self.see(saying(self.served.deployment("nightly/photos")["description"]))
+        self.click(button("Run"))
+        self.click(saying("Custom run"))
+        self.see(button("Submit"))
+
+    def nothing_went_wrong(self) -> None:
+        """No traceback is shown, and no message ever was but that a run was begun."""
+        assert "Traceback" not in self.text
+        for toast in self.browser.execute_script("return window.toasts"):
+            assert "scheduled to start" in toast
+
+    def picture(self, name: str, height: int) -> None:
+        """For docs/operations.md, by `make screenshots`."""
+        folder = os.environ.get("LATENTLAKE_SCREENSHOTS")
+        if not folder:
+            return
+        around = self.browser.execute_script("return window.outerHeight - window.innerHeight")
+        self.browser.set_window_size(1440, height + around)
+        self.browser.execute_script(RENAME_FOLDER, str(self.served.folder), "/srv/latentlake")
+        with Image.open(io.BytesIO(self._still())) as shot:
+            few = shot.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+            few.save(ROOT / folder / f"{name}.png", optimize=True)
+        self.browser.set_window_size(1440, 1000)  # a list shows what fits
+
+    def _still(self) -> bytes:
+        shots = [b""]
+
+        def same(browser: webdriver.Chrome) -> bool:
+            shots.append(browser.get_screenshot_as_png())
+            return shots[-1] == shots[-2]
+
+        self._until(same, "nothing stands still", PATIENCE_S)
+        return shots[-1]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("browser")
+    write_source(folder / "source" / "a.parquet", range(300), broken=[5])
+    with serving(folder, settings_of(folder, "photos")) as held:
+        yield held
+
+
+@pytest.fixture
+def page(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Page]:
+    monkeypatch.setenv("SE_OFFLINE", "true")  # it downloads no driver
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(CHROMIUM)
+    for option in [*OPTIONS.split(), f"--user-data-dir={tmp_path / 'profile'}"]:
+        options.add_argument(option)
+    service = Service(executable_path=DRIVER)
+    browser = webdriver.Chrome(options=options, service=service)
+    try:
+        yield Page(browser, served)
+    finally:
+        own = descendants(service.process.pid)
+        try:
+            browser.quit()
+        finally:
+            service.stop()
+            for pid in own:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+
+def runs(served: Served) -> list[dict]:
+    return served.call("POST", "/flow_runs/filter", {})
+
+
+def test_the_form_explains_its_fields_and_refuses_a_wrong_night(page: Page) -> None:
+    page.open_form()
+    fields = page.served.deployment("nightly/photos")["parameter_openapi_schema"]["properties"]
+    assert set(fields) == {"config", "night", "retrain", "lake"}
+    for name, about in fields.items():
+        assert about["description"] in page.see(field(name)).text
+    # What a calendar gives is a date; in a calendar nothing else can be typed.
+    page.click(field("night") + button("date"))
+    day = page.see(field("night") + '//input[@type="date"]')
+    day.send_keys("yesterday")
+    assert not day.get_attribute("value")
+    page.click(field("night") + "//label//button")
+    page.click(saying("Use JSON input"))
+    for wrong in ("yesterday", "2026-13-45"):
+        page.see(field("night") + "//textarea").send_keys(Keys.CONTROL + "a")
+        page.see(field("night") + "//textarea").send_keys(f'"{wrong}"')
+        page.click(button("Submit"))
+        page.see(saying(f"'{wrong}' is not valid under any of the given schemas"))
+    assert runs(page.served) == []
+    page.nothing_went_wrong()
+
+
+def test_a_run_started_by_the_form_shows_its_summary_and_its_refusals(page: Page) -> None:
+    page.open_form()
+    page.click(field("night") + button("date"))
+    page.see(field("night") + '//input[@type="date"]').send_keys("01012026")
+    day = page.see(field("night") + '//input[@type="date"]')
+    assert day.get_attribute("value") == NIGHT
+    page.click(field("retrain") + '//*[@role="switch"]')
+    page.see(field("retrain") + '//*[@role="switch" and @aria-checked="true"]')
+    page.picture("page-form", 1090)
+    page.click(button("Submit"))
+    page.click(link("/runs/flow-run/"))
+    page.see(saying("Completed"), RUN_S)
+    page.see(saying(f"nightly photos {NIGHT}"))
+    (run,) = runs(page.served)
+    assert run["parameters"]["night"] == NIGHT
+    assert run["parameters"]["retrain"]
+    page.see(holding("Finished in state Completed()"))
+    page.reload()
+    page.see(saying("3 Task runs"))
+    page.click(saying("Artifacts"))
+    page.see(link("/artifacts/artifact/", "refused-photos"))
+    page.picture("page-run", 860)
+    page.click(link("/artifacts/artifact/", "summary-photos"))
+    page.see(holding("staged 299"))
+    page.see(saying("Trained because there is no champion yet."))
+    page.picture("page-summary", 860)
+    page.browser.back()
+    page.click(saying("Artifacts"))
+    page.click(link("/artifacts/artifact/", "refused-photos"))
+    page.see("//table" + holding("image file is truncated"))
+    page.browser.back()
+    page.click(saying("Artifacts"))
+    page.click(link("/artifacts/artifact/", "pictures-photos"))
+    flagged = page.see('//img[contains(@alt, "flagged anomalies")]')
+    assert int(flagged.get_attribute("naturalWidth")) > 200
+    page.picture("page-pictures", 560)
+    page.nothing_went_wrong()
+    page.click(link("/runs", "Runs"))
+    page.see(saying("Hide subflows"))
+    page.see(link("/runs/flow-run/", f"nightly photos {NIGHT}"))
+    page.picture("page-runs", 860)
+    page.nothing_went_wrong()

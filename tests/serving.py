@@ -1,0 +1,156 @@
+"""`latentlake serve` for tests: its configs, its process, its server's API."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.helpers import LATENTLAKE, free_port
+
+ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+
+
+def settings_of(folder: Path, dataset: str, **more: Any) -> dict[str, Any]:
+    return {
+        "lake": str(folder / "lake"),
+        "stage": {
+            "source": str(folder / "source"),
+            "dataset": dataset,
+            "height": 28,
+            "width": 28,
+            "channels": 1,
+        },
+        "train": {
+            "dataset": dataset,
+            "model": dataset,
+            "epochs": 1,
+            "latent_dim": 4,
+            "network": {"kind": "mlp", "widths": [32]},
+        },
+        "embed": {"dataset": dataset, "model": dataset, "alpha": 0.9},  # something is flagged
+        "ray": {"cpus": 2},
+        **more,
+    }
+
+
+class Served:
+    """The server's API, as its UI uses it."""
+
+    def __init__(self, folder: Path, port: int, process: subprocess.Popen[bytes]) -> None:
+        self.folder = folder
+        self.url = f"http://127.0.0.1:{port}/api"
+        self.process = process
+
+    def call(self, method: str, path: str, body: Any = None) -> Any:
+        """Raises HTTPError, whose body has the reason."""
+        data = json.dumps(body).encode() if body is not None else None
+        kind = {"content-type": "application/json"}
+        asked = urllib.request.Request(self.url + path, data, kind, method=method)
+        for left in reversed(range(30)):
+            try:
+                with urllib.request.urlopen(asked, timeout=30) as answer:
+                    return json.loads(answer.read() or "null")
+            except urllib.error.HTTPError as error:
+                # SQLite is locked: Prefect's own clients try again, too.
+                if error.code != 503 or not left:
+                    raise
+                time.sleep(1)
+        raise AssertionError("unreachable")
+
+    def deployment(self, name: str) -> dict[str, Any]:
+        return self.call("GET", f"/deployments/name/{name}")
+
+    def start(self, name: str, **parameters: Any) -> str:
+        body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
+        made = self.call(
+            "POST", f"/deployments/{self.deployment(name)['id']}/create_flow_run", body
+        )
+        return made["id"]
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        return self.call("GET", f"/flow_runs/{run_id}")
+
+    def wait(self, run_id: str, seconds: float) -> dict[str, Any]:
+        return until(lambda: (run := self.run(run_id))["state_type"] in ENDED and run, seconds)
+
+    def artifacts(self, run_id: str) -> dict[str, Any]:
+        asked = {"artifacts": {"flow_run_id": {"any_": [run_id]}}}
+        held = self.call("POST", "/artifacts/filter", asked)
+        return {artifact["key"]: artifact["data"] for artifact in held if artifact["key"]}
+
+    def log(self, run_id: str) -> str:
+        asked = {"logs": {"flow_run_id": {"any_": [run_id]}}}
+        return "\n".join(line["message"] for line in self.call("POST", "/logs/filter", asked))
+
+    def events(self, prefix: str) -> list[dict[str, Any]]:
+        asked = {"filter": {"event": {"prefix": [prefix]}}}
+        return self.call("POST", "/events/filter", asked)["events"]
+
+
+def until(found: Callable[[], Any], seconds: float) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (value := found()):
+        assert time.monotonic() < deadline, "it takes too long"
+        time.sleep(0.5)
+    return value
+
+
+@contextlib.contextmanager
+def serving(folder: Path, *configs: dict[str, Any]) -> Iterator[Served]:
+    """`latentlake serve` of configs, with all of its deployments there; ended with the block."""
+    paths = []
+    for settings in configs:
+        paths.append(folder / f"{settings['stage']['dataset']}.yaml")
+        paths[-1].write_text(yaml.safe_dump(settings))
+    port = free_port()
+    log = (folder / "serve.log").open("wb")
+    process = subprocess.Popen(
+        [LATENTLAKE, "serve", *paths, "--port", str(port), "--home", folder / "home"],
+        cwd=folder,
+        stderr=log,
+        env={k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")},
+    )
+    held = Served(folder, port, process)
+
+    def ready() -> bool:
+        assert process.poll() is None, (folder / "serve.log").read_text()
+        with contextlib.suppress(urllib.error.URLError, ConnectionError):
+            return bool(held.deployment(f"maintain/{paths[-1].stem}"))
+        return False
+
+    try:
+        until(ready, 120)
+        yield held
+    finally:
+        process.terminate()
+        process.wait(100)
+        log.close()
+
+
+def children(pid: int) -> list[int]:
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += [int(child) for child in task.read_text().split()]
+    return found
+
+
+def descendants(pid: int) -> list[int]:
+    own = children(pid)
+    return [*own, *(below for child in own for below in descendants(child))]
+
+
+def command_of(pid: int) -> str:
+    with contextlib.suppress(OSError):  # it has ended
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    return ""

@@ -1,0 +1,116 @@
+"""Both files of deployments: the same flows, parameters that the flows take, one pool each."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import re
+from typing import Any
+
+import pytest
+from prefect import Flow
+
+from tests.unit.infra.files import INFRA, document
+
+FILES = ("prefect.yaml", "prefect-kubernetes.yaml")
+FLOWS = {"nightly", "train", "embed", "backfill", "maintain"}
+
+
+def flow_of(entrypoint: str) -> Flow[Any, Any]:
+    module, _, name = entrypoint.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_entrypoints_are_flows_that_take_the_parameters(name: str) -> None:
+    deployments = document(name)["deployments"]
+    assert {flow_of(each["entrypoint"]).name for each in deployments} == FLOWS
+    for each in deployments:
+        flow = flow_of(each["entrypoint"])
+        assert isinstance(flow, Flow)
+        flow.validate_parameters(each["parameters"])
+        assert set(each["parameters"]) <= set(inspect.signature(flow.fn).parameters)
+        assert each["concurrency_limit"] == 1
+
+
+def test_both_files_have_the_same_deployments() -> None:
+    process, kubernetes = (document(name)["deployments"] for name in FILES)
+    assert len(process) == len(kubernetes) == len(FLOWS)
+    # The pool, and where its runs find the config, are what differs.
+    for one, other in zip(process, kubernetes, strict=True):
+        assert set(one) == set(other)
+        for key in set(one) - {"work_pool", "parameters"}:
+            assert one[key] == other[key], (one["entrypoint"], key)
+        assert set(one["parameters"]) == set(other["parameters"])
+        ours, theirs = (each["work_pool"]["job_variables"]["env"] for each in (one, other))
+        assert ours == theirs
+    assert document(FILES[0])["pull"] == document(FILES[1])["pull"]
+
+
+def test_every_deployment_of_a_file_is_in_its_pool() -> None:
+    for name, pool in zip(FILES, ("latentlake", "latentlake-kubernetes"), strict=True):
+        deployments = document(name)["deployments"]
+        assert {each["work_pool"]["name"] for each in deployments} == {pool}
+        text = (INFRA / name).read_text()
+        assert f"prefect work-pool create {pool} --type" in text
+        assert f"prefect deploy --prefect-file infra/{name} --all" in text
+
+
+def placeholders(node: Any) -> set[str]:
+    if isinstance(node, dict | list):
+        values = node.values() if isinstance(node, dict) else node
+        return {name for value in values for name in placeholders(value)}
+    return set(re.findall(r"\{\{ (\w+) \}\}", node)) if isinstance(node, str) else set()
+
+
+def template() -> dict[str, Any]:
+    return json.loads((INFRA / "kubernetes" / "work-pool.json").read_text())
+
+
+def test_the_pools_template_has_a_variable_for_every_placeholder() -> None:
+    held = template()
+    variables = held["variables"]["properties"]
+    assert placeholders(held["job_configuration"]) == set(variables)
+    for each in document("prefect-kubernetes.yaml")["deployments"]:
+        assert set(each["work_pool"]["job_variables"]) <= set(variables)
+
+
+def test_the_pools_pods_are_as_the_others() -> None:
+    """Filled in, the manifest is one that the schema of our manifests accepts."""
+    from tests.unit.infra.test_kubernetes import check
+
+    held = template()
+    values = {k: v.get("default") for k, v in held["variables"]["properties"].items()}
+    values |= {"name": "run", "labels": {"a": "b"}, "env": [{"name": "A", "value": "1"}]}
+    values |= {"command": ["prefect", "flow-run", "execute"]}
+
+    def filled(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: filled(value) for key, value in node.items()}
+        if isinstance(node, list):
+            return [filled(value) for value in node]
+        if not isinstance(node, str) or "{{" not in node:
+            return node
+        name = node.removesuffix("-").strip("{} ")
+        return f"{values[name]}-" if node.endswith("-") else values[name]
+
+    manifest = filled(held["job_configuration"]["job_manifest"])
+    check(manifest)
+    (container,) = manifest["spec"]["template"]["spec"]["containers"]
+    # The image's entrypoint is latentlake; what the worker puts into args is a whole command.
+    assert container["command"] == ["env"]
+    assert container["resources"]["requests"] == container["resources"]["limits"]
+
+
+def test_the_automation_of_heartbeats_is_the_one_of_serve() -> None:
+    from prefect.events.schemas.automations import AutomationCore
+
+    from flows.deployments import watchdog
+
+    (told,) = document("heartbeat.yaml")["automations"]
+    made = AutomationCore.model_validate(told)
+    ours = watchdog()
+    assert made.model_dump(exclude={"trigger": {"id"}}) == AutomationCore.model_validate(
+        ours.model_dump()
+    ).model_dump(exclude={"trigger": {"id"}})

@@ -1,0 +1,163 @@
+"""Two-sample tests: against other implementations; false alarms and power by simulation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from vae_core.two_sample import (
+    TwoSample,
+    discrepancy,
+    ks_statistics,
+    mean_shift,
+    two_sample,
+    weights,
+)
+
+NIGHTS = 300
+ALPHA = 0.1
+
+
+def drawn(generator: np.random.Generator, count: int, dimensions: int = 4) -> np.ndarray:
+    return generator.standard_normal((count, dimensions))
+
+
+def told(arrivals: np.ndarray, reference: np.ndarray, seed: int = 0, **more) -> TwoSample:
+    return two_sample(arrivals, reference, seed=seed, relabellings=99, **more)
+
+
+def interval(rate: float, count: int) -> tuple[float, float]:
+    """In which the share of `count` tries lies but once in a thousand."""
+    low, high = stats.binom.interval(0.999, count, rate)
+    return low / count, high / count
+
+
+def test_statistics_are_those_of_the_books() -> None:
+    generator = np.random.default_rng(1)
+    x, y = drawn(generator, 40) + 0.3, drawn(generator, 60)
+    both = np.concatenate([x, y])
+    is_arrival = np.arange(100) < 40
+    w_NL = weights(is_arrival, np.arange(100), 50, generator)
+    ks = ks_statistics(w_NL, both)
+    t_squared, mmd = mean_shift(w_NL, both), discrepancy(w_NL, both)
+    distances = np.square(both[:, None] - both[None]).sum(axis=-1)
+    kernel = np.exp(-distances / np.median(distances[np.triu_indices(100, 1)]))
+    for labelling in range(51):
+        chosen = w_NL[:, labelling] > 0
+        a, b = both[chosen], both[~chosen]
+        assert chosen.sum() == 40
+        for d in range(4):
+            assert ks[d, labelling] == pytest.approx(stats.ks_2samp(a[:, d], b[:, d]).statistic)
+        inside = kernel[chosen][:, chosen].mean() + kernel[~chosen][:, ~chosen].mean()
+        assert mmd[labelling] == pytest.approx(inside - 2 * kernel[chosen][:, ~chosen].mean())
+        # Hotelling's T² = t / (1 - t) · (N - 2), where t is of the covariance of all together.
+        pooled = (39 * np.cov(a.T) + 59 * np.cov(b.T)) / 98
+        difference = a.mean(axis=0) - b.mean(axis=0)
+        hotelling = 40 * 60 / 100 * difference @ np.linalg.solve(pooled, difference)
+        t = 40 * 60 / 100 * t_squared[labelling] / 100
+        assert t / (1 - t) * 98 == pytest.approx(hotelling)
+
+
+def test_equal_values_are_one_step_of_a_distribution_function() -> None:
+    generator = np.random.default_rng(2)
+    x, y = generator.integers(0, 4, (50, 1)), generator.integers(0, 4, (70, 1))
+    w_NL = weights(np.arange(120) < 50, np.arange(120), 1, generator)
+    found = ks_statistics(w_NL, np.concatenate([x, y]).astype(float))[0, 0]
+    assert found == pytest.approx(stats.ks_2samp(x[:, 0], y[:, 0]).statistic)
+
+
+@pytest.mark.slow
+def test_nights_like_the_reference_are_false_alarms_as_often_as_was_said() -> None:
+    """The reference is redrawn for each: with one that is fixed the rate would be that one's."""
+    generator = np.random.default_rng(3)
+    found = []
+    for night in range(NIGHTS):
+        # Skewed and heavy-tailed: nothing is assumed of the distribution.
+        x, y = (np.exp(drawn(generator, count)) for count in (40, 80))
+        found.append(told(x, y, night))
+    low, high = interval(ALPHA, NIGHTS)
+    assert low <= np.mean([one.p_value <= ALPHA for one in found]) <= high
+    for name in ("hotelling", "mmd", "classifier", "ks"):
+        assert low <= np.mean([one.tests[name] <= ALPHA for one in found]) <= high, name
+    assert np.mean([one.ks_p_D.min() <= ALPHA for one in found]) <= high  # of the whole family
+
+
+@pytest.mark.slow
+def test_what_images_of_a_block_share_is_no_evidence() -> None:
+    """Each block has a look of its own, on both sides alike."""
+    generator = np.random.default_rng(4)
+
+    def side(blocks: int) -> tuple[np.ndarray, np.ndarray]:
+        of = np.repeat(np.arange(blocks), 10)
+        return drawn(generator, blocks)[of] + 0.5 * drawn(generator, 10 * blocks), of
+
+    blind, aware = [], []
+    for night in range(NIGHTS):
+        (x, of_x), (y, of_y) = side(8), side(16)
+        aware.append(told(x, y, night, arrival_blocks_N=of_x, reference_blocks_N=of_y).p_value)
+        if night < 50:
+            blind.append(told(x, y, night).p_value)
+    low, high = interval(ALPHA, NIGHTS)
+    assert low <= np.mean(np.array(aware) <= ALPHA) <= high
+    assert np.mean(np.array(blind) <= ALPHA) > 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "test"),
+    [
+        (lambda x: x + np.array([0.5, 0, 0, 0]), "hotelling"),
+        (lambda x: x * 1.6, "mmd"),
+        (lambda x: x * 1.6, "classifier"),
+        (lambda x: np.where(np.arange(4) == 2, np.abs(x), x), "ks"),
+        # A new kind, one in ten.
+        (lambda x: np.where((np.arange(len(x)) % 10 == 0)[:, None], x + 3, x), "mmd"),
+    ],
+)
+def test_a_change_is_found_by_the_test_for_it_and_by_all_together(change, test: str) -> None:
+    generator = np.random.default_rng(5)
+    found = [told(change(drawn(generator, 150)), drawn(generator, 300), n) for n in range(40)]
+    assert np.mean([one.tests[test] <= 0.05 for one in found]) > 0.8
+    assert np.mean([one.p_value <= 0.05 for one in found]) > 0.8
+
+
+def test_the_dimension_that_changed_is_named() -> None:
+    generator = np.random.default_rng(6)
+    found = told(drawn(generator, 200) + np.array([0, 0, 1.0, 0]), drawn(generator, 200))
+    assert found.ks_D.argmax() == 2
+    assert found.ks_p_D[2] == found.smallest_p == 0.01
+    assert found.ks_p_D[[0, 1, 3]].min() > 0.05
+    assert 0.7 < found.effects["mean_shift_sd"] < 1.2
+
+
+def test_it_is_the_same_for_the_same_seed_and_any_scale() -> None:
+    generator = np.random.default_rng(7)
+    x, y = drawn(generator, 60), drawn(generator, 90)
+    first = told(x, y)
+    assert told(x, y).p_value == first.p_value
+    scaled = told(x * [1e6, 1e-6, 1, 3] + 100, y * [1e6, 1e-6, 1, 3] + 100)
+    assert scaled.tests == pytest.approx(first.tests, abs=0.011)
+
+
+def test_what_does_not_vary_is_no_difference() -> None:
+    generator = np.random.default_rng(8)
+    x, y = drawn(generator, 40), drawn(generator, 40)
+    constant = told(np.c_[x, np.ones(40)], np.c_[y, np.ones(40)])
+    assert constant.ks_D[4] == pytest.approx(0.0, abs=1e-12)
+    nothing = told(np.ones((10, 2)), np.ones((10, 2)))
+    assert nothing.p_value > 0.5
+    assert (nothing.ks_p_D == 1.0).all()
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "blocks", "said"),
+    [
+        (np.ones((1, 2)), np.ones((9, 2)), None, "two images"),
+        (np.ones((9, 2)), np.ones((9, 2)), np.zeros(9), "two blocks"),
+        (np.full((9, 2), np.nan), np.ones((9, 2)), None, "finite"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(x, y, blocks, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        told(x, y, arrival_blocks_N=blocks)
