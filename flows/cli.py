@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import click
 
@@ -35,9 +35,6 @@ from jobs.errors import InputError, LatentlakeError
 from jobs.nightly_config import load_nightly, tonight, valid_night
 from jobs.settings import build
 from vae_core.config import LikelihoodKind, NetworkKind
-
-if TYPE_CHECKING:
-    pass
 
 NETWORKS = get_args(NetworkKind)
 LIKELIHOODS = get_args(LikelihoodKind)

@@ -167,7 +167,7 @@ def query_map(lake: str, model: str, **options: Any) -> None:
 @outputs
 def query_sql(lake: str, statement: str, **options: Any) -> None:
     """SQL (DuckDB) over images, sources, quarantine, embeddings, reconstructions, anomalies,
-    batches, maps, aliases, runs.
+    batches, maps, evaluated, evaluations, drift, aliases, runs.
 
     Example: latentlake query sql "SELECT dataset, count(*) FROM images GROUP BY ALL"
     """

@@ -5,13 +5,23 @@ Imports neither ray nor torch, so that planning and querying start fast.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
 
+from jobs.columns import (
+    MODEL_PARTITION,
+    TableSpec,
+    codes,
+    column,
+    model_partition,
+    p_value,
+    provenance,
+    scores,
+)
+from jobs.judgements import DRIFT, EVALUATIONS, evaluated_spec
 from vae_core.score_names import SCORES
 
 # What turns source bytes into staged pixels, as a number: it changes whenever the same bytes
@@ -19,26 +29,6 @@ from vae_core.score_names import SCORES
 PREPROCESSING = 2
 
 SPLITS = (("train", 80), ("validation", 5), ("calibration", 10), ("test", 5))
-
-
-@dataclasses.dataclass(frozen=True)
-class TableSpec:
-    """A kind of table. `schema` is that of the rows; partition columns are part of it.
-
-    stats: columns whose ends the commit log has for each file. sort_by: column by which the rows
-    of a file are sorted.
-    """
-
-    name: str
-    schema: pa.Schema
-    partition_by: tuple[str, ...] = ()
-    stats: tuple[str, ...] = ()
-    sort_by: str | None = None
-
-    @property
-    def file_schema(self) -> pa.Schema:
-        """Columns that are inside a file: all but the partition columns."""
-        return pa.schema([f for f in self.schema if f.name not in self.partition_by])
 
 
 def split_of(image_id: str) -> str:
@@ -57,20 +47,6 @@ UNKNOWN = "unknown"
 CONTRACT_KEYS = ("shape", "preprocessing", "fit", "background", "exact", "dimension")
 
 
-def _field(
-    name: str, kind: pa.DataType, comment: str, *, required: bool = False, **extra: str
-) -> pa.Field:
-    return pa.field(name, kind, nullable=not required, metadata={"comment": comment, **extra})
-
-
-def _provenance() -> list[pa.Field]:
-    return [
-        _field("night", pa.string(), "logical night of the run (YYYY-MM-DD)"),
-        _field("job_id", pa.string(), "the job that published the row"),
-        _field("unit_id", pa.string(), "the unit that wrote the row"),
-    ]
-
-
 def images_spec(
     image_shape: tuple[int, int, int],
     passthrough: pa.Schema,
@@ -79,8 +55,8 @@ def images_spec(
     """image_shape: H, W, C of every image of the dataset. look: what else its pixels depend on."""
     size = image_shape[0] * image_shape[1] * image_shape[2]
     columns = [
-        _field("image_id", pa.string(), "sha256 of the encoded source bytes", required=True),
-        _field(
+        column("image_id", pa.string(), "sha256 of the encoded source bytes", required=True),
+        column(
             "image",
             pa.binary(size),
             "uint8 pixels, H·W·C",
@@ -89,17 +65,17 @@ def images_spec(
             preprocessing=str(PREPROCESSING),
             **{name: json.dumps(value) for name, value in (look or {}).items()},
         ),
-        _field("pixels_hash", pa.string(), "sha256 of the staged pixels"),
-        _field("source_uri", pa.string(), "where its first occurrence was read"),
-        _field("source_row", pa.int64(), "row of its first occurrence"),
-        _field("source_member", pa.string(), "its name in the archive; null elsewhere"),
-        _field("source_format", pa.string(), "JPEG, PNG, …; array for pixels"),
-        _field("source_mode", pa.string(), "colour mode as it came: L, RGB, CMYK, …"),
-        _field("source_width", pa.int32(), "width before resizing, in pixels"),
-        _field("source_height", pa.int32(), "height before resizing, in pixels"),
-        _field("phash", pa.int64(), "perceptual hash: near duplicates differ in few bits"),
-        _field("split", pa.string(), "train / validation / calibration / test, by image_id"),
-        *_provenance(),
+        column("pixels_hash", pa.string(), "sha256 of the staged pixels"),
+        column("source_uri", pa.string(), "where its first occurrence was read"),
+        column("source_row", pa.int64(), "row of its first occurrence"),
+        column("source_member", pa.string(), "its name in the archive; null elsewhere"),
+        column("source_format", pa.string(), "JPEG, PNG, …; array for pixels"),
+        column("source_mode", pa.string(), "colour mode as it came: L, RGB, CMYK, …"),
+        column("source_width", pa.int32(), "width before resizing, in pixels"),
+        column("source_height", pa.int32(), "height before resizing, in pixels"),
+        column("phash", pa.int64(), "perceptual hash: near duplicates differ in few bits"),
+        column("split", pa.string(), "train / validation / calibration / test, by image_id"),
+        *provenance(),
         *passthrough,
     ]
     return TableSpec(
@@ -134,16 +110,16 @@ SOURCES = TableSpec(
     "sources",
     pa.schema(
         [
-            _field("source_uri", pa.string(), "file of the source", required=True),
-            _field(
+            column("source_uri", pa.string(), "file of the source", required=True),
+            column(
                 "source_row", pa.int64(), "row in that file; -1: the file itself", required=True
             ),
-            _field("source_member", pa.string(), "name in the archive; null elsewhere"),
-            _field("etag", pa.string(), "version of the file that was read"),
-            _field("image_id", pa.string(), "sha256 of the row's bytes; null without bytes"),
-            _field("fate", pa.string(), "staged / refused / duplicate"),
-            _field("removed_night", pa.string(), "night on which the row left its source"),
-            *_provenance(),
+            column("source_member", pa.string(), "name in the archive; null elsewhere"),
+            column("etag", pa.string(), "version of the file that was read"),
+            column("image_id", pa.string(), "sha256 of the row's bytes; null without bytes"),
+            column("fate", pa.string(), "staged / refused / duplicate"),
+            column("removed_night", pa.string(), "night on which the row left its source"),
+            *provenance(),
         ]
     ),
     stats=("source_uri", "night"),
@@ -153,16 +129,16 @@ QUARANTINE = TableSpec(
     "quarantine",
     pa.schema(
         [
-            _field("source_uri", pa.string(), "file of the source", required=True),
-            _field(
+            column("source_uri", pa.string(), "file of the source", required=True),
+            column(
                 "source_row", pa.int64(), "row in that file; -1: the file itself", required=True
             ),
-            _field("source_member", pa.string(), "name in the archive; null elsewhere"),
-            _field("byte_length", pa.int64(), "size of the refused bytes; null without bytes"),
-            _field("content_hash", pa.string(), "sha256 of the refused bytes"),
-            _field("reason", pa.string(), "reason code", required=True),
-            _field("message", pa.string(), "what the decoder said"),
-            *_provenance(),
+            column("source_member", pa.string(), "name in the archive; null elsewhere"),
+            column("byte_length", pa.int64(), "size of the refused bytes; null without bytes"),
+            column("content_hash", pa.string(), "sha256 of the refused bytes"),
+            column("reason", pa.string(), "reason code", required=True),
+            column("message", pa.string(), "what the decoder said"),
+            *provenance(),
         ]
     ),
     stats=("reason", "night"),
@@ -170,80 +146,46 @@ QUARANTINE = TableSpec(
 
 
 def embeddings_spec(latent_dim: int) -> TableSpec:
-    vector = pa.list_(pa.field("element", pa.float32()))
-    dimension = str(latent_dim)
     columns = [
-        _field("image_id", pa.string(), "the image", required=True),
-        _field("images_version", pa.int64(), "snapshot of the images table that was read"),
-        _field("embedding", vector, "posterior mean", dimension=dimension),
-        _field(
-            "embedding_log_var",
-            vector,
-            "posterior log-variance; null for a deterministic posterior",
-            dimension=dimension,
-        ),
-        *_scores(),
+        column("image_id", pa.string(), "the image", required=True),
+        column("images_version", pa.int64(), "snapshot of the images table that was read"),
+        *codes(latent_dim),
+        *scores(),
         *_region(),
-        _field(
+        column(
             "model_split",
             pa.string(),
             "the image's split in the snapshot that the model was trained on; null: a later image",
             older=UNKNOWN,
         ),
-        _p_value(),
-        *_provenance(),
+        p_value(),
+        *provenance(),
     ]
     return TableSpec(
         "embeddings",
-        pa.schema([*columns, *_model_partition()]),
+        pa.schema([*columns, *model_partition()]),
         partition_by=MODEL_PARTITION,
         stats=("image_id", "images_version", "night", "model_split", "p_value", *SCORES),
         sort_by="image_id",
     )
 
 
-def _scores() -> list[pa.Field]:
-    return [
-        _field(name, pa.float64(), info.meaning, unit=info.unit, anomalous=info.anomalous)
-        for name, info in SCORES.items()
-    ]
-
-
 def _region() -> list[pa.Field]:
     place = "of the patch of max_patch_error: its first"
     return [
-        _field("max_patch_y", pa.int32(), f"{place} row", unit="pixels"),
-        _field("max_patch_x", pa.int32(), f"{place} column", unit="pixels"),
+        column("max_patch_y", pa.int32(), f"{place} row", unit="pixels"),
+        column("max_patch_x", pa.int32(), f"{place} column", unit="pixels"),
     ]
 
-
-def _p_value() -> pa.Field:
-    return _field(
-        "p_value",
-        pa.float64(),
-        "conformal p-value of the bundle's decision score; null for images trained on",
-        unit="probability",
-        anomalous="lower",
-    )
-
-
-def _model_partition() -> list[pa.Field]:
-    return [
-        _field("model_version", pa.string(), "version of the bundle", required=True),
-        _field("dataset", pa.string(), "dataset of the image", required=True),
-    ]
-
-
-MODEL_PARTITION = ("model_version", "dataset")
 
 RECONSTRUCTIONS = TableSpec(
     "reconstructions",
     pa.schema(
         [
-            _field("image_id", pa.string(), "the image", required=True),
-            _field("png", pa.binary(), "reconstruction at the posterior mean, PNG bytes"),
-            *_provenance(),
-            *_model_partition(),
+            column("image_id", pa.string(), "the image", required=True),
+            column("png", pa.binary(), "reconstruction at the posterior mean, PNG bytes"),
+            *provenance(),
+            *model_partition(),
         ]
     ),
     partition_by=MODEL_PARTITION,
@@ -251,7 +193,7 @@ RECONSTRUCTIONS = TableSpec(
     sort_by="image_id",
 )
 
-_BATCH = _field(
+_BATCH = column(
     "batch",
     pa.string(),
     "vA-vB: what one commit published, of these versions of the images table; .N: the Nth",
@@ -261,12 +203,12 @@ ANOMALIES = TableSpec(
     "anomalies",
     pa.schema(
         [
-            _field("image_id", pa.string(), "the flagged image", required=True),
+            column("image_id", pa.string(), "the flagged image", required=True),
             _BATCH,
-            _field("rank", pa.int64(), "1: the most anomalous of its batch, by decision score"),
-            _field("decision_score", pa.string(), "name of the score that decides"),
-            _p_value(),
-            _field(
+            column("rank", pa.int64(), "1: the most anomalous of its batch, by decision score"),
+            column("decision_score", pa.string(), "name of the score that decides"),
+            p_value(),
+            column(
                 "q_value",
                 pa.float64(),
                 "the smallest false-discovery rate at which the image is flagged, "
@@ -274,29 +216,29 @@ ANOMALIES = TableSpec(
                 unit="probability",
                 anomalous="lower",
             ),
-            _field("alpha", pa.float64(), "the level at which it was flagged", unit="probability"),
-            _field(
+            column("alpha", pa.float64(), "the level at which it was flagged", unit="probability"),
+            column(
                 "calibration_valid",
                 pa.bool_(),
                 "whether the p-values can be believed: false after drift, or where scores and "
                 "calibration were computed differently",
             ),
-            *_scores(),
+            *scores(),
             *_region(),
-            _field("max_patch_side", pa.int32(), "side of that patch", unit="pixels"),
-            _field(
+            column("max_patch_side", pa.int32(), "side of that patch", unit="pixels"),
+            column(
                 "latents",
                 pa.list_(pa.field("element", pa.int32())),
                 "latent dimensions with the largest KL, largest first; null without a prior",
             ),
-            _field(
+            column(
                 "latent_kl",
                 pa.list_(pa.field("element", pa.float64())),
                 "their KL",
                 unit="nats",
             ),
-            *_provenance(),
-            *_model_partition(),
+            *provenance(),
+            *model_partition(),
         ]
     ),
     partition_by=MODEL_PARTITION,
@@ -308,17 +250,17 @@ BATCHES = TableSpec(
     pa.schema(
         [
             _BATCH,
-            _field("first_version", pa.int64(), "of the images table: its first"),
-            _field("last_version", pa.int64(), "of the images table: its last"),
-            _field("tested", pa.int64(), "images that were held against the calibration"),
-            _field("flagged", pa.int64(), "of them anomalies"),
-            _field("alpha", pa.float64(), "false-discovery rate asked for", unit="probability"),
-            _field("calibration_images", pa.int64(), "that the p-values stand on"),
-            _field("fewest_flaggable", pa.int64(), "fewer can never be flagged, however extreme"),
-            _field("decision_score", pa.string(), "name of the score that decides"),
-            _field("calibration_valid", pa.bool_(), "whether the p-values can be believed"),
-            *_provenance(),
-            *_model_partition(),
+            column("first_version", pa.int64(), "of the images table: its first"),
+            column("last_version", pa.int64(), "of the images table: its last"),
+            column("tested", pa.int64(), "images that were held against the calibration"),
+            column("flagged", pa.int64(), "of them anomalies"),
+            column("alpha", pa.float64(), "false-discovery rate asked for", unit="probability"),
+            column("calibration_images", pa.int64(), "that the p-values stand on"),
+            column("fewest_flaggable", pa.int64(), "fewer can never be flagged, however extreme"),
+            column("decision_score", pa.string(), "name of the score that decides"),
+            column("calibration_valid", pa.bool_(), "whether the p-values can be believed"),
+            *provenance(),
+            *model_partition(),
         ]
     ),
     partition_by=MODEL_PARTITION,
@@ -333,13 +275,13 @@ MAPS = TableSpec(
     "maps",
     pa.schema(
         [
-            _field("image_id", pa.string(), "the image", required=True),
-            _field("x", pa.float32(), "of its embedding on a plane"),
-            _field("y", pa.float32(), "of its embedding on a plane"),
-            _field("embeddings_version", pa.int64(), "of the embeddings table that was read"),
-            *_provenance(),
-            *_model_partition(),
-            _field("method", pa.string(), "pca / umap: what made the plane", required=True),
+            column("image_id", pa.string(), "the image", required=True),
+            column("x", pa.float32(), "of its embedding on a plane"),
+            column("y", pa.float32(), "of its embedding on a plane"),
+            column("embeddings_version", pa.int64(), "of the embeddings table that was read"),
+            *provenance(),
+            *model_partition(),
+            column("method", pa.string(), "pca / umap: what made the plane", required=True),
         ]
     ),
     partition_by=(*MODEL_PARTITION, "method"),
@@ -350,12 +292,14 @@ ALIASES = TableSpec(
     "aliases",
     pa.schema(
         [
-            _field("sequence", pa.int64(), "grows by one a change; the last one holds"),
-            _field("model", pa.string(), "the model", required=True),
-            _field("alias", pa.string(), "the name", required=True),
-            _field("version", pa.string(), "version of the bundle it names", required=True),
-            _field("reason", pa.string(), "why it was moved"),
-            _field("job_id", pa.string(), "the job that moved it"),
+            column("sequence", pa.int64(), "grows by one a change; the last one holds"),
+            column("model", pa.string(), "the model", required=True),
+            column("alias", pa.string(), "the name", required=True),
+            column("version", pa.string(), "version of the bundle it names", required=True),
+            column("reason", pa.string(), "why it was moved"),
+            column("by", pa.string(), "who moved it; null before release 0.2"),
+            column("night", pa.string(), "logical night of the run (YYYY-MM-DD)"),
+            column("job_id", pa.string(), "the job that moved it"),
         ]
     ),
     stats=("sequence",),
@@ -365,16 +309,20 @@ RUNS = TableSpec(
     "runs",
     pa.schema(
         [
-            _field("job_id", pa.string(), "the job", required=True),
-            _field("job", pa.string(), "stage / train / embed / map / compact / drop"),
-            _field("target", pa.string(), "dataset or model it worked on"),
-            _field("night", pa.string(), "logical night"),
-            _field("finished_at", pa.timestamp("us", "UTC"), "wall clock at the commit"),
-            _field("seconds", pa.float64(), "wall time of the process that finished it", unit="s"),
-            _field("counts", pa.string(), "JSON: what was counted"),
-            _field("versions", pa.string(), "JSON: version of each table it published"),
-            _field("config", pa.string(), "JSON: the config that made it"),
-            _field("code", pa.string(), "version of latentlake"),
+            column("job_id", pa.string(), "the job", required=True),
+            column(
+                "job",
+                pa.string(),
+                "stage / train / embed / evaluate / drift / promote / …",
+            ),
+            column("target", pa.string(), "dataset or model it worked on"),
+            column("night", pa.string(), "logical night"),
+            column("finished_at", pa.timestamp("us", "UTC"), "wall clock at the commit"),
+            column("seconds", pa.float64(), "wall time of the process that finished it", unit="s"),
+            column("counts", pa.string(), "JSON: what was counted"),
+            column("versions", pa.string(), "JSON: version of each table it published"),
+            column("config", pa.string(), "JSON: the config that made it"),
+            column("code", pa.string(), "version of latentlake"),
         ]
     ),
     stats=("job", "night"),
@@ -384,4 +332,5 @@ RUNS = TableSpec(
 def every_spec() -> list[TableSpec]:
     """One of each kind of table, without passthrough columns and of one latent dimension."""
     of_datasets = [images_spec((1, 1, 1), pa.schema([])), SOURCES, QUARANTINE]
-    return [*of_datasets, embeddings_spec(1), *MODEL_TABLES.values(), MAPS, ALIASES, RUNS]
+    of_models = [embeddings_spec(1), *MODEL_TABLES.values(), MAPS, evaluated_spec(1)]
+    return [*of_datasets, *of_models, EVALUATIONS, DRIFT, ALIASES, RUNS]

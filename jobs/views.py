@@ -13,6 +13,7 @@ import pyarrow as pa
 from jobs import catalog
 from jobs.errors import InputError
 from jobs.immutable_files import ImmutableFiles
+from jobs.judgements import DRIFT, EVALUATIONS
 from jobs.lake import Lake
 from jobs.schema import (
     ALIASES,
@@ -25,7 +26,7 @@ from jobs.tables import Snapshot, open_snapshot
 
 SPECS = {spec.name: spec for spec in every_spec()}
 VIEWS = frozenset(SPECS)
-CATALOG = (ALIASES.name, RUNS.name)
+CATALOG = (ALIASES.name, RUNS.name, EVALUATIONS.name, DRIFT.name)
 REQUESTS = 16  # to a store at once: DuckDB's threads wait for them
 NONE: Mapping[str, pa.Table] = MappingProxyType({})
 
@@ -166,7 +167,7 @@ def _snapshots(
         places = [(lake.model(m, name), {"model": m}) for m in catalog.models(lake)]
     found = []
     for uri, owner in places:
-        # Aliases and runs are what they are now; the others, as a finished job published them.
+        # The catalog is what it is now; the others, as a finished job published them.
         version = versions.get(uri.removeprefix(lake.uri + "/")) if owner else None
         if version is None and owner:
             continue  # no finished job has published it

@@ -7,17 +7,29 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from jobs.config import EmbedSettings, MaintainSettings, RaySettings, StageSettings, TrainSettings
+from jobs.judge_config import DriftSettings, EvaluateSettings, PromoteSettings
 from jobs.lake import Lake
 from jobs.settings import Settings
 
 if TYPE_CHECKING:
     from jobs.job import Job
 
-AnySettings = StageSettings | TrainSettings | EmbedSettings | MaintainSettings
+AnySettings = (
+    StageSettings
+    | TrainSettings
+    | EmbedSettings
+    | EvaluateSettings
+    | DriftSettings
+    | PromoteSettings
+    | MaintainSettings
+)
 KINDS: dict[str, type[AnySettings]] = {
     "stage": StageSettings,
     "train": TrainSettings,
     "embed": EmbedSettings,
+    "evaluate": EvaluateSettings,
+    "drift": DriftSettings,
+    "promote": PromoteSettings,
     "maintain": MaintainSettings,
 }
 
@@ -25,7 +37,7 @@ KINDS: dict[str, type[AnySettings]] = {
 class Work(Settings):
     """One call of one of the jobs, wherever it runs."""
 
-    kind: Literal["stage", "train", "embed", "maintain"]
+    kind: Literal["stage", "train", "embed", "evaluate", "drift", "promote", "maintain"]
     settings: dict[str, Any]
     lake: str = Field(description="root URI of the lake")
     night: str
@@ -47,22 +59,38 @@ class Work(Settings):
     @property
     def target(self) -> str:
         """The dataset or model it makes, or all."""
-        name = "model" if self.kind in ("train", "embed") else "dataset"
+        name = "dataset" if self.kind in ("stage", "maintain") else "model"
         return self.settings[name] or "all"
 
     def job(self) -> Job:
         """The job itself; of maintain, which is several, there is none."""
-        from jobs.embed import EmbedJob
-        from jobs.stage import StageJob
-        from jobs.train import TrainJob
-
         lake, told = Lake(self.lake), KINDS[self.kind].model_validate(self.settings)
-        if isinstance(told, StageSettings):
-            return StageJob(lake, told, self.night, self.ray)
-        if isinstance(told, TrainSettings):
-            return TrainJob(lake, told, self.night, self.ray, fresh=self.fresh)
-        assert isinstance(told, EmbedSettings)
-        return EmbedJob(lake, told, self.night, self.ray)
+        match told:
+            case StageSettings():
+                from jobs.stage import StageJob
+
+                return StageJob(lake, told, self.night, self.ray)
+            case TrainSettings():
+                from jobs.train import TrainJob
+
+                return TrainJob(lake, told, self.night, self.ray, fresh=self.fresh)
+            case EmbedSettings():
+                from jobs.embed import EmbedJob
+
+                return EmbedJob(lake, told, self.night, self.ray)
+            case EvaluateSettings():
+                from jobs.evaluate import EvaluateJob
+
+                return EvaluateJob(lake, told, self.night, self.ray)
+            case DriftSettings():
+                from jobs.drift import DriftJob
+
+                return DriftJob(lake, told, self.night)
+            case PromoteSettings():
+                from jobs.promote import PromoteJob
+
+                return PromoteJob(lake, told, self.night)
+        raise AssertionError(f"{self.kind} is no job of one plan")
 
     def run(self, asked_by: str = "") -> dict[str, Any]:
         """Does it: here, or as a Ray job of a cluster that takes those.
