@@ -32,9 +32,7 @@ def evaluated_spec(latent_dim: int) -> TableSpec:
         column("samples", pa.int32(), "posterior samples (K) in log_likelihood"),
         *scores(),
         p_value(),
-        column(
-            "probe_right", pa.bool_(), "whether the linear probe read its label; null: no probe"
-        ),
+        column("probe_right", pa.bool_(), "whether the probe read its label right; null: no probe"),
         column("is_anomaly", pa.bool_(), "as the anomaly column tells; null where there is none"),
         *provenance(),
     ]
