@@ -22,6 +22,7 @@ from tests.helpers import free_port
 RAY = Path(sys.executable).parent / "ray"
 READY_S = 90
 QUICK = {"RAY_metrics_report_interval_ms": "500"}  # tests do not last long
+EMBEDDED = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # 0 once this process has had an embedded cluster
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +102,11 @@ def running_head(
 def running_node(
     head: RayHead, cpus: int, env: Mapping[str, str], host: str, inside: Sequence[str]
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Another host of the cluster. inside: a command that runs it there, such as ip netns exec."""
-    folder = Path(tempfile.mkdtemp(prefix="ll-n-", dir="/tmp"))
+    """Another host of the cluster, with what it says in head.folder beside the head's.
+
+    inside: a command that runs it there, such as ip netns exec.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="node-", dir=head.folder))
     command = [
         *inside,
         str(RAY),
@@ -125,11 +129,12 @@ def _started(
     command: Sequence[str], head: RayHead, folder: Path, env: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
     path = f"{RAY.parent}:{os.environ['PATH']}"  # jobs call python by name
+    own = {name: value for name, value in os.environ.items() if name != EMBEDDED}
     with (folder / "stderr").open("wb") as stderr:
         return subprocess.Popen(
             command,
             cwd=folder,
-            env={**os.environ, "PATH": path, **QUICK, **head.environment, **env},
+            env={**own, "PATH": path, **QUICK, **head.environment, **env},
             stdout=subprocess.DEVNULL,
             stderr=stderr,
             start_new_session=True,

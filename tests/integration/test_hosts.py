@@ -63,8 +63,12 @@ def cluster(net: Hosts, store: S3Server) -> Iterator[RayHead]:
                 node = running_node(head, 1, env, net.addresses[name], inside)
                 if joined(head, ending.enter_context(node), count):
                     break
-            assert nodes(head) == count
+            assert nodes(head) == count, told_by_nodes(head)
         yield head
+
+
+def told_by_nodes(head: RayHead) -> str:
+    return "\n".join(path.read_text() for path in head.folder.glob("node-*/stderr"))
 
 
 def joined(head: RayHead, process: subprocess.Popen[bytes], count: int) -> bool:
