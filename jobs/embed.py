@@ -36,7 +36,7 @@ from jobs.schema import (
 from jobs.shards import read_digests, read_shard
 from jobs.storage import join
 from jobs.tables import Snapshot, Table, open_snapshot
-from jobs.units import Completion, Plan, Settled, Unit, digest
+from jobs.units import Completion, Plan, Settled, Unit, digest, slices
 
 log = logging.getLogger("latentlake")
 
@@ -68,8 +68,8 @@ def _by_tables(lacking: dict[str, np.ndarray]) -> dict[tuple[str, ...], np.ndarr
 
 def _pieces(rows: np.ndarray, count: int) -> Iterator[dict[str, Any]]:
     """Rows of a shard of `count`, as much as a unit has at once; `rows` null: all from the span."""
-    for start in range(0, len(rows), UNIT_ROWS):
-        part = rows[start : start + UNIT_ROWS]
+    for start, stop in slices(len(rows), UNIT_ROWS):
+        part = rows[start:stop]
         whole = len(rows) == count
         span = [int(part[0]), int(part[-1]) + 1]
         yield {"span": span, "rows": None if whole else part.tolist()}
