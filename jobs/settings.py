@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -41,6 +41,8 @@ def _known_keys(kind: Any, path: tuple[Any, ...]) -> list[str]:
         if part not in fields:
             break
         kind = fields[part].annotation
+        # Of an optional section, what it is where it is given.
+        kind = next((each for each in get_args(kind) if each is not type(None)), kind)
     if dataclasses.is_dataclass(kind):
         return [field.name for field in dataclasses.fields(kind)]
     return list(kind.model_fields)

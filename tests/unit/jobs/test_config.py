@@ -6,6 +6,7 @@ import pytest
 
 from jobs.config import EmbedSettings, RaySettings, StageSettings, TrainSettings
 from jobs.errors import InputError
+from jobs.judge_config import PromoteSettings
 from jobs.nightly_config import NightlySettings, load_nightly, valid_night
 from jobs.settings import build, load_yaml
 
@@ -24,6 +25,11 @@ def test_every_wrong_key_is_told_in_one_go() -> None:
         build(StageSettings, wrong)
     for told in ("heigth: unknown key; known: source, dataset", "channels", "max_refused"):
         assert told in str(error.value)
+
+
+def test_a_wrong_key_of_an_optional_section_is_told_with_those_it_has() -> None:
+    with pytest.raises(InputError, match=r"rule\.gain: unknown key; known: gain_nats, probe_loss"):
+        build(PromoteSettings, {"model": "m@v", "rule": {"gain": 1}})
 
 
 def test_settings_do_not_change_and_survive_json() -> None:
