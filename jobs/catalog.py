@@ -40,7 +40,9 @@ def catalog_rows(lake: Lake, table: str) -> list[dict[str, Any]]:
 # Files never change under their names; these tables are small, and asked again and again.
 @functools.lru_cache(maxsize=8)
 def _rows_of(uris: tuple[str, ...], columns: tuple[str, ...]) -> pa.Table | None:
-    return pa.concat_tables([read_shard(uri, columns) for uri in uris]) if uris else None
+    # A file of an older release lacks the columns that came later: they are null.
+    tables = [read_shard(uri, columns) for uri in uris]
+    return pa.concat_tables(tables, promote_options="default") if tables else None
 
 
 def runs(lake: Lake) -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ def merged(first: JobReport, second: JobReport) -> JobReport:
         return second
     counts = dict(first.counts)
     for name, value in second.counts.items():
-        both = name not in LATEST and isinstance(value, int) and isinstance(counts.get(name), int)
+        both = name not in LATEST and _adds_up(value) and _adds_up(counts.get(name))
         counts[name] = counts[name] + value if both else value
     return dataclasses.replace(
         second,
@@ -41,3 +41,7 @@ def merged(first: JobReport, second: JobReport) -> JobReport:
         counts=counts,
         seconds=first.seconds + second.seconds,
     )
+
+
+def _adds_up(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

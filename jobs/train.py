@@ -8,9 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-import pyarrow as pa
-
-from jobs import catalog
+from jobs import alias_history, catalog
 from jobs.bundle_about import is_there
 from jobs.config import RaySettings, TrainSettings
 from jobs.errors import InputError, JobError
@@ -18,7 +16,6 @@ from jobs.job import Job
 from jobs.lake import Lake, valid_name
 from jobs.records import load_completions, save_completion
 from jobs.schema import ALIASES, PREPROCESSING, image_shape_of
-from jobs.shards import write_shard
 from jobs.storage import delete_tree, join
 from jobs.tables import Snapshot, Table
 from jobs.units import Completion, Plan, Settled, Unit, digest
@@ -189,21 +186,19 @@ class TrainJob(Job):
         (completion,) = completions.values()
         counts = {"version": plan.fingerprint, **completion.counts, **completion.details}
         settings = TrainSettings.model_validate(plan.settings)
-        rows = catalog.catalog_rows(self.lake, ALIASES.name)
         held = catalog.aliases(self.lake, self.target).get(settings.alias)
         if held is not None and not settings.promote:
             return Settled(files={head.uri: []}, counts=counts)
-        row = {
-            "sequence": 1 + max((row["sequence"] for row in rows), default=0),
-            "model": self.target,
-            "alias": settings.alias,
-            "version": plan.fingerprint,
-            "reason": "promoted on request" if held is not None else "first bundle of the model",
-            "job_id": plan.job_id,
-        }
-        table = pa.Table.from_pylist([row], schema=ALIASES.schema)
-        name = f"{plan.job_id}-{uuid.uuid4().hex[:8]}"
-        files = {head.uri: [write_shard(head.uri, ALIASES, table, name)]}
+        row = alias_history.next_row(
+            self.lake,
+            head,
+            plan,
+            alias=settings.alias,
+            version=plan.fingerprint,
+            reason="promoted on request" if held is not None else "first bundle of the model",
+            by=alias_history.user(),
+        )
+        files = {head.uri: [row]}
         return Settled(files=files, counts={**counts, "alias": settings.alias})
 
 
