@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import click
 
+from flows.cli_models import aliases, promote, rollback
 from flows.cli_query import METHOD, METRIC, query
 from flows.cli_train import sweep, train
 from flows.options import (
@@ -251,9 +252,8 @@ def embed_files(files: tuple[str, ...], model: str, lake: str, as_json: bool) ->
     emit(rows, as_json, records_text([{name: row[name] for name in shown} for row in rows]))
 
 
-cli.add_command(query)
-cli.add_command(train)
-cli.add_command(sweep)
+for command in (query, train, sweep, promote, rollback, aliases):
+    cli.add_command(command)
 
 
 @cli.command()

@@ -42,6 +42,7 @@ def report_text(report: JobReport) -> str:
         rows, *parts = (f"{counts.pop(name):,} {name.replace('_', ' ')}" for name in ADDED_UP)
         counts.pop("rows_read", None)
         lines.append(f"  {rows} = {' + '.join(parts)}")
+    counts.pop("checks", None)  # of a gate: `why` has the sentence
     lines += [f"  {name.replace('_', ' ')}: {_number(v)}" for name, v in counts.items() if v != 0]
     if report.rows_per_s:
         lines.append(f"  rows/s, start-up included: {report.rows_per_s:,.0f}")
