@@ -1,0 +1,90 @@
+"""Promotions and rollbacks of model `m` as tests ask for them, and what they stand on."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import catalog, job
+from jobs.alias_history import moves
+from jobs.job_report import JobReport
+from jobs.judge_config import GateRule, PromoteSettings
+from jobs.lake import Lake
+from jobs.promote import PromoteJob
+from jobs.storage import local_path
+from tests.inline import NIGHT
+from tests.unit.jobs.test_gate import bundle, differences
+
+SECOND, THIRD = "b" * 12, "c" * 12
+
+
+def with_bundles(lake: Lake, versions: Iterable[str] = (SECOND, THIRD)) -> Lake:
+    """Model `m` gets more bundles, of its champion's weights."""
+    first = champion(lake)
+    for version in versions:
+        shutil.copytree(folder(lake, first), folder(lake, version))
+    return lake
+
+
+def folder(lake: Lake, version: str) -> Path:
+    path = local_path(lake.bundle("m", version))
+    assert path is not None
+    return path
+
+
+def champion(lake: Lake) -> str:
+    return catalog.aliases(lake, "m")["champion"]
+
+
+class Evaluated:
+    """What evaluate and compare would tell, by version; all are equal but where they are not."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.rows: dict[str, list[dict[str, Any]]] = {}
+        self.found = differences()
+        self.asked: list[tuple[str, str, str]] = []
+        self.job_id = "evaluate-1"
+        monkeypatch.setattr("jobs.promote.latest", self.latest)
+        monkeypatch.setattr("jobs.promote.compare", self.compare)
+
+    def latest(self, lake: Lake, model: str, version: str, dataset: str) -> list[dict[str, Any]]:
+        rows = self.rows.get(version, bundle())
+        return [{**row, "job_id": self.job_id} for row in rows]
+
+    def compare(self, lake: Lake, first: str, second: str, dataset: str, **_how: Any) -> Any:
+        self.asked.append((first, second, dataset))
+        return self.found
+
+    def refuses(self) -> None:
+        self.found = differences((1.0, 2.0, 3.0))
+
+
+def promotion(lake: Lake, version: str, night: str = NIGHT, **settings: Any) -> PromoteJob:
+    """Without the gate, if it is not asked for."""
+    values = {"model": f"m@{version}", "rule": None, "by": "ann"} | settings
+    return PromoteJob(lake, PromoteSettings.model_validate(values), night)
+
+
+def promote(lake: Lake, version: str, night: str = NIGHT, **settings: Any) -> JobReport:
+    return job.run(promotion(lake, version, night, **settings))
+
+
+def gated(lake: Lake, version: str, **settings: Any) -> JobReport:
+    return promote(lake, version, **{"rule": GateRule(), **settings})
+
+
+def rollback_job(lake: Lake, night: str = NIGHT, **settings: Any) -> PromoteJob:
+    values = {"model": "m", "back": True, "by": "ann"} | settings
+    return PromoteJob(lake, PromoteSettings.model_validate(values), night)
+
+
+def rollback(lake: Lake, night: str = NIGHT, **settings: Any) -> JobReport:
+    return job.run(rollback_job(lake, night, **settings))
+
+
+def named(lake: Lake, alias: str = "champion") -> list[str]:
+    return [row["version"] for row in moves(lake, "m", alias)]
