@@ -252,8 +252,8 @@ def embed_files(files: tuple[str, ...], model: str, lake: str, as_json: bool) ->
     emit(rows, as_json, records_text([{name: row[name] for name in shown} for row in rows]))
 
 
-for command in (query, train, sweep, promote, rollback, aliases):
-    cli.add_command(command)
+for _command in (query, train, sweep, promote, rollback, aliases):
+    cli.add_command(_command)
 
 
 @cli.command()
