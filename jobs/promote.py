@@ -189,7 +189,7 @@ class PromoteJob(Job):
         kinds = [_likelihood(self.lake, self.target, each) for each in (held, version)]
         if kinds[0] != kinds[1]:
             told = f"their likelihoods differ ({kinds[0]}, now {kinds[1]})"
-            differences = gate.without_nats(differences, f"{told}, so their nats do, too")
+            differences = gate.without_nats(differences, f"{told}: of two, nats mean two things")
         return gate.verdict(rule, differences, challenger, self._evaluations(held, version))
 
     def _evaluated(self, version: str, held: str | None) -> str | None:
