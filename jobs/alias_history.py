@@ -58,7 +58,7 @@ def _is_rollback(row: dict[str, Any]) -> bool:
 def last_move_text(rows: Rows) -> str:
     """Who moved the alias to what, in words. rows: at least one."""
     last = rows[-1]
-    return f"moved to {last['version']} by {last['by'] or 'somebody'} (job {last['job_id']})"
+    return f"moved to {last['version']} by {last['moved_by'] or 'somebody'} (job {last['job_id']})"
 
 
 def next_row(
@@ -76,7 +76,7 @@ def next_row(
         "alias": alias,
         "version": version,
         "reason": reason,
-        "by": by,
+        "moved_by": by,
         "night": plan.night,
         "job_id": plan.job_id,
     }
@@ -105,7 +105,7 @@ def history(lake: Lake, model: str, alias: str | None = None) -> list[dict[str, 
             "alias": name,
             "from": earlier["version"] if earlier is not None else None,
             "to": row["version"],
-            "by": row["by"],
+            "by": row["moved_by"],
             "at": at.get(row["job_id"]),
             "night": row["night"],
             "reason": row["reason"],

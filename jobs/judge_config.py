@@ -95,10 +95,10 @@ class GateRule(Settings):
         description="the lower end of the paired gain in the bound has to be above this",
     )
     probe_loss: float = Field(
-        default=0.02, ge=0, description="most that the linear probe's accuracy may lose"
+        default=0.05, ge=0, description="most that the linear probe's accuracy may lose"
     )
     auroc_loss: float = Field(
-        default=0.02, ge=0, description="most that the decision score's AUROC may lose"
+        default=0.05, ge=0, description="most that the decision score's AUROC may lose"
     )
     active_share: float = Field(
         default=0.5, ge=0, description="least active units, in shares of the champion's"

@@ -297,7 +297,7 @@ ALIASES = TableSpec(
             column("alias", pa.string(), "the name", required=True),
             column("version", pa.string(), "version of the bundle it names", required=True),
             column("reason", pa.string(), "why it was moved"),
-            column("by", pa.string(), "who moved it; null before release 0.2"),
+            column("moved_by", pa.string(), "who moved it; null before release 0.2"),
             column("night", pa.string(), "logical night of the run (YYYY-MM-DD)"),
             column("job_id", pa.string(), "the job that moved it"),
         ]

@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 import pytest
+from jobs.compare import Difference
 
 from flows.cli import cli
 from jobs import catalog, publish
-from jobs.compare import Difference
 from jobs.errors import InputError, JobError
 from jobs.lake import Lake
 from jobs.schema import ALIASES
@@ -36,7 +36,7 @@ def lake(tmp_path: Path) -> Lake:
         assert folder is not None
         folder.mkdir(parents=True)
         (folder / "model.json").write_text(json.dumps(ABOUT))
-    row = {"sequence": 1, "model": "m", "alias": "champion", "version": FIRST, "by": "eve"}
+    row = {"sequence": 1, "model": "m", "alias": "champion", "version": FIRST, "moved_by": "eve"}
     publish.append_rows(Table(lake.catalog("aliases"), ALIASES), "train-1", [row])
     return lake
 

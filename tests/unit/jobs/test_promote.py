@@ -53,7 +53,7 @@ def test_a_promotion_is_one_row_that_tells_who_when_why(lake: Lake, evaluated) -
     assert [check["passes"] for check in report.counts["checks"]] == [True] * 5
     assert evaluated.asked == [(f"m@{first}", f"m@{SECOND}", "d")]
     row = moves(lake, "m", "champion")[-1]
-    assert (row["by"], row["night"], row["job_id"]) == ("ann", "2026-01-02", *report.job_ids)
+    assert (row["moved_by"], row["night"], row["job_id"]) == ("ann", "2026-01-02", *report.job_ids)
     assert row["reason"].startswith(f"finer; passed the gate against {first}: the bound gains 2 ")
     told = history(lake, "m")
     assert [(each["from"], each["to"]) for each in told] == [(None, first), (first, SECOND)]
@@ -173,7 +173,7 @@ def test_a_rollback_to_a_bundle_that_is_gone_is_refused(lake: Lake) -> None:
 
 
 def test_an_alias_table_of_before_is_read_and_widened(staged: Lake) -> None:
-    kept = [f for f in ALIASES.schema if f.name not in ("by", "night")]
+    kept = [f for f in ALIASES.schema if f.name not in ("moved_by", "night")]
     older = dataclasses.replace(ALIASES, schema=pa.schema(kept))
     with pytest.MonkeyPatch.context() as patch:
         for module in ("train", "alias_history"):
@@ -182,14 +182,16 @@ def test_an_alias_table_of_before_is_read_and_widened(staged: Lake) -> None:
     first = champion(staged)
     held = open_snapshot(staged.catalog("aliases"))
     assert held is not None
-    assert "by" not in held.schema.names
-    assert moves(staged, "m", "champion")[0]["by"] is None
+    assert "moved_by" not in held.schema.names
+    assert moves(staged, "m", "champion")[0]["moved_by"] is None
     shutil.copytree(folder(staged, first), folder(staged, SECOND))
     promote(staged, SECOND)
-    told = [(row["version"], row["by"], row["night"]) for row in moves(staged, "m", "champion")]
+    told = [
+        (row["version"], row["moved_by"], row["night"]) for row in moves(staged, "m", "champion")
+    ]
     assert told == [(first, None, None), (SECOND, "ann", NIGHT)]
-    shown = views.sql(staged, 'SELECT "by" FROM aliases ORDER BY sequence').to_pylist()
-    assert shown == [{"by": None}, {"by": "ann"}]
+    shown = views.sql(staged, "SELECT moved_by FROM aliases ORDER BY sequence").to_pylist()
+    assert shown == [{"moved_by": None}, {"moved_by": "ann"}]
     rollback(staged)
     assert champion(staged) == first
 

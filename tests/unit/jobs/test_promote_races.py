@@ -208,7 +208,7 @@ def test_two_that_want_the_same_get_it_once(lake: Lake, rival: str) -> None:
     mine = overtaken(promotion(lake, SECOND), promotion(lake, SECOND, by=rival))
     job.run(mine)
     assert named(lake) == [first, SECOND]
-    assert moves(lake, "m", "champion")[-1]["by"] == rival
+    assert moves(lake, "m", "champion")[-1]["moved_by"] == rival
     assert records.unfinished_plans(lake, "promote", "m") == []
 
 
