@@ -194,7 +194,7 @@ def _measured(lake: Lake, reports: list[JobReport]) -> dict[str, Any]:
         "model_version": version,
         "rows": counts,
         "training": next(r["counts"] for r in runs if r["job"] == "train"),
-        "stages": [_speed(row) for row in runs if row["job"] != "train"],
+        "stages": [_speed(row) for row in runs if row["job"] in ("stage", "embed")],
         "auroc": _aurocs(lake, version),
         "unseen_kind": KINDS[UNSEEN],
         "median_p_value": _median_p_values(lake, version),

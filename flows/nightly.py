@@ -1,4 +1,4 @@
-"""The nightly flow: stage what is new, train where it is time to, embed what is new."""
+"""The nightly flow, from what is new in the source to a page about the night."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from prefect import flow  # noqa: E402
 from flows import tasks  # noqa: E402
 from flows.opened import Night, named, opened  # noqa: E402
 from flows.shown import OF_FLOWS, show  # noqa: E402
+from flows.steps import Steps  # noqa: E402
 from jobs.job_report import JobReport  # noqa: E402
 from jobs.retrain import reason_to_train  # noqa: E402
 
@@ -22,7 +23,7 @@ def nightly(
     retrain: bool = False,
     lake: str | None = None,
 ) -> list[JobReport]:
-    """Stages what is new, trains where it is time to, embeds what is new.
+    """Stages what is new, trains where it is time to, evaluates, embeds, looks for drift, reports.
 
     Args:
         config: YAML of the nightly settings: a file where the worker runs, or a URI.
@@ -31,13 +32,13 @@ def nightly(
         lake: Root URI of the lake; the config's if none.
     """
     run = opened(config, night, lake)
-    settings, limit = run.settings, run.settings.timeouts
-    reports = [tasks.limited(tasks.stage, limit.stage_s)(settings.stage, *run.at)]
+    settings, limit, steps = run.settings, run.settings.timeouts, Steps(run)
+    steps.do(tasks.stage, settings.stage, limit.stage_s)
     why = reason_to_train(run.lake, settings.train, settings.retrain, run.night, retrain)
     if why is not None:
-        training = settings.train.model_copy(update={"promote": True})
-        reports.append(tasks.limited(tasks.train, limit.train_s)(training, *run.at))
-        why = why if reports[-1].job_ids else None  # these settings and images had a model already
-    reports.append(tasks.limited(tasks.embed, limit.embed_s)(settings.embed, *run.at))
-    show(run, reports, [f"Trained because {why}."] if why else [])
-    return reports
+        steps.train(promote=True, why=why)
+    steps.judge(tasks.evaluate, settings.evaluation(settings.embed.model), limit.evaluate_s)
+    steps.do(tasks.embed, settings.embed, limit.embed_s)
+    steps.judge(tasks.drift, settings.drift_test, limit.drift_s)
+    show(run, steps.reports, steps.notes, page=steps.report())
+    return steps.reports

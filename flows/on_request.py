@@ -15,6 +15,7 @@ from prefect import flow  # noqa: E402
 from flows import tasks  # noqa: E402
 from flows.opened import Night, named, opened  # noqa: E402
 from flows.shown import OF_FLOWS, show  # noqa: E402
+from flows.steps import Steps  # noqa: E402
 from jobs.config import MaintainSettings  # noqa: E402
 from jobs.job_report import JobReport  # noqa: E402
 from jobs.settings import build  # noqa: E402
@@ -32,15 +33,14 @@ def train(
     Args:
         config: YAML of the nightly settings: a file where the worker runs, or a URI.
         night: Logical night; the day on which the run is due if none.
-        promote: Make the new model the champion although another one is.
+        promote: Let the new model become the champion, if it passes the config's gate.
         lake: Root URI of the lake; the config's if none.
     """
     run = opened(config, night, lake)
-    training = run.settings.train.model_copy(update={"promote": promote})
-    task = tasks.limited(tasks.train, run.settings.timeouts.train_s)
-    reports = [task(training, *run.at)]
-    show(run, reports)
-    return reports
+    steps = Steps(run)
+    steps.train(promote=promote)
+    show(run, steps.reports, steps.notes)
+    return steps.reports
 
 
 @flow(name="embed", flow_run_name=named("embed"), **OF_FLOWS)

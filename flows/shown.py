@@ -10,6 +10,7 @@ from flows.environment import prepare_prefect
 
 prepare_prefect()
 
+from jobs.report import Report  # noqa: E402
 from prefect.artifacts import create_markdown_artifact, create_table_artifact  # noqa: E402
 from prefect.events import emit_event  # noqa: E402
 from prefect.runtime import flow_run as runtime  # noqa: E402
@@ -23,6 +24,10 @@ from jobs.views import Views  # noqa: E402
 UNTOLD = ("rows_read", "unit_seconds", "fewest_flaggable", "model_version", "batch")
 MOST_BYTES = 2 << 20  # of a picture in the Prefect server's database
 SHOWN = 20  # rows of an artifact's table
+DRIFTED = (
+    "**The night's images have drifted from the model's own: do not believe its p-values.** "
+    "`calibration_valid` is false for its anomalies."
+)
 ANOMALIES = """
     SELECT a.rank, a.q_value, a.p_value, a.calibration_valid, a.decision_score, i.source_uri,
            a.image_id
@@ -41,17 +46,18 @@ def show(
     reports: Sequence[JobReport],
     notes: Sequence[str] = (),
     model: str | None = None,
+    page: Report | None = None,
 ) -> None:
     """A summary in Markdown, and tables of what was refused and of what was flagged.
 
-    model: that embedded; the config's if None.
+    model: that embedded; the config's if None. page: about the night.
     """
     jobs = [job_id for report in reports for job_id in report.job_ids]
     refused = _rows(run, REFUSALS, [run.dataset, jobs]) if jobs else []
     flagged = _rows(run, ANOMALIES, [run.dataset, jobs, SHOWN]) if jobs else []
-    key = "".join(c if c.isalnum() else "-" for c in run.dataset.lower())
+    key = _key(run.dataset)
     create_markdown_artifact(
-        summary(run, reports, refused, notes, model or run.settings.embed.model),
+        summary(run, reports, refused, notes, model or run.settings.embed.model, page),
         key=f"summary-{key}",
         description="What the run did",
     )
@@ -60,21 +66,26 @@ def show(
     if flagged:
         about = "Flagged anomalies, most certain first"
         create_table_artifact(flagged, key=f"anomalies-{key}", description=about)
-        _show_pictures(run, flagged, key)
+        about = "The flagged anomalies, most certain first, with their q-values"
+        _show_picture(grid(run.lake, flagged), f"pictures-{key}", about)
+    for name, png in (page.pictures if page is not None else {}).items():
+        _show_picture(png, f"{_key(name)}-{key}", f"From the night's report: {name}")
     _tell(run, reports)
 
 
-def _show_pictures(run: Opened, flagged: Sequence[dict[str, Any]], key: str) -> None:
-    png = grid(run.lake, flagged)
+def _show_picture(png: bytes | None, key: str, about: str) -> None:
     if png is None or len(png) > MOST_BYTES:
         return
     # In the text itself: the page could not read the lake.
     data = base64.b64encode(png).decode()
     create_markdown_artifact(
-        f"![flagged anomalies with their q-values](data:image/png;base64,{data})",
-        key=f"pictures-{key}",
-        description="The flagged anomalies, most certain first, with their q-values",
+        f"![{about}](data:image/png;base64,{data})", key=key, description=about
     )
+
+
+def _key(name: str) -> str:
+    """As artifacts have them: small letters, digits and hyphens."""
+    return "".join(c if c.isalnum() else "-" for c in name.lower())
 
 
 def _rows(run: Opened, statement: str, parameters: list[Any]) -> list[dict[str, Any]]:
@@ -93,9 +104,12 @@ def summary(
     refused: Sequence[dict[str, Any]],
     notes: Sequence[str],
     model: str,
+    page: Report | None = None,
 ) -> str:
     """A run in Markdown."""
     lines = [f"# {run.dataset}, night {run.night}", ""]
+    lines += [line for told in (page.headline if page is not None else ()) for line in (told, "")]
+    lines += [line for report in reports if _drifted(report) for line in (DRIFTED, "")]
     lines += [line for note in notes for line in (note, "")]
     # No table: the page breaks no line in one, and cuts what is too long.
     lines += [f"- **{report.job} {report.target}**: {told(report)}" for report in reports]
@@ -106,10 +120,15 @@ def summary(
     lines += [
         f"latentlake query anomalies --model {model} --flagged --night {run.night}",
         f"latentlake describe --dataset {run.dataset}",
+        f"latentlake report --dataset {run.dataset} --model {model} --night {run.night} --open",
         "latentlake list",
         "```",
     ]
     return "\n".join(lines)
+
+
+def _drifted(report: JobReport) -> bool:
+    return report.job == "drift" and bool(report.counts.get("drifted"))
 
 
 def told(report: JobReport) -> str:
@@ -118,12 +137,15 @@ def told(report: JobReport) -> str:
         return "nothing to do"
     parts = []
     for name, value in report.counts.items():
-        if name in UNTOLD or name.startswith("refused_"):  # reasons have a table
+        # Reasons have a table, and sentences are notes.
+        if name in UNTOLD or name.startswith("refused_") or isinstance(value, list | None):
             continue
         if isinstance(value, float):
             parts.append(f"{name.replace('_', ' ')} {value:,.1f}")
         elif isinstance(value, str):
             parts.append(f"{name.replace('_', ' ')} {value}")
+        elif isinstance(value, bool):
+            parts.append(name if value else f"not {name}")
         elif value:
             parts.append(f"{name.replace('_', ' ')} {value:,}")
     rate = f", {report.rows_per_s:,.0f} rows/s" if report.rows_per_s else ""
@@ -136,13 +158,23 @@ def _tell(run: Opened, reports: Sequence[JobReport]) -> None:
         if report.job == "embed" and report.job_ids and found:
             count = {"anomalies": found, "model": report.target}
             event("latentlake.anomalies.found", run.dataset, night=run.night, **count)
+        if _drifted(report):
+            found = {name: report.counts.get(name) for name in ("p_value", "alpha")}
+            event(
+                "latentlake.drift.found",
+                run.dataset,
+                night=run.night,
+                model=report.target,
+                **found,
+            )
+        bundle = {"model": report.target, "version": report.counts.get("version")}
         if report.job == "train" and report.job_ids:
-            bundle = {"model": report.target, "version": report.counts.get("version")}
             event("latentlake.model.trained", run.dataset, night=run.night, **bundle)
-            alias = report.counts.get("alias")
-            if alias is not None:
-                moved = {**bundle, "alias": alias}
-                event("latentlake.model.promoted", run.dataset, night=run.night, **moved)
+        # The first bundle of a model has its alias from the training itself.
+        alias = report.counts.get("alias") if report.job_ids else None
+        if alias is not None and report.counts.get("promoted", True):
+            moved = {**bundle, "alias": alias}
+            event("latentlake.model.promoted", run.dataset, night=run.night, **moved)
 
 
 def event(name: str, dataset: str, **payload: Any) -> None:

@@ -8,6 +8,7 @@ from flows.environment import prepare_prefect, quiet_prefect
 
 prepare_prefect()
 
+from jobs.report import Report, write_report  # noqa: E402
 from prefect import Task, task  # noqa: E402
 from prefect.artifacts import create_markdown_artifact  # noqa: E402
 from prefect.runtime import flow_run  # noqa: E402
@@ -22,6 +23,8 @@ from jobs.config import (  # noqa: E402
 )
 from jobs.errors import ClusterError, StorageError  # noqa: E402
 from jobs.job_report import JobReport  # noqa: E402
+from jobs.judge_config import DriftSettings, EvaluateSettings, PromoteSettings  # noqa: E402
+from jobs.lake import Lake  # noqa: E402
 from jobs.maintain import maintained_text  # noqa: E402
 from jobs.work import Work  # noqa: E402
 
@@ -68,6 +71,27 @@ def train(settings: TrainSettings, lake: str, night: str, ray: RaySettings) -> J
 def embed(settings: EmbedSettings, lake: str, night: str, ray: RaySettings) -> JobReport:
     with shown_in_prefect(f"embed {settings.dataset}"):
         return JobReport(**_done(Work.of(settings, lake, night, ray)))
+
+
+@task(name="evaluate", task_run_name="evaluate {settings.model}", **RETRY)
+def evaluate(settings: EvaluateSettings, lake: str, night: str, ray: RaySettings) -> JobReport:
+    with shown_in_prefect(f"evaluate {settings.model}"):
+        return JobReport(**_done(Work.of(settings, lake, night, ray)))
+
+
+@task(name="promote", task_run_name="promote {settings.model}", **RETRY)
+def promote(settings: PromoteSettings, lake: str, night: str, ray: RaySettings) -> JobReport:
+    return JobReport(**_done(Work.of(settings, lake, night, ray)))
+
+
+@task(name="drift", task_run_name="drift {settings.dataset}", **RETRY)
+def drift(settings: DriftSettings, lake: str, night: str, ray: RaySettings) -> JobReport:
+    return JobReport(**_done(Work.of(settings, lake, night, ray)))
+
+
+@task(name="report", task_run_name="report {dataset} {night}", **RETRY)
+def report(dataset: str, model: str, lake: str, night: str) -> Report:
+    return write_report(Lake(lake), dataset, model, night)
 
 
 @task(name="maintain", task_run_name="maintain {settings.dataset}", **RETRY)

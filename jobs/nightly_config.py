@@ -10,6 +10,13 @@ from pydantic import Field, field_validator, model_validator
 
 from jobs.config import EmbedSettings, RaySettings, StageSettings, TrainSettings
 from jobs.errors import InputError
+from jobs.judge_config import (
+    DriftRule,
+    DriftSettings,
+    EvaluateRule,
+    EvaluateSettings,
+    GateRule,
+)
 from jobs.settings import Settings, build, load_yaml
 
 
@@ -46,6 +53,7 @@ class RetrainSettings(Settings):
     new_images: int | None = Field(
         default=None, ge=1, description="images more than the champion was trained on"
     )
+    drift: bool = Field(default=False, description="when the last night's images had drifted")
 
 
 class TimeoutSettings(Settings):
@@ -54,11 +62,14 @@ class TimeoutSettings(Settings):
     stage_s: float | None = Field(default=None, gt=0, description="of staging; none if null")
     train_s: float | None = Field(default=None, gt=0, description="of training; none if null")
     embed_s: float | None = Field(default=None, gt=0, description="of embedding; none if null")
+    evaluate_s: float | None = Field(default=None, gt=0, description="of each evaluation")
+    drift_s: float | None = Field(default=None, gt=0, description="of the drift tests")
+    report_s: float | None = Field(default=None, gt=0, description="of the report")
     maintain_s: float | None = Field(default=None, gt=0, description="of maintenance")
 
 
 class NightlySettings(Settings):
-    """The whole flow: stage, train where there is no champion or it is time to, embed."""
+    """The whole flow: stage, train where it is time to, evaluate, embed, drift, report."""
 
     lake: str = Field(default="./lake", description="root URI of the lake")
     stage: StageSettings
@@ -66,6 +77,12 @@ class NightlySettings(Settings):
     embed: EmbedSettings
     ray: RaySettings = RaySettings()
     retrain: RetrainSettings = RetrainSettings()
+    evaluate: EvaluateRule | None = Field(default=EvaluateRule(), description="not at all if null")
+    gate: GateRule | None = Field(
+        default=GateRule(), description="what makes a champion; being the newest if null"
+    )
+    drift: DriftRule | None = Field(default=DriftRule(), description="not looked for if null")
+    report: bool = Field(default=True, description="write a page about the night")
     schedule: ScheduleSettings | None = Field(default=None, description="for latentlake serve")
     timeouts: TimeoutSettings = TimeoutSettings()
 
@@ -78,6 +95,31 @@ class NightlySettings(Settings):
                 "night is one dataset's"
             )
         return self
+
+    @model_validator(mode="after")
+    def _gate_sees(self) -> Self:
+        if self.gate is not None and self.evaluate is None:
+            raise ValueError("gate reads evaluations: leave evaluate as it is, or say gate: null")
+        if self.retrain.drift and self.drift is None:
+            raise ValueError("retrain.drift needs drift: leave it as it is")
+        return self
+
+    def evaluation(self, model: str) -> EvaluateSettings | None:
+        """Of a model by the night's rule; None where none is wanted."""
+        if self.evaluate is None:
+            return None
+        return EvaluateSettings(
+            **self.evaluate.model_dump(), dataset=self.embed.dataset, model=model
+        )
+
+    @property
+    def drift_test(self) -> DriftSettings | None:
+        """Of what the night has embedded; None where none is wanted."""
+        if self.drift is None:
+            return None
+        return DriftSettings(
+            **self.drift.model_dump(), dataset=self.embed.dataset, model=self.embed.model
+        )
 
 
 def tonight() -> str:

@@ -5,20 +5,25 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 
-from jobs import catalog
+from jobs import catalog, records
 from jobs.bundle_about import read_about
 from jobs.config import TrainSettings
+from jobs.drifts import drift_found
 from jobs.lake import Lake
 from jobs.nightly_config import RetrainSettings
 
 
 @dataclasses.dataclass(frozen=True)
 class Champion:
-    """night: in which it was trained; None where the catalog does not tell. images: trained on."""
+    """night: in which it was trained; None where the catalog does not tell. images: trained on.
+
+    drifted: whether the last images that were held against its own came from elsewhere.
+    """
 
     name: str
     night: str | None
     images: int
+    drifted: bool = False
 
 
 def champion_of(lake: Lake, settings: TrainSettings) -> Champion | None:
@@ -35,6 +40,7 @@ def champion_of(lake: Lake, settings: TrainSettings) -> Champion | None:
         name=f"{settings.model}@{version}",
         night=nights.get(about["job_id"]),
         images=_rows(lake, data["dataset"], data["images_version"]),
+        drifted=drift_found(lake, settings.model, version, settings.dataset),
     )
 
 
@@ -50,6 +56,8 @@ def why_train(
         passed = (dt.date.fromisoformat(night) - dt.date.fromisoformat(champion.night)).days
         if passed >= rule.every_nights:
             return f"{champion.name} is {passed} nights old"
+    if rule.drift and champion.drifted:
+        return f"images have drifted from those of {champion.name}"
     more = images - champion.images
     if rule.new_images is not None and more >= rule.new_images:
         return f"there are {more:,} images more than {champion.name} was trained on"
@@ -61,7 +69,18 @@ def reason_to_train(
 ) -> str | None:
     """The same of a lake."""
     images = _rows(lake, settings.dataset)
-    return why_train(rule, champion_of(lake, settings), night, images, asked)
+    why = why_train(rule, champion_of(lake, settings), night, images, asked)
+    return why or ("a training was left unfinished" if left_unfinished(lake, settings) else None)
+
+
+def left_unfinished(lake: Lake, settings: TrainSettings) -> bool:
+    """Whether a training by these settings was given up, as at its timeout: it can go on."""
+    plans = records.unfinished_plans(lake, "train", settings.model)
+    theirs = [TrainSettings.model_validate(plan.settings) for plan in plans]
+    return any(
+        one.dataset == settings.dataset and one.fingerprint_of() == settings.fingerprint_of()
+        for one in theirs
+    )
 
 
 def _rows(lake: Lake, dataset: str, version: int | None = None) -> int:

@@ -1,8 +1,8 @@
 """What orchestration costs: a night with nothing to do, and the demo's first night with Prefect.
 
 Both are whole processes as a scheduler starts them. The demo's night is run as the flow, with a
-Prefect server that is there already, and as the same three jobs without Prefect, one after the
-other in each round. Writes `.bench/nightly.json`.
+Prefect server that is there already and nothing that judges, and as the same three jobs without
+Prefect, one after the other in each round. Writes `.bench/nightly.json`.
 
     python -m tests.benchmarks.bench_nightly [--rounds 5] [--only idle]
 """
@@ -44,14 +44,16 @@ JOBS = """
 """
 
 
-def config_of(name: str) -> Path:
+def config_of(name: str, judged: bool = False) -> Path:
     """The demo's, with its first night's images, of a lake that is empty."""
     import pyarrow.parquet as pq
 
     root = FOLDER / name
     shutil.rmtree(root, ignore_errors=True)
     lake = Lake((root / "lake").as_uri())
-    settings = settings_of(lake)
+    # What judges a night is work of its own, and none of orchestration.
+    unjudged = {"evaluate": None, "gate": None, "drift": None, "report": judged}
+    settings = settings_of(lake).model_copy(update={} if judged else unjudged)
     source = Path(settings.stage.source.removeprefix("file://"))
     source.mkdir(parents=True)
     pq.write_table(night_rows(0), source / "night-1.parquet")
@@ -73,7 +75,7 @@ def nightly(config: Path, **env: str) -> float:
 
 @functools.cache
 def _done() -> Path:
-    config = config_of("done")
+    config = config_of("done", judged=True)
     nightly(config, PREFECT_HOME=str(FOLDER / "home"))
     return config
 

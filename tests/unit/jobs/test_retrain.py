@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
-from jobs import catalog, job
+from jobs import catalog, job, records
 from jobs.config import TrainSettings
 from jobs.errors import InputError
 from jobs.lake import Lake
@@ -36,10 +37,31 @@ MODEL = TrainSettings(dataset="d", model="m")
             "there are 50 images more than m@abc was trained on",
         ),
         ({"new_images": 50, "every_nights": 3}, "2026-01-04", 90, False, "m@abc is 3 nights old"),
+        ({"drift": True}, "2026-01-04", 90, False, None),
     ],
 )
 def test_the_rule(rule: dict, night: str, images: int, asked: bool, why: str | None) -> None:
     assert why_train(RetrainSettings(**rule), HELD, night, images, asked) == why
+
+
+def test_drift_is_a_reason_where_the_rule_says_so() -> None:
+    drifted = dataclasses.replace(HELD, drifted=True)
+    why = why_train(RetrainSettings(drift=True), drifted, "2026-01-02", 100, False)
+    assert why == "images have drifted from those of m@abc"
+    assert why_train(RetrainSettings(), drifted, "2026-01-02", 100, False) is None
+
+
+def test_a_training_that_was_given_up_is_gone_on_with(trained: Lake, tmp_path: Path) -> None:
+    write_source(tmp_path / "more" / "b.parquet", range(600, 650))
+    job.run(InlineStage(trained, tmp_path / "more", night="2026-01-02"))
+    given_up = InlineTrain(trained)
+    rule = RetrainSettings()
+    assert reason_to_train(trained, given_up.settings, rule, "2026-01-03", asked=False) is None
+    records.save_plan(trained, given_up.plan())
+    why = reason_to_train(trained, given_up.settings, rule, "2026-01-03", asked=False)
+    assert why == "a training was left unfinished"
+    other = given_up.settings.model_copy(update={"epochs": 77})
+    assert reason_to_train(trained, other, rule, "2026-01-03", asked=False) is None
 
 
 def test_without_a_champion_there_is_always_a_reason() -> None:
