@@ -1,0 +1,94 @@
+"""The steps of a run, one after the other, with what they reported and what has to be told."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from flows.environment import prepare_prefect
+
+prepare_prefect()
+
+from jobs.report import Report  # noqa: E402
+from prefect import Task  # noqa: E402
+
+from flows import tasks  # noqa: E402
+from flows.opened import Opened  # noqa: E402
+from jobs import catalog  # noqa: E402
+from jobs.errors import InputError  # noqa: E402
+from jobs.job_report import JobReport  # noqa: E402
+from jobs.judge_config import PromoteSettings  # noqa: E402
+
+log = logging.getLogger("latentlake")
+
+
+class Steps:
+    """notes: sentences for whoever reads the run's summary."""
+
+    def __init__(self, run: Opened) -> None:
+        self.run = run
+        self.reports: list[JobReport] = []
+        self.notes: list[str] = []
+
+    def do(self, task: Task[Any, JobReport], settings: Any, seconds: float | None) -> JobReport:
+        """One job; given up after as many seconds."""
+        report = tasks.limited(task, seconds)(settings, *self.run.at)
+        self.reports.append(report)
+        return report
+
+    def judge(
+        self, task: Task[Any, JobReport], settings: Any, seconds: float | None
+    ) -> JobReport | None:
+        """The same of a job that only judges: what it cannot judge is told, and the night goes on.
+
+        settings: None where the config asks for none of it.
+        """
+        if settings is None:
+            return None
+        try:
+            return self.do(task, settings, seconds)
+        except InputError as error:
+            note = f"{task.name} {settings.model}: {error}"
+            log.warning("%s", note)
+            self.notes.append(f"Not judged: {note}.")
+            return None
+
+    def report(self) -> Report | None:
+        """The night's page; None where none is wanted, or none could be made."""
+        settings = self.run.settings
+        if not settings.report:
+            return None
+        write = tasks.limited(tasks.report, settings.timeouts.report_s)
+        try:
+            return write(self.run.dataset, settings.embed.model, self.run.lake.uri, self.run.night)
+        except InputError as error:
+            self.notes.append(f"No report: {error}.")
+            return None
+
+    def train(self, promote: bool, why: str | None = None) -> None:
+        """Trains, and lets the gate decide about the new model; the first one has no rival.
+
+        promote: whether it may become champion. why: told where a model came of it.
+        """
+        settings, limit = self.run.settings, self.run.settings.timeouts
+        at_once = promote and settings.gate is None
+        training = settings.train.model_copy(update={"promote": at_once})
+        trained = self.do(tasks.train, training, limit.train_s)
+        if why is not None and trained.job_ids:
+            self.notes.append(f"Trained because {why}.")
+        model, version = training.model, trained.counts["version"]
+        held = catalog.aliases(self.run.lake, model).get(training.alias)
+        if not promote or held in (None, version):
+            return
+        for one in (held, version):
+            self.judge(tasks.evaluate, settings.evaluation(f"{model}@{one}"), limit.evaluate_s)
+        challenge = PromoteSettings(
+            model=f"{model}@{version}",
+            alias=training.alias,
+            dataset=training.dataset,
+            rule=settings.gate,
+            by="nightly",
+        )
+        decided = self.judge(tasks.promote, challenge, limit.evaluate_s)
+        if decided is not None and decided.counts.get("why"):
+            self.notes.append(f"{model}@{version}: {decided.counts['why']}")

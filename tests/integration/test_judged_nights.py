@@ -1,0 +1,129 @@
+"""Nights that judge themselves: a changed camera and a worse model do not slip through."""
+
+from __future__ import annotations
+
+import io
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from PIL import Image
+
+from jobs import catalog, views
+from jobs.lake import Lake
+from tests.helpers import image_bytes, ok, run_cli, write_source
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+KEPT = 1500
+
+
+def write_inverted(path: Path, rows: range) -> None:
+    """As by a camera that was changed: black is white."""
+    data = []
+    for encoded in image_bytes(rows):
+        buffer = io.BytesIO()
+        pixels = np.asarray(Image.open(io.BytesIO(encoded)))
+        Image.fromarray(255 - pixels).save(buffer, "png")
+        data.append(buffer.getvalue())
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    images = pa.array([{"bytes": d, "path": None} for d in data], kind)
+    pq.write_table(pa.table({"image": images}), path)
+
+
+class Nights:
+    """One lake, one Prefect home, and a config that a test may change from night to night."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.lake = Lake((folder / "lake").as_uri())
+        self.source = folder / "source"
+        write_source(self.source / "a.parquet", range(KEPT))
+        self.settings: dict[str, Any] = {
+            "lake": str(folder / "lake"),
+            "stage": {"source": str(self.source), "dataset": "d", "channels": 1}
+            | {"height": 28, "width": 28},
+            "train": {"dataset": "d", "model": "m", "epochs": 3, "latent_dim": 4}
+            | {"network": {"kind": "mlp", "widths": [32]}},
+            "embed": {"dataset": "d", "model": "m", "alpha": 0.5},
+            "evaluate": {"samples": 4, "resamples": 200},
+        }
+
+    def run(self, night: str, *more: str) -> dict[str, list[dict[str, Any]]]:
+        """Reports by job."""
+        path = self.folder / "nightly.yaml"
+        path.write_text(yaml.safe_dump(self.settings))
+        env = {"PREFECT_HOME": str(self.folder / "prefect")}
+        ran = ok(run_cli("nightly", "--config", path, "--night", night, "--json", *more, env=env))
+        told: dict[str, list[dict[str, Any]]] = {}
+        for report in ran.json:
+            told.setdefault(report["job"], []).append(report)
+        return told
+
+    def summary(self) -> str:
+        return self._prefect("SELECT data FROM artifact WHERE key = 'summary-d'")[-1][0]
+
+    def events(self) -> list[str]:
+        asked = "SELECT event FROM events WHERE event LIKE 'latentlake.%' ORDER BY occurred"
+        return [name for (name,) in self._prefect(asked)]
+
+    def page(self, night: str) -> str:
+        return (self.folder / "lake" / "runs" / f"night-d-{night}" / "report.html").read_text()
+
+    def champion(self) -> str:
+        return catalog.aliases(self.lake, "m")["champion"]
+
+    def _prefect(self, statement: str) -> list[tuple[Any, ...]]:
+        with sqlite3.connect(self.folder / "prefect" / "prefect.db") as database:
+            return database.execute(statement).fetchall()
+
+
+def test_a_changed_camera_and_a_worse_model_do_not_slip_through(tmp_path: Path) -> None:
+    nights = Nights(tmp_path)
+    first = nights.run("2026-01-01")
+    assert list(first) == ["stage", "train", "evaluate", "embed", "drift"]
+    champion = nights.champion()
+
+    # A worse challenger on request, and a night of another camera.
+    write_inverted(nights.source / "b.parquet", range(KEPT, KEPT + 200))
+    good = nights.settings["train"]
+    nights.settings["train"] = good | {"latent_dim": 1, "epochs": 1, "learning_rate": 1e-6}
+    second = nights.run("2026-01-02", "--retrain")
+    (decided,) = second["promote"]
+    assert decided["counts"]["promoted"] is False
+    assert nights.champion() == champion
+    (found,) = second["drift"]
+    assert found["counts"]["drifted"] is True
+    assert "have drifted" in nights.summary()
+    assert decided["counts"]["why"] in nights.summary()
+    assert "latentlake.drift.found" in nights.events()
+    assert nights.events().count("latentlake.model.promoted") == 1  # the first night's
+    flagged = views.sql(
+        nights.lake, "SELECT calibration_valid FROM anomalies WHERE night = '2026-01-02'"
+    )
+    assert flagged.num_rows
+    assert not any(flagged["calibration_valid"].to_pylist())
+    assert "calibration" in nights.page("2026-01-02")
+    asked = ["--model", "m", "--flagged", "--night", "2026-01-02", "--lake", tmp_path / "lake"]
+    assert "drift" in ok(run_cli("query", "anomalies", *asked)).err
+
+    # The next night trains because of it; a better model passes the gate.
+    nights.settings["train"] = good | {"epochs": 15}
+    nights.settings["retrain"] = {"drift": True}
+    third = nights.run("2026-01-03")
+    assert "images have drifted" in nights.summary()
+    (decided,) = third["promote"]
+    assert decided["counts"]["promoted"] is True, decided
+    assert nights.champion() == third["train"][0]["counts"]["version"]
+    assert nights.events().count("latentlake.model.promoted") == 2
+    assert "nothing was asked" not in nights.page("2026-01-03")
+    # And no more: the new champion has seen such images.
+    fourth = nights.run("2026-01-04")
+    assert "train" not in fourth
+    runs = views.sql(nights.lake, "SELECT job, counts FROM runs WHERE job = 'promote'")
+    assert [json.loads(row)["promoted"] for row in runs["counts"].to_pylist()] == [True]
