@@ -8,13 +8,11 @@ import math
 import torch
 from torch import Tensor
 
+from vae_core.aggregate import ACTIVE_VARIANCE
 from vae_core.autoencoder import Autoencoder
 from vae_core.bounds import bound_and_elbo
 from vae_core.moments import LatentMoments, LatentSums
 from vae_core.noise import ImageNoise
-
-# A latent dimension is active where its posterior mean varies by more (Burda et al. 2016, sec. 5).
-ACTIVE_VARIANCE = 0.01
 
 
 @dataclasses.dataclass

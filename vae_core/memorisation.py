@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,3 +46,18 @@ def memorisation(
     nats = torch.cat([heldout_nats_M, train_nats_N]).double().cpu().numpy()
     is_heldout = torch.cat([torch.ones(len(heldout_nats_M)), torch.zeros(len(train_nats_N))])
     return Memorisation(auroc(distances, is_fair), auroc(nats, is_heldout.bool().numpy()))
+
+
+def copying_z(samples_S: np.ndarray, heldout_M: np.ndarray) -> float:
+    """Meehan et al. 2020, section 3.1: z of the Mann-Whitney U of distances to the nearest training
+    image. Near 0: a sample lies as near as a held-out image. Below -3: nearer, training images are
+    copied; above 3: further off, the samples are no good yet. Ties count half, and NaN where all
+    distances are equal.
+    """
+    s, m = len(samples_S), len(heldout_M)
+    distances = np.concatenate([samples_S, heldout_M])
+    above = auroc(distances, np.arange(s + m) < s)
+    _, counts = np.unique(distances, return_counts=True)
+    ties = float((counts.astype(np.float64) ** 3 - counts).sum()) / ((s + m) * (s + m - 1))
+    variance = s * m * (s + m + 1 - ties) / 12.0
+    return (above - 0.5) * s * m / math.sqrt(variance) if variance > 0 else math.nan

@@ -13,11 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vae_core.autoencoder import Autoencoder, to_unit_range
+from vae_core.bounds import bound_and_elbo
 from vae_core.moments import LatentMoments
 from vae_core.noise import ImageNoise, image_keys
 from vae_core.posteriors import Posterior
 from vae_core.score_names import DECISIVE, SCORES, patch_side
 from vae_core.training import Precision
+
+DECODED_AT_ONCE = 1 << 25  # numbers of a likelihood's parameters, in `Scorer.bounds`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +78,38 @@ class Scorer:
         """The same codes as `score` gives, bit for bit, and nothing else."""
         merged = self._batches(pixels_NHWC, image_ids, self._codes)
         return ScoredBatch(merged["mean"], merged.get("log_var"), dict.fromkeys(SCORES))
+
+    def bounds(
+        self, pixels_NHWC: np.ndarray, image_ids: list[str], *, samples: int, seed: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The importance-weighted bound of log p(x), and the inference gap, (N,) in nats each.
+
+        samples: K, by noise of this seed. The gap is the bound less the ELBO of the same samples:
+        Cremer et al. 2018, eq. 6. Raises ValueError of a deterministic posterior.
+        """
+        images, chunk = self._decoded_at_once()
+
+        def forward(x_NCHW: Tensor, keys_N2: Tensor) -> dict[str, Tensor]:
+            target = self.model.observe(x_NCHW, ImageNoise(seed=self.seed, keys_N2=keys_N2))
+            noise = ImageNoise(seed=seed, keys_N2=keys_N2)
+            dim = self.model.config.latent_dim
+            bound_N, elbo_N = bound_and_elbo(
+                self.model, target, lambda k: noise.sample(k, dim), samples=samples, chunk=chunk
+            )
+            return {"bound": bound_N, "gap": bound_N - elbo_N}
+
+        found = dataclasses.replace(self, batch_size=images)._batches(
+            pixels_NHWC, image_ids, forward
+        )
+        return found["bound"], found["gap"]
+
+    def _decoded_at_once(self) -> tuple[int, int]:
+        """Images a batch, and samples of each; of the model alone, so that they never change."""
+        height, width, channels = self.model.config.image_shape
+        outputs = self.model.likelihood.outputs(channels) * height * width
+        decodings = max(8, min(1024, DECODED_AT_ONCE // outputs))
+        images = min(128, decodings)
+        return images, decodings // images
 
     def _batches(
         self,
