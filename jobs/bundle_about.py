@@ -66,6 +66,22 @@ def require_same_preprocessing(about: dict[str, Any], name: str) -> None:
         )
 
 
+def require_same_images(
+    about: dict[str, Any], name: str, dataset: str, image_shape: tuple[int, int, int]
+) -> None:
+    """Raises InputError where a dataset's images are none that the model `name` can read.
+
+    image_shape: H, W, C of the dataset.
+    """
+    wanted = tuple(about["config"]["image_shape"])
+    if image_shape != wanted:
+        raise InputError(
+            f"dataset {dataset!r} has images of {image_shape} (H, W, C), model {name} was trained "
+            f"on {wanted}; stage at that size"
+        )
+    require_same_preprocessing(about, name)
+
+
 def is_there(lake: Lake, model: str, model_version: str) -> bool:
     """Whether a bundle is complete."""
     return exists(join(lake.bundle(model, model_version), "model.json"))

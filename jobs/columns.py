@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pyarrow as pa
 
 from vae_core.score_names import SCORES
@@ -81,3 +82,11 @@ def model_partition() -> list[pa.Field]:
         column("model_version", pa.string(), "version of the bundle", required=True),
         column("dataset", pa.string(), "dataset of the image", required=True),
     ]
+
+
+def vector_column(values_ND: np.ndarray) -> pa.Array:
+    """Vectors as a column of embeddings."""
+    count, dim = values_ND.shape
+    offsets = pa.array(np.arange(0, (count + 1) * dim, dim, dtype=np.int32))
+    flat = pa.array(np.ascontiguousarray(values_ND, dtype=np.float32).reshape(-1))
+    return pa.ListArray.from_arrays(offsets, flat)

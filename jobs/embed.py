@@ -19,11 +19,10 @@ from jobs.bundle_about import (
     Compute,
     compute_of,
     read_about,
-    require_same_preprocessing,
+    require_same_images,
 )
 from jobs.config import EmbedSettings, RaySettings
 from jobs.embed_settle import PER_IMAGE, EmbedSettle
-from jobs.errors import InputError
 from jobs.idset import IdSet, digests
 from jobs.job import PoolJob, WorkerFactory, Workers
 from jobs.lake import Lake
@@ -109,7 +108,8 @@ class EmbedJob(PoolJob):
 
     def plan(self) -> Plan:
         images = catalog.images_snapshot(self.lake, self.settings.dataset)
-        self._require_same_images(images)
+        name, shape = f"{self.target}@{self.version}", image_shape_of(images.schema)
+        require_same_images(self.about, name, self.settings.dataset, shape)
         self._tell_compute()
         fingerprint = self._fingerprint()
         held = {name: open_snapshot(self.lake.model(self.target, name)) for name in PER_IMAGE}
@@ -136,15 +136,6 @@ class EmbedJob(PoolJob):
 
     def is_whole(self, plan: Plan) -> bool:
         return plan.settings["whole"]
-
-    def _require_same_images(self, images: Snapshot) -> None:
-        held, wanted = image_shape_of(images.schema), tuple(self.about["config"]["image_shape"])
-        if held != wanted:
-            raise InputError(
-                f"dataset {self.settings.dataset!r} has images of {held} (H, W, C), model "
-                f"{self.target}@{self.version} was trained on {wanted}; stage at that size"
-            )
-        require_same_preprocessing(self.about, f"{self.target}@{self.version}")
 
     def _tell_compute(self) -> None:
         compute = self._compute("cpu" if self.workers.device == "cpu" else "cuda")

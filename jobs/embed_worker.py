@@ -14,6 +14,7 @@ import torch
 
 from jobs import bundle as bundles
 from jobs import catalog
+from jobs.columns import vector_column
 from jobs.corrections import correction_details, is_correction
 from jobs.embed import in_sample
 from jobs.idset import IdSet, digests
@@ -181,8 +182,10 @@ class EmbedWorker:
         columns: dict[str, Any] = {
             "image_id": ids,
             "images_version": [self.context.settings["images_version"]] * count,
-            "embedding": _vectors(scored.mean_ND),
-            "embedding_log_var": pa.nulls(count) if log_var_ND is None else _vectors(log_var_ND),
+            "embedding": vector_column(scored.mean_ND),
+            "embedding_log_var": pa.nulls(count)
+            if log_var_ND is None
+            else vector_column(log_var_ND),
             "max_patch_y": pa.nulls(count) if places is None else places[:, 0],
             "max_patch_x": pa.nulls(count) if places is None else places[:, 1],
             "model_split": pa.array(model_split, pa.string()),
@@ -218,10 +221,3 @@ def _without(batch: pa.Table, table: Table, image_ids: pa.Array) -> pa.Table:
 
 def _repeated(stamp: dict[str, str], count: int) -> dict[str, list[str]]:
     return {name: [value] * count for name, value in stamp.items()}
-
-
-def _vectors(values_ND: np.ndarray) -> pa.Array:
-    count, dim = values_ND.shape
-    offsets = pa.array(np.arange(0, (count + 1) * dim, dim, dtype=np.int32))
-    flat = pa.array(np.ascontiguousarray(values_ND, dtype=np.float32).reshape(-1))
-    return pa.ListArray.from_arrays(offsets, flat)

@@ -26,6 +26,7 @@ log = logging.getLogger("latentlake")
 
 GRACE_S = 86_400.0
 DATASET_TABLES = ("quarantine", "sources", "images")
+MODEL_FOLDERS = (*MODEL_TABLES, MAPS.name, "evaluated", "embeddings")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,7 @@ def vacuum(
     """Removes what nothing needs from the tables of datasets and models, and old plans' remains."""
     uses = _Uses(lake)
     tables = [lake.dataset(d, t) for d in datasets for t in DATASET_TABLES]
-    tables += [lake.model(m, t) for m in models for t in (*MODEL_TABLES, MAPS.name, "embeddings")]
+    tables += [lake.model(m, t) for m in models for t in MODEL_FOLDERS]
     young = time.time() - grace_s
     paths, size = [], 0
     for uri in tables:

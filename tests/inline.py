@@ -14,7 +14,9 @@ from jobs import records
 from jobs.compact import CompactJob
 from jobs.config import EmbedSettings, RaySettings, StageSettings, TrainSettings
 from jobs.embed import EmbedJob
+from jobs.evaluate import EvaluateJob
 from jobs.job import Job, PoolJob, run
+from jobs.judge_config import EvaluateSettings
 from jobs.lake import Lake
 from jobs.records import save_completion
 from jobs.stage import StageJob
@@ -76,6 +78,18 @@ class InlineEmbed(Inline, EmbedJob):
 
 
 class OvertakenEmbed(Overtaken, InlineEmbed):
+    def __init__(self, lake: Lake, rival: Job, **settings) -> None:
+        super().__init__(lake, **settings)
+        self.rival = rival
+
+
+class InlineEvaluate(Inline, EvaluateJob):
+    def __init__(self, lake: Lake, night: str = NIGHT, **settings) -> None:
+        values = {"dataset": "d", "model": "m", "samples": 4, "resamples": 100} | settings
+        super().__init__(lake, EvaluateSettings(**values), night, RaySettings())
+
+
+class OvertakenEvaluate(Overtaken, InlineEvaluate):
     def __init__(self, lake: Lake, rival: Job, **settings) -> None:
         super().__init__(lake, **settings)
         self.rival = rival

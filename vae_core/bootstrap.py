@@ -8,10 +8,12 @@ matrices, and two statistics of the same counts are paired.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from typing import TypeVar
 
 import numpy as np
 
+K = TypeVar("K", bound=Hashable)
 # Counts (R, N) to values (R,) or (R, M); NaN where a resample has none.
 Statistic = Callable[[np.ndarray], np.ndarray]
 
@@ -26,20 +28,24 @@ class Interval:
     low: np.ndarray
     high: np.ndarray
 
+    def split(self) -> list[Interval]:
+        """One of each of M values."""
+        return [Interval(*one) for one in zip(self.value, self.low, self.high, strict=True)]
+
 
 def intervals(
-    statistics: Mapping[str, Statistic],
+    statistics: Mapping[K, Statistic],
     images: int,
     *,
     resamples: int,
     confidence: float,
     seed: int,
-) -> dict[str, Interval]:
+) -> dict[K, Interval]:
     """The statistics of N images with their percentile intervals; NaN where there is no value.
 
     The same draws for all statistics, and for every call with as many images and the same seed.
     """
-    drawn: dict[str, list[np.ndarray]] = {name: [] for name in statistics}
+    drawn: dict[K, list[np.ndarray]] = {name: [] for name in statistics}
     with np.errstate(invalid="ignore", divide="ignore"):
         for counts_RN in _counts(images, resamples, seed):
             for name, statistic in statistics.items():

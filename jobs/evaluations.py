@@ -1,0 +1,77 @@
+"""The evaluations of bundles: which numbers there are, and the rows of the last ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from jobs import catalog
+from jobs.judgements import EVALUATIONS
+from jobs.lake import Lake
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """better: higher / lower / none."""
+
+    unit: str
+    better: str
+
+
+_INTENSITY = "squared intensity in [0, 1]"
+# In the order of their rows.
+METRICS: dict[str, Metric] = {
+    "log_likelihood": Metric("nats", "higher"),
+    "neg_elbo": Metric("nats", "lower"),
+    "recon_nll": Metric("nats", "lower"),
+    "kl": Metric("nats", "none"),
+    "bits_per_dim": Metric("bits", "lower"),
+    "recon_mse": Metric(_INTENSITY, "lower"),
+    "inference_gap": Metric("nats", "lower"),
+    "active_units": Metric("dimensions", "higher"),
+    "aggregate_posterior_kl": Metric("nats", "lower"),
+    "probe_accuracy": Metric("share", "higher"),
+    "probe_accuracy_pca": Metric("share", "none"),
+    "auroc": Metric("probability", "higher"),
+    "average_precision": Metric("share", "higher"),
+    "nearest_train_heldout": Metric("intensity", "none"),
+    "nearest_train_samples": Metric("intensity", "none"),
+    "memorisation": Metric("standard deviations", "none"),
+    "calibration_p": Metric("probability", "none"),
+    "calibration_share": Metric("share", "none"),
+    "kl_dimension": Metric("nats", "none"),
+}
+# Of each image, in `evaluated`; the metric is their mean.
+MEANS = ("log_likelihood", "neg_elbo", "recon_nll", "kl", "bits_per_dim", "recon_mse")
+
+
+def latest(lake: Lake, model: str, version: str, dataset: str) -> list[dict[str, Any]]:
+    """Rows of the last evaluation of the newest snapshot that has one; none if there is none."""
+    asked = {"model": model, "model_version": version, "dataset": dataset}
+    finished = {run["job_id"]: number for number, run in enumerate(catalog.runs(lake))}
+    rows = [
+        row
+        for row in catalog.catalog_rows(lake, EVALUATIONS.name)
+        if row["job_id"] in finished and all(row[name] == value for name, value in asked.items())
+    ]
+    if not rows:
+        return []
+    _, last = max((row["images_version"], finished[row["job_id"]]) for row in rows)
+    return ordered([row for row in rows if finished[row["job_id"]] == last])
+
+
+def of_job(lake: Lake, job_id: str) -> list[dict[str, Any]]:
+    """The rows that one job published."""
+    rows = catalog.catalog_rows(lake, EVALUATIONS.name)
+    return ordered([row for row in rows if row["job_id"] == job_id])
+
+
+def ordered(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows in the order of METRICS; of one metric as they come, dimensions by number."""
+    places = {name: place for place, name in enumerate(METRICS)}
+
+    def place(row: dict[str, Any]) -> tuple[int, int]:
+        of = row["of"] or ""
+        return places.get(row["metric"], len(places)), int(of) if of.isdigit() else -1
+
+    return sorted(rows, key=place)
