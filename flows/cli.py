@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import click
 
+from flows.cli_evaluate import compare, evaluate
 from flows.cli_models import aliases, promote, rollback
 from flows.cli_query import METHOD, METRIC, query
 from flows.cli_train import sweep, train
@@ -252,7 +253,7 @@ def embed_files(files: tuple[str, ...], model: str, lake: str, as_json: bool) ->
     emit(rows, as_json, records_text([{name: row[name] for name in shown} for row in rows]))
 
 
-for _command in (query, train, sweep, promote, rollback, aliases):
+for _command in (query, train, sweep, promote, rollback, aliases, evaluate, compare):
     cli.add_command(_command)
 
 

@@ -78,6 +78,10 @@ class EvaluateJob(PoolJob):
         name, shape = f"{self.target}@{self.version}", image_shape_of(images.schema)
         require_same_images(self.about, name, self.settings.dataset, shape)
         held = open_snapshot(self.first_table)
+        if held is not None and held.is_published:
+            # Told now, not when all is done: another latent dimension has no place in it.
+            latent_dim = self.about["config"]["latent_dim"]
+            Table(self.first_table, evaluated_spec(latent_dim)).require_same_schema(held)
         paths = held.paths(self.partition) if held is not None else []
         done = self._is_done(held, images) if held is not None and paths else False
         columns = {} if done else self._columns(images)

@@ -8,10 +8,11 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.columns import TableSpec, codes, column, scores
+from jobs.errors import JobError
 from jobs.lake import Lake
 from jobs.nearest import vectors_of
 from jobs.shards import read_shard
-from jobs.storage import join
+from jobs.storage import exists, join
 
 FOLDER = "parts"
 
@@ -38,9 +39,12 @@ def parts_uri(lake: Lake, job_id: str) -> str:
 
 
 def read_parts(lake: Lake, job_id: str, paths: Sequence[str], latent_dim: int) -> pa.Table:
-    """All of them, by image id."""
-    uri = parts_uri(lake, job_id)
-    tables = [read_shard(join(uri, path)) for path in paths]
+    """All of them, by image id. Raises JobError where another run has cleared them away."""
+    uris = [join(parts_uri(lake, job_id), path) for path in paths]
+    gone = next((uri for uri in uris if not exists(uri)), None)
+    if gone is not None:
+        raise JobError(f"{gone} is gone: another run has finished {job_id}; run it again")
+    tables = [read_shard(uri) for uri in uris]
     found = pa.concat_tables([part_spec(latent_dim).file_schema.empty_table(), *tables])
     return found.sort_by("image_id")
 

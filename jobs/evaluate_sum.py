@@ -35,8 +35,8 @@ FEW = 50  # test images; intervals of fewer are not to be relied on
 CALIBRATED = 0.05  # the p-value below which a share of normal images is looked for
 NO_PRIOR = "a deterministic posterior has no prior"
 READ_Z = (
-    "Mann-Whitney z of distances, samples against test images: below -3 training images are "
-    "copied, above 3 samples are further off than images; samples are means of the decoder"
+    "Mann-Whitney z of distances to training images, samples (decoded means) against test images: "
+    "below -3 training images are copied, above 3 samples are further off than images are"
 )
 
 Key = tuple[str, str | None]  # metric, and what it is of

@@ -61,7 +61,7 @@ class Table:
             # One that was only created, for other columns perhaps, binds nobody: the first commit
             # brings its own.
             return found
-        self._require_same_schema(found)
+        self.require_same_schema(found)
         for _ in range(ATTEMPTS):
             new = [f for f in _delta_schema(self.spec) if f.name not in found.schema.names]
             if not new:
@@ -106,7 +106,8 @@ class Table:
         """Columns, types and field metadata as the log has them, JSON."""
         return Schema.from_arrow(_delta_schema(self.spec)).to_json()
 
-    def _require_same_schema(self, found: Snapshot) -> None:
+    def require_same_schema(self, found: Snapshot) -> None:
+        """Raises InputError where the table cannot take this spec's rows."""
         ours = {f.name: f for f in _delta_schema(self.spec)}
         theirs = {f.name: f for f in found.schema}
         for name, field in ours.items():
