@@ -92,12 +92,12 @@ class Summary:
         count = len(self.test)
         right = self._probe[0]
         right = np.full(count, np.nan) if right is None else right
-        known = self.test["log_likelihood"].is_valid()
-        samples = pa.array([self.settings["rule"]["samples"]] * count, pa.int32())
+        known = self.test["log_likelihood"].is_valid().to_pylist()
+        samples = self.settings["rule"]["samples"]
         columns = {name: self.test[name] for name in schema.names if name in self.test.schema.names}
         columns |= {
             "images_version": pa.repeat(self.settings["images_version"], count),
-            "samples": pa.array(samples, mask=~known.to_numpy()) if count else samples,
+            "samples": pa.array([samples if one else None for one in known], pa.int32()),
             "probe_right": _truths(right),
             "is_anomaly": _truths(floats(self.test, "is_anomaly")),
             **{name: pa.repeat(value, count) for name, value in stamp.items()},

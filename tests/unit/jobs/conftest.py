@@ -11,7 +11,8 @@ from jobs import job
 from jobs.lake import Lake
 from jobs.storage import local_path
 from tests.helpers import write_source
-from tests.inline import InlineStage, InlineTrain
+from tests.inline import InlineEvaluate, InlineStage, InlineTrain
+from tests.labelled import write_labelled
 
 
 @pytest.fixture(scope="session")
@@ -45,3 +46,21 @@ def staged(trained: Lake) -> Lake:
     runs = root / "catalog" / "runs"
     assert runs.exists()
     return trained
+
+
+@pytest.fixture(scope="session")
+def judged_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("judged")
+    write_labelled(folder / "source" / "a.parquet", range(1300))
+    lake = Lake((folder / "lake").as_uri())
+    job.run(InlineStage(lake, folder / "source", rows_per_unit=400))
+    job.run(InlineTrain(lake))
+    job.run(InlineEvaluate(lake))
+    return folder
+
+
+@pytest.fixture
+def judged(judged_once: Path, tmp_path: Path) -> Lake:
+    """1,300 images with labels and anomalies; a model that has been evaluated."""
+    shutil.copytree(judged_once / "lake", tmp_path / "lake")
+    return Lake((tmp_path / "lake").as_uri())
