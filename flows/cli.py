@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import click
 
+from flows.cli_drift import drift
 from flows.cli_evaluate import compare, evaluate
 from flows.cli_models import aliases, promote, rollback
 from flows.cli_query import METHOD, METRIC, query
@@ -253,7 +254,7 @@ def embed_files(files: tuple[str, ...], model: str, lake: str, as_json: bool) ->
     emit(rows, as_json, records_text([{name: row[name] for name in shown} for row in rows]))
 
 
-for _command in (query, train, sweep, promote, rollback, aliases, evaluate, compare):
+for _command in (query, train, sweep, promote, rollback, aliases, evaluate, compare, drift):
     cli.add_command(_command)
 
 

@@ -73,7 +73,20 @@ def query_anomalies(lake: str, model: str, **options: Any) -> None:
     asked = {
         name: options[name] for name in ["score", "top", "night", "label", "dataset", "flagged"]
     }
-    _emit_rows(_held(lake).embeddings(model).anomalies(**asked), lake, options)
+    rows = _held(lake).embeddings(model).anomalies(**asked)
+    _emit_rows(rows, lake, options, note=_doubted(rows))
+
+
+def _doubted(rows: Any) -> str:
+    """What has to be said of p-values whose calibration does not hold; empty where all do."""
+    pairs = zip(rows["calibration_valid"].to_pylist(), rows["p_value"].to_pylist(), strict=True)
+    count = sum(valid is False and p_value is not None for valid, p_value in pairs)
+    if not count:
+        return ""
+    return (
+        f"\nthe p-values of {count} of these cannot be believed (calibration_valid): drift was "
+        "found, or scores were computed otherwise than the calibration's; see latentlake drift"
+    )
 
 
 @query.command("neighbours")
@@ -181,9 +194,13 @@ def _held(lake: str) -> Lake:
 
 
 def _emit_rows(
-    table: Any, lake: str, options: dict[str, Any], columns: Sequence[str] | None = None
+    table: Any,
+    lake: str,
+    options: dict[str, Any],
+    columns: Sequence[str] | None = None,
+    note: str = "",
 ) -> None:
-    """columns: those that a screen has room for; all of them if None."""
+    """columns: those that a screen has room for; all of them if None. note: below the rows."""
     from flows.output import csv_text, emit, records_text, to_records, write_parquet
 
     if options["parquet"]:
@@ -202,4 +219,4 @@ def _emit_rows(
     text = records_text(to_records(table.select(shown).slice(0, SHOWN)))
     if len(table) > SHOWN:
         text += f"\n{SHOWN} of {len(table):,} rows; --csv, --json or --parquet FILE give all"
-    emit(None, False, text)
+    emit(None, False, text + note)

@@ -23,7 +23,8 @@ class JobReport:
         return dataclasses.asdict(self)
 
 
-LATEST = ("fewest_flaggable",)  # counts that do not add up: the later one is told
+# Counts that do not add up: the later one is told.
+LATEST = ("fewest_flaggable", "drifted", "arrivals", "reference")
 
 
 def merged(first: JobReport, second: JobReport) -> JobReport:

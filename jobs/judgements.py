@@ -76,12 +76,17 @@ DRIFT = TableSpec(
             column("model", pa.string(), "the model", required=True),
             column("model_version", pa.string(), "version of the bundle", required=True),
             column("dataset", pa.string(), "dataset of the images", required=True),
+            column(
+                "sequence",
+                pa.int64(),
+                "grows by one a judgement of a model version and dataset; the last one holds",
+            ),
             column("first_version", pa.int64(), "of the images table: the first of the arrivals"),
             column("last_version", pa.int64(), "of the images table: the last of the arrivals"),
             column(
                 "test",
                 pa.string(),
-                "combined / hotelling / mmd / classifier / ks; combined decides",
+                "combined / hotelling / mmd / classifier / ks / fisher; combined decides",
                 required=True,
             ),
             column("sample", pa.string(), "embeddings / scores / pixels / source; null: all"),
@@ -94,6 +99,11 @@ DRIFT = TableSpec(
             column("alpha", pa.float64(), "what this night may spend", unit="probability"),
             column("drifted", pa.bool_(), "of combined: whether drift was found; null: not tested"),
             column("note", pa.string(), "what has to be known of it; why nothing was tested"),
+            column(
+                "embed_jobs",
+                pa.list_(pa.field("element", pa.string())),
+                "of combined: the jobs that embedded the arrivals",
+            ),
             *provenance(),
         ]
     ),

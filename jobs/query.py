@@ -39,6 +39,11 @@ RANKED = (*SCORES, "p_value")
 MANY = 1_000_000  # embeddings, from which on an index is asked where there is one
 FEW = 1000  # ids that a statement may list
 ENOUGH = 3  # images of a label, to say what is usual
+# Null where an older release has made no row of the batch.
+OF_ITS_BATCH = """
+    (SELECT bool_and(b.calibration_valid) FROM batches b
+     WHERE b.model = ? AND b.model_version = ? AND b.dataset = r.dataset AND b.job_id = r.job_id)
+"""
 
 
 class Lake(lake.Lake):
@@ -89,7 +94,7 @@ class Embeddings:
         dataset: str | None = None,
         flagged: bool = False,
     ) -> pa.Table:
-        """The most anomalous images, worst first.
+        """The most anomalous images, worst first; calibration_valid: whether to believe p_value.
 
         score: one of RANKED; the bundle's decision score if None. p_value ranks ascending.
         flagged: only those that were flagged when their batch was embedded, with their evidence.
@@ -108,16 +113,22 @@ class Embeddings:
         if flagged:
             shown += ["r.q_value", "r.calibration_valid", "r.max_patch_y", "r.max_patch_x"]
             shown += ["r.max_patch_side", "r.latents", "r.batch"]
+        else:
+            shown += ["r.job_id"]
         # Rank on narrow columns first, then fetch the rest for the few that are shown.
-        ranked = self.lake.sql(
-            f"""
+        ranked = f"""
             SELECT r.image_id, r.dataset, r.night, r.{score}{"".join(f", {c}" for c in shown)}
             FROM {table} r WHERE {where} {of_label} AND r.{score} IS NOT NULL
             ORDER BY r.{score} {order}, r.image_id LIMIT ?
-            """,
-            [*params, *more, top],
-        )
-        return self._explained(ranked)
+        """
+        params += [*more, top]
+        if not flagged:
+            ranked = f"""
+                SELECT r.* EXCLUDE (job_id), {OF_ITS_BATCH} AS calibration_valid
+                FROM ({ranked}) r ORDER BY r.{score} {order}, r.image_id
+            """
+            params = [self.model, self.version, *params]
+        return self._explained(self.lake.sql(ranked, params))
 
     def neighbours(
         self,

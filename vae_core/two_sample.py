@@ -2,16 +2,17 @@
 
 Each test is a statistic of a labelling, arrivals against reference, and all of them see the same
 random relabellings. So their p-values hold whatever the distribution is, as long as blocks (a
-source's images of one hour, say) could have come on either side, and the smallest of them, held
-against the smallest of each relabelling, is one p-value for all (nonparametric combination: Pesarin
-& Salmaso 2010, "Permutation tests for complex data", chapter 4). Images of a block stay together:
-what they share is no evidence.
+source's images of one hour, say) could have come on either side. All tests together give one
+p-value: that of the strongest of them, held against the strongest of each relabelling
+(nonparametric combination: Pesarin & Salmaso 2010, "Permutation tests for complex data", chapter
+4). Images of a block stay together: what they share is no evidence.
 
 The tests: Hotelling's T² (a shift of the mean); maximum mean discrepancy with a Gaussian kernel
 (Gretton et al. 2012, "A kernel two-sample test"); a classifier's held-out separation (Lopez-Paz &
 Oquab 2017, "Revisiting classifier two-sample tests"), here a ridge regression, whose predictions
 are linear in the labels, so that each relabelling costs a product and not a fit; Kolmogorov–Smirnov
-in each dimension.
+in each dimension. Each is made of each family of numbers that the images have: their embeddings,
+their scores, and so on.
 
 Legend: N images of both samples, D dimensions, L labellings, the first of them the true one.
 """
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -28,70 +30,133 @@ WAVES = 200  # random Fourier features of the classifier
 RIDGE = 1e-2  # of the classifier, in shares of its features' mean square
 LEAST = 1e-4  # that a statistic of scaled data can sensibly be: below lies rounding alone
 FLOOR = 1e-6  # of a variance, in shares of the largest
+TAIL = 50  # one labelling in as many is in the tail, beyond which ranks tell too little
+LEAST_TAIL = 10  # labellings in it
+DIMENSIONS = 16  # at once, so that they stay in the processor's cache
+TESTS = ("hotelling", "mmd", "classifier", "ks")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TwoSample:
-    """p_value: of all tests together. tests: each one's own. effects: how large a change is.
+class Family:
+    """tests: the p-value of each. effects: how large each one's change is: the largest difference
+    of means in standard deviations of a dimension, the root of the squared discrepancy, the AUROC
+    of held-out predictions, the largest difference of distribution functions.
 
-    ks_D, ks_p_D: the largest difference of the two distribution functions in each dimension, and
-    its p-value, adjusted for all dimensions (Westfall & Young's maximum, which holds the error of
-    the family as Holm's procedure does, without D times as many relabellings).
-    smallest_p: that any data could have got, by the number of relabellings.
+    ks_D, ks_p_D: that difference in each dimension, and its p-value, adjusted for all dimensions of
+    the family (Westfall & Young's maximum, which holds the error of the family as Holm's procedure
+    does, without D times as many relabellings).
     """
 
-    p_value: float
     tests: dict[str, float]
     effects: dict[str, float]
     ks_D: np.ndarray
     ks_p_D: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TwoSample:
+    """p_value: of all tests of all families together. smallest_p: that any data could have got, by
+    the number of relabellings."""
+
+    p_value: float
+    families: dict[str, Family]
     smallest_p: float
 
 
 def two_sample(
-    arrivals_ND: np.ndarray,
-    reference_ND: np.ndarray,
+    families: Mapping[str, tuple[np.ndarray, np.ndarray]],
     *,
     seed: int,
     arrival_blocks_N: np.ndarray | None = None,
     reference_blocks_N: np.ndarray | None = None,
     relabellings: int = 999,
 ) -> TwoSample:
-    """Both samples against each other, by all tests.
+    """Both samples against each other, by all tests of all families.
 
-    blocks: a number for each image, of what it came with; each image alone if None. Raises
-    ValueError where a side has fewer than two images or blocks, or a value is not finite.
+    families: by name, arrivals and reference, (images, D) each: D may differ from family to family,
+    the images are the same ones in the same order. blocks: a number for each image, of what it came
+    with; each image alone if None. Raises ValueError where a side has fewer than two images or
+    blocks, families differ in their images, or a value is not finite.
     """
-    x_ND = np.concatenate([arrivals_ND, reference_ND]).astype(np.float64)
-    if not np.isfinite(x_ND).all():
-        raise ValueError("two samples: values have to be finite")
-    is_arrival_N = np.arange(len(x_ND)) < len(arrivals_ND)
+    is_arrival_N = _labels(families)
     blocks_N = _blocks(is_arrival_N, arrival_blocks_N, reference_blocks_N)
     generator = np.random.default_rng(seed)
     w_NL = weights(is_arrival_N, blocks_N, relabellings, generator)
+    found: dict[str, Family] = {}
+    strongest_L = np.zeros(w_NL.shape[1])
+    for name, pair in families.items():
+        x_ND = np.concatenate(pair).astype(np.float64)
+        if not np.isfinite(x_ND).all():
+            raise ValueError(f"two samples: values have to be finite, {name}'s are not all")
+        found[name], told_L = _family(w_NL, x_ND, blocks_N, generator)
+        strongest_L = np.maximum(strongest_L, told_L)
+    return TwoSample(
+        p_value=float(np.mean(strongest_L >= strongest_L[0])),
+        families=found,
+        smallest_p=1.0 / (1 + relabellings),
+    )
+
+
+def _labels(families: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    sizes = {(len(arrivals), len(reference)) for arrivals, reference in families.values()}
+    if len(sizes) != 1:
+        raise ValueError(f"two samples: families need the same images, these have {sorted(sizes)}")
+    ((arrivals, reference),) = sizes
+    return np.arange(arrivals + reference) < arrivals
+
+
+def _family(
+    w_NL: np.ndarray, x_ND: np.ndarray, blocks_N: np.ndarray, generator: np.random.Generator
+) -> tuple[Family, np.ndarray]:
+    """One family's tests, and the strongest evidence among them, (L,)."""
     scaled_ND = _scaled(x_ND)
     ks_DL = ks_statistics(w_NL, x_ND)
+    separation_L, auroc = separation(w_NL, scaled_ND, blocks_N, generator)
     statistics = {
         "hotelling": mean_shift(w_NL, scaled_ND),
         "mmd": discrepancy(w_NL, scaled_ND),
-        "classifier": separation(w_NL, scaled_ND, blocks_N, generator),
+        "classifier": separation_L,
         "ks": ks_DL.max(axis=0),
     }
-    ranks = {name: _shares_above(values_L) for name, values_L in statistics.items()}
-    smallest_L = np.min(list(ranks.values()), axis=0)
-    highest_L = ks_DL.max(axis=0)
-    return TwoSample(
-        p_value=float(np.mean(smallest_L <= smallest_L[0])),
-        tests={name: float(values_L[0]) for name, values_L in ranks.items()},
+    rounded = {name: _rounded(values_L) for name, values_L in statistics.items()}
+    highest_L = statistics["ks"]
+    told = Family(
+        tests={name: float(_shares_above(values_L)[0]) for name, values_L in rounded.items()},
         effects={
-            "mean_shift_sd": float(np.abs(w_NL[:, 0] @ scaled_ND).max()),
+            "hotelling": float(np.abs(w_NL[:, 0] @ scaled_ND).max()),
             "mmd": math.sqrt(max(0.0, float(statistics["mmd"][0]))),
+            "classifier": auroc,
             "ks": float(highest_L[0]),
         },
         ks_D=ks_DL[:, 0],
         ks_p_D=np.array([np.mean(highest_L >= one - 1e-12) for one in ks_DL[:, 0]]),
-        smallest_p=1.0 / (1 + relabellings),
     )
+    return told, np.max([evidence(values_L) for values_L in rounded.values()], axis=0)
+
+
+def evidence(values_L: np.ndarray) -> np.ndarray:
+    """(L,): -log of each labelling's p-value among all, so that tests can be held together.
+
+    Ranks alone would tie the strongest labelling of each of many tests, and a night far beyond all
+    relabellings in one test would still be no better than those that happen to lead in another. So
+    in the tail the p-value goes on as an exponential does that fits the tail's median (after
+    Knijnenburg et al. 2009, "Fewer permutations, more accurate P-values"). How well it fits decides
+    about power alone: all labellings are treated alike, the true one too, so that the combined
+    p-value holds whatever the fit.
+    """
+    told_L = -np.log(_shares_above(values_L))
+    count = max(LEAST_TAIL, len(values_L) // TAIL)
+    if len(values_L) < 2 * count:
+        return told_L
+    start = np.partition(values_L, -count)[-count]
+    beyond_L = values_L > start
+    if not beyond_L.any():
+        return told_L
+    excess_L = values_L[beyond_L] - start
+    told_L[beyond_L] = math.log(len(values_L) / count) + excess_L * (
+        math.log(2.0) / np.median(excess_L)
+    )
+    return told_L
 
 
 def weights(
@@ -137,8 +202,9 @@ def discrepancy(w_NL: np.ndarray, x_ND: np.ndarray) -> np.ndarray:
 
 def separation(
     w_NL: np.ndarray, x_ND: np.ndarray, blocks_N: np.ndarray, generator: np.random.Generator
-) -> np.ndarray:
-    """(L,): how far the classifier's held-out predictions of the two sides lie apart.
+) -> tuple[np.ndarray, float]:
+    """(L,): how far the classifier's held-out predictions of the two sides lie apart; and the share
+    of pairs that they put in order, for the true labelling (AUROC).
 
     Folds are of whole blocks.
     """
@@ -151,8 +217,17 @@ def separation(
         seen_NF = features_NF[~out_N]
         square_FF = seen_NF.T @ seen_NF
         square_FF[np.diag_indices_from(square_FF)] += RIDGE * np.trace(square_FF) / len(square_FF)
-        told_NL[out_N] = features_NF[out_N] @ np.linalg.solve(square_FF, seen_NF.T @ w_NL[~out_N])
-    return np.einsum("nl,nl->l", w_NL, told_NL)
+        told_KL = features_NF[out_N] @ np.linalg.solve(square_FF, seen_NF.T @ w_NL[~out_N])
+        # What a fold has more of, the others have less of: its level tells the wrong way round.
+        told_NL[out_N] = told_KL - told_KL.mean(axis=0)
+    return np.einsum("nl,nl->l", w_NL, told_NL), _auroc(told_NL[:, 0], w_NL[:, 0] > 0)
+
+
+def _auroc(told_N: np.ndarray, is_arrival_N: np.ndarray) -> float:
+    """Mann & Whitney's, equal predictions counting half."""
+    reference = np.sort(told_N[~is_arrival_N])
+    below, upto = (np.searchsorted(reference, told_N[is_arrival_N], s) for s in ("left", "right"))
+    return float(np.mean(below + upto) / (2 * len(reference)))
 
 
 def _features(x_ND: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -166,21 +241,38 @@ def _features(x_ND: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 
 def ks_statistics(w_NL: np.ndarray, x_ND: np.ndarray) -> np.ndarray:
     """(D, L): the largest difference of the two distribution functions, in each dimension."""
-    found_DL = np.empty((x_ND.shape[1], w_NL.shape[1]))
-    for d, values_N in enumerate(x_ND.T):
-        order_N = np.argsort(values_N, kind="stable")
-        sorted_N = values_N[order_N]
-        # Among equal values the functions are compared after the last one.
-        ends_N = np.append(sorted_N[1:] != sorted_N[:-1], True)
-        found_DL[d] = np.abs(np.cumsum(w_NL[order_N], axis=0)[ends_N]).max(axis=0)
-    return found_DL
+    starts = range(0, x_ND.shape[1], DIMENSIONS)
+    return np.concatenate([_ks(w_NL, x_ND[:, start : start + DIMENSIONS]) for start in starts])
+
+
+def _ks(w_NL: np.ndarray, x_ND: np.ndarray) -> np.ndarray:
+    order_ND = np.argsort(x_ND, axis=0, kind="stable")
+    sorted_ND = np.take_along_axis(x_ND, order_ND, axis=0)
+    # Among equal values the functions are compared after the last one.
+    ends_ND = np.ones(x_ND.shape, bool)
+    ends_ND[:-1] = sorted_ND[1:] != sorted_ND[:-1]
+    sum_DL = np.zeros((x_ND.shape[1], w_NL.shape[1]))
+    highest_DL, lowest_DL = sum_DL.copy(), sum_DL.copy()
+    # Image by image for all dimensions at once: 20 times as fast as a sum of whole columns.
+    for order_D, ends_D in zip(order_ND, ends_ND, strict=True):
+        sum_DL += w_NL[order_D]
+        if ends_D.all():
+            np.maximum(highest_DL, sum_DL, out=highest_DL)
+            np.minimum(lowest_DL, sum_DL, out=lowest_DL)
+        elif ends_D.any():
+            highest_DL[ends_D] = np.maximum(highest_DL[ends_D], sum_DL[ends_D])
+            lowest_DL[ends_D] = np.minimum(lowest_DL[ends_D], sum_DL[ends_D])
+    return np.maximum(highest_DL, -lowest_DL)
+
+
+def _rounded(values_L: np.ndarray) -> np.ndarray:
+    """In shares of the largest, so that equal labellings, which differ in the last digit, tie."""
+    return np.round(values_L / max(np.abs(values_L).max(), LEAST), 12)
 
 
 def _shares_above(values_L: np.ndarray) -> np.ndarray:
     """(L,): of each labelling, the share of all that are at least as extreme, itself among them."""
-    # Equal labellings differ in the last digit.
-    rounded_L = np.round(values_L / max(np.abs(values_L).max(), LEAST), 12)
-    below_L = np.searchsorted(np.sort(rounded_L), rounded_L, side="left")
+    below_L = np.searchsorted(np.sort(values_L), values_L, side="left")
     return (len(values_L) - below_L) / len(values_L)
 
 

@@ -70,9 +70,9 @@ def test_a_question_opens_the_tables_that_it_names(trained: Places, monkeypatch)
     lake.sql('WITH x AS (SELECT * FROM "Embeddings" WHERE night = ?) SELECT * FROM x', ["?"])
     assert opened == ["embeddings"]
     lake.embeddings("m").anomalies(top=3)
-    assert sorted(opened) == ["embeddings", "images"]
+    assert sorted(opened) == ["batches", "embeddings", "images"]
     lake.embeddings("m").anomalies(top=3)
-    assert len(opened) == 2
+    assert len(opened) == 3
 
 
 def test_anomalies_of_a_label(lake: Lake, model: Embeddings) -> None:

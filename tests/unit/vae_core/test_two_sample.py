@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from vae_core.tails import smallest_shift
 from vae_core.two_sample import (
+    Family,
     TwoSample,
     discrepancy,
+    evidence,
     ks_statistics,
     mean_shift,
     two_sample,
@@ -24,7 +27,12 @@ def drawn(generator: np.random.Generator, count: int, dimensions: int = 4) -> np
 
 
 def told(arrivals: np.ndarray, reference: np.ndarray, seed: int = 0, **more) -> TwoSample:
-    return two_sample(arrivals, reference, seed=seed, relabellings=99, **more)
+    return two_sample({"x": (arrivals, reference)}, seed=seed, relabellings=99, **more)
+
+
+def of(found: TwoSample) -> Family:
+    """The only family's."""
+    return found.families["x"]
 
 
 def interval(rate: float, count: int) -> tuple[float, float]:
@@ -79,8 +87,8 @@ def test_nights_like_the_reference_are_false_alarms_as_often_as_was_said() -> No
     low, high = interval(ALPHA, NIGHTS)
     assert low <= np.mean([one.p_value <= ALPHA for one in found]) <= high
     for name in ("hotelling", "mmd", "classifier", "ks"):
-        assert low <= np.mean([one.tests[name] <= ALPHA for one in found]) <= high, name
-    assert np.mean([one.ks_p_D.min() <= ALPHA for one in found]) <= high  # of the whole family
+        assert low <= np.mean([of(one).tests[name] <= ALPHA for one in found]) <= high, name
+    assert np.mean([of(one).ks_p_D.min() <= ALPHA for one in found]) <= high  # of the whole family
 
 
 @pytest.mark.slow
@@ -118,17 +126,20 @@ def test_what_images_of_a_block_share_is_no_evidence() -> None:
 def test_a_change_is_found_by_the_test_for_it_and_by_all_together(change, test: str) -> None:
     generator = np.random.default_rng(5)
     found = [told(change(drawn(generator, 150)), drawn(generator, 300), n) for n in range(40)]
-    assert np.mean([one.tests[test] <= 0.05 for one in found]) > 0.8
+    assert np.mean([of(one).tests[test] <= 0.05 for one in found]) > 0.8
     assert np.mean([one.p_value <= 0.05 for one in found]) > 0.8
 
 
 def test_the_dimension_that_changed_is_named() -> None:
     generator = np.random.default_rng(6)
     found = told(drawn(generator, 200) + np.array([0, 0, 1.0, 0]), drawn(generator, 200))
-    assert found.ks_D.argmax() == 2
-    assert found.ks_p_D[2] == found.smallest_p == 0.01
-    assert found.ks_p_D[[0, 1, 3]].min() > 0.05
-    assert 0.7 < found.effects["mean_shift_sd"] < 1.2
+    assert of(found).ks_D.argmax() == 2
+    assert of(found).ks_p_D[2] == found.smallest_p == 0.01
+    assert of(found).ks_p_D[[0, 1, 3]].min() > 0.05
+    effects = of(found).effects
+    assert 0.7 < effects["hotelling"] < 1.2
+    # Two Gaussians one standard deviation apart: Φ(1/√2).
+    assert 0.6 < effects["classifier"] < stats.norm.cdf(1 / np.sqrt(2)) + 0.08
 
 
 def test_it_is_the_same_for_the_same_seed_and_any_scale() -> None:
@@ -137,17 +148,17 @@ def test_it_is_the_same_for_the_same_seed_and_any_scale() -> None:
     first = told(x, y)
     assert told(x, y).p_value == first.p_value
     scaled = told(x * [1e6, 1e-6, 1, 3] + 100, y * [1e6, 1e-6, 1, 3] + 100)
-    assert scaled.tests == pytest.approx(first.tests, abs=0.011)
+    assert of(scaled).tests == pytest.approx(of(first).tests, abs=0.011)
 
 
 def test_what_does_not_vary_is_no_difference() -> None:
     generator = np.random.default_rng(8)
     x, y = drawn(generator, 40), drawn(generator, 40)
     constant = told(np.c_[x, np.ones(40)], np.c_[y, np.ones(40)])
-    assert constant.ks_D[4] == pytest.approx(0.0, abs=1e-12)
+    assert of(constant).ks_D[4] == pytest.approx(0.0, abs=1e-12)
     nothing = told(np.ones((10, 2)), np.ones((10, 2)))
     assert nothing.p_value > 0.5
-    assert (nothing.ks_p_D == 1.0).all()
+    assert (of(nothing).ks_p_D == 1.0).all()
 
 
 @pytest.mark.parametrize(
@@ -161,3 +172,68 @@ def test_what_does_not_vary_is_no_difference() -> None:
 def test_what_cannot_be_compared_is_refused(x, y, blocks, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         told(x, y, arrival_blocks_N=blocks)
+
+
+def test_families_of_other_images_are_refused() -> None:
+    x, y = np.ones((9, 2)), np.ones((8, 2))
+    with pytest.raises(ValueError, match="same images"):
+        two_sample({"a": (x, y), "b": (x, x)}, seed=0)
+
+
+def test_a_change_of_one_test_is_not_lost_among_the_others() -> None:
+    """Of sixteen tests each has a labelling that leads in it: by ranks alone they would all tie."""
+    generator = np.random.default_rng(9)
+    pairs = {n: (drawn(generator, 150), drawn(generator, 150)) for n in ("a", "b", "c")}
+    moved = (drawn(generator, 150) + np.array([1.0, 0, 0, 0]), drawn(generator, 150))
+    found = two_sample(pairs | {"moved": moved}, seed=0, relabellings=499)
+    assert found.p_value == found.smallest_p == 1 / 500
+    assert min(found.families["moved"].tests.values()) == 1 / 500
+
+
+def test_evidence_keeps_the_order_and_goes_on_where_ranks_end() -> None:
+    values = np.r_[40.0, np.random.default_rng(10).exponential(size=1999)]
+    found = evidence(values)
+    order = np.argsort(values)
+    assert (np.diff(found[order]) >= -1e-12).all()
+    # -log p of a standard exponential is the value itself.
+    np.testing.assert_allclose(np.median(found[1:] - values[1:]), 0.0, atol=0.1)
+    assert found[0] == pytest.approx(40.0, rel=0.4)
+    assert found[0] > np.log(2000) + 10
+    tied = evidence(np.r_[np.ones(1000), np.zeros(1000)])
+    np.testing.assert_allclose(tied[:1000], np.log(2))
+
+
+@pytest.mark.slow
+def test_families_together_alarm_as_often_as_was_said() -> None:
+    """Of very different sizes and shapes, and one the copy of another."""
+    generator = np.random.default_rng(11)
+    found = []
+    for night in range(NIGHTS):
+        x, y = drawn(generator, 40, 6), drawn(generator, 60, 6)
+        families = {"wide": (x, y), "narrow": (np.exp(x[:, :1]), np.exp(y[:, :1])), "same": (x, y)}
+        families["rare"] = (x[:, 1:2] > 1.5, y[:, 1:2] > 1.5)
+        found.append(two_sample(families, seed=night, relabellings=199).p_value)
+    for level in (ALPHA, 0.02):
+        low, high = interval(level, NIGHTS)
+        assert low <= np.mean(np.array(found) <= level) <= high, level
+
+
+@pytest.mark.slow
+def test_the_smallest_shift_is_found_as_often_as_was_said() -> None:
+    """By Hotelling's test of one family at its own level; by all together at least as often."""
+    generator = np.random.default_rng(12)
+    level, tests, dimensions = 0.05, 4, 8
+    alone = smallest_shift(100, 150, dimensions, level)
+    shared = smallest_shift(100, 150, dimensions, level / tests)
+    found = {"alone": [], "shared": []}
+    for night in range(150):
+        x, y = drawn(generator, 100, dimensions), drawn(generator, 150, dimensions)
+        direction = generator.standard_normal(dimensions)
+        direction /= np.linalg.norm(direction)
+        seen = two_sample({"x": (x + alone * direction, y)}, seed=night, relabellings=199)
+        found["alone"].append(of(seen).tests["hotelling"] <= level)
+        seen = two_sample({"x": (x + shared * direction, y)}, seed=night, relabellings=199)
+        found["shared"].append(seen.p_value <= level)
+    low, high = interval(0.8, 150)
+    assert low <= np.mean(found["alone"]) <= high
+    assert np.mean(found["shared"]) >= low

@@ -1,0 +1,39 @@
+"""What drift has found so far, as the catalog has it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jobs import catalog
+from jobs.judgements import DRIFT
+from jobs.lake import Lake
+
+
+def judgements(lake: Lake, model: str, version: str, dataset: str) -> list[dict[str, Any]]:
+    """The combined rows of a model version and dataset, oldest first."""
+    rows = _rows(lake, model, version, dataset)
+    return sorted((r for r in rows if r["test"] == "combined"), key=lambda r: r["sequence"])
+
+
+def latest(
+    lake: Lake, model: str, version: str, dataset: str, night: str | None = None
+) -> list[dict[str, Any]]:
+    """All rows of the last judgement, of a night's last one where given: the combined one first,
+    then by p-value. Empty where there is none."""
+    rows = _rows(lake, model, version, dataset)
+    asked = [row for row in rows if night is None or row["night"] == night]
+    last = max((row["sequence"] for row in asked), default=None)
+    found = [row for row in asked if row["sequence"] == last]
+    return sorted(found, key=lambda row: (row["test"] != "combined", row["p_value"] or 0.0))
+
+
+def drift_found(lake: Lake, model: str, version: str, dataset: str) -> bool:
+    """Whether the last judgement that tested anything found drift."""
+    tested = [r for r in judgements(lake, model, version, dataset) if r["drifted"] is not None]
+    return bool(tested) and tested[-1]["drifted"]
+
+
+def _rows(lake: Lake, model: str, version: str, dataset: str) -> list[dict[str, Any]]:
+    asked = {"model": model, "model_version": version, "dataset": dataset}
+    rows = catalog.catalog_rows(lake, DRIFT.name)
+    return [row for row in rows if all(row[name] == value for name, value in asked.items())]
