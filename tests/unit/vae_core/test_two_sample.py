@@ -48,7 +48,7 @@ def test_statistics_are_those_of_the_books() -> None:
     is_arrival = np.arange(100) < 40
     w_NL = weights(is_arrival, np.arange(100), 50, generator)
     ks = ks_statistics(w_NL, both)
-    t_squared, mmd = mean_shift(w_NL, both), discrepancy(w_NL, both)
+    t_squared, mmd = mean_shift(w_NL, both), discrepancy(w_NL, both, generator)
     distances = np.square(both[:, None] - both[None]).sum(axis=-1)
     kernel = np.exp(-distances / np.median(distances[np.triu_indices(100, 1)]))
     for labelling in range(51):
@@ -65,6 +65,18 @@ def test_statistics_are_those_of_the_books() -> None:
         hotelling = 40 * 60 / 100 * difference @ np.linalg.solve(pooled, difference)
         t = 40 * 60 / 100 * t_squared[labelling] / 100
         assert t / (1 - t) * 98 == pytest.approx(hotelling)
+
+
+def test_the_kernel_is_the_same_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(13)
+    x = drawn(generator, 70)
+    w_NL = weights(np.arange(70) < 30, np.arange(70), 20, generator)
+    whole = discrepancy(w_NL, x, np.random.default_rng(0))
+    distances = np.square(x[:, None] - x[None]).sum(axis=-1)
+    # The median of a part is another one, and so is the kernel: hold it fixed.
+    monkeypatch.setattr(np, "median", lambda values: np.quantile(distances[distances > 0], 0.5))
+    monkeypatch.setattr("vae_core.two_sample.ROWS", 16)
+    np.testing.assert_allclose(discrepancy(w_NL, x, np.random.default_rng(0)), whole)
 
 
 def test_equal_values_are_one_step_of_a_distribution_function() -> None:
