@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs import catalog, drifts, records
+from jobs.errors import InputError
 from jobs.job import Job, OutOfDate
 from jobs.judge_config import DriftRule, DriftSettings
 from jobs.judgements import DRIFT
@@ -68,6 +69,7 @@ class DriftJob(Job):
         judged: images may be embedded later than newer ones, or again.
         """
         images = catalog.images_snapshot(self.lake, self.settings.dataset)
+        _require_column(images, self.settings)
         held = self._judgements()
         waiting, ends = self._waiting(held)
         told = {job_id for row in held for job_id in row["embed_jobs"] or ()}
@@ -264,3 +266,12 @@ def _believed(rows: pa.Table, jobs: pa.Array) -> Any:
     """Which rows are of those jobs and not marked yet."""
     theirs = pc.is_in(rows["job_id"], jobs)  # type: ignore[attr-defined]
     return pc.and_(theirs, pc.fill_null(rows["calibration_valid"], True))  # type: ignore[attr-defined]
+
+
+def _require_column(images: Snapshot, settings: DriftSettings) -> None:
+    known = [name for name in images.schema.names if name not in ("image", "image_id")]
+    if settings.block_by is not None and settings.block_by not in known:
+        raise InputError(
+            f"dataset {settings.dataset!r} has no column {settings.block_by!r} to make blocks by; "
+            f"it has {', '.join(sorted(known))}"
+        )

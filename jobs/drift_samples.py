@@ -17,7 +17,6 @@ import pyarrow.compute as pc
 
 from jobs import catalog
 from jobs.drift_columns import pixel_columns, score_columns, source_columns
-from jobs.errors import InputError
 from jobs.idset import HALVES, IdSet, digests
 from jobs.judge_config import DriftRule
 from jobs.lake import Lake
@@ -81,9 +80,8 @@ class Question:
 
 
 def read_sides(lake: Lake, question: Question, rule: DriftRule) -> Sides:
-    """Both sides' numbers. Raises InputError for an unknown `block_by`."""
+    """Both sides' numbers."""
     images = catalog.images_snapshot(lake, question.dataset, question.images_version)
-    _require_column(images, question.dataset, rule.block_by)
     embeddings = open_snapshot(lake.model(question.model, "embeddings"))
     if embeddings is None or not embeddings.partition_rows(question.partition):
         return Sides(0, 0, notes=["the model has embedded no images of the dataset yet"])
@@ -116,15 +114,6 @@ def read_sides(lake: Lake, question: Question, rule: DriftRule) -> Sides:
         refusals=_refusals(lake, question, ours["night"], rule.block_images),
         notes=notes,
     )
-
-
-def _require_column(images: Snapshot, dataset: str, name: str | None) -> None:
-    known = [n for n in images.schema.names if n not in ("image", "image_id")]
-    if name is not None and name not in known:
-        raise InputError(
-            f"dataset {dataset!r} has no column {name!r} to make blocks by; it has "
-            f"{', '.join(sorted(known))}"
-        )
 
 
 class _Rows:
