@@ -21,7 +21,8 @@ fast: $(VENV)/.dev       ## the tests that need no server, no Ray and no trainin
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -m "not slow" -n 2
 
 screenshots: $(VENV)/.dev machine ## the page's pictures in docs/pictures, by a real browser
-	LATENTLAKE_SCREENSHOTS=docs/pictures $(BIN)/python -m pytest tests/integration/test_browser.py
+	LATENTLAKE_SCREENSHOTS=docs/pictures $(BIN)/python -m pytest \
+		tests/integration/test_browser.py tests/integration/test_report_browser.py
 
 faults: $(VENV)/.dev     ## kill processes and fail storage at random moments, many rounds
 	LATENTLAKE_FAULT_ROUNDS=25 $(BIN)/python -m pytest tests/faults --timeout 7200

@@ -15,6 +15,7 @@ from flows.cli_drift import drift
 from flows.cli_evaluate import compare, evaluate
 from flows.cli_models import aliases, promote, rollback
 from flows.cli_query import METHOD, METRIC, query
+from flows.cli_report import report
 from flows.cli_train import sweep, train
 from flows.options import (
     common,
@@ -254,7 +255,7 @@ def embed_files(files: tuple[str, ...], model: str, lake: str, as_json: bool) ->
     emit(rows, as_json, records_text([{name: row[name] for name in shown} for row in rows]))
 
 
-for _command in (query, train, sweep, promote, rollback, aliases, evaluate, compare, drift):
+for _command in (query, train, sweep, promote, rollback, aliases, evaluate, compare, drift, report):
     cli.add_command(_command)
 
 

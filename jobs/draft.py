@@ -24,14 +24,22 @@ class Draft:
 
     def publish(self) -> None:
         """Call it once the temporary file is closed. Raises AlreadyThere; the old file stays."""
-        handle = os.open(self.temporary, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        self._sync()
         try:
             os.link(self.temporary, self.path)  # unlike rename, fails where the name is taken
         except FileExistsError as error:
             raise AlreadyThere(str(self.path)) from error
         finally:
             self._discard()
+
+    def replace(self) -> None:
+        """The same, in the place of an old file."""
+        self._sync()
+        self.temporary.replace(self.path)
+
+    def _sync(self) -> None:
+        handle = os.open(self.temporary, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -2,40 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import os
-import shutil
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from PIL import Image
 from selenium import webdriver
 from selenium.common.exceptions import TimeoutException, WebDriverException
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
-from tests.helpers import ROOT, write_source
-from tests.serving import Served, descendants, serving, settings_of
+from tests.browser import NEEDS_BROWSER, RENAME_FOLDER, SCREENSHOTS, browsing, save_picture
+from tests.helpers import write_source
+from tests.serving import Served, serving, settings_of
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.skipif(
-        not (CHROMIUM and DRIVER),
-        reason="no Chromium with its driver: apt-get install chromium chromium-driver",
-    ),
-]
-OPTIONS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run "
-    "--disable-background-networking --disable-component-update --disable-sync "
-    "--disable-dev-shm-usage --window-size=1440,1000 --hide-scrollbars --lang=en-US"
-)
+pytestmark = [pytest.mark.integration, NEEDS_BROWSER]
 PATIENCE_S = 120  # on a busy machine
 RUN_S = 400
 NIGHT = "2026-01-01"
@@ -51,14 +33,6 @@ NO_ANIMATIONS = """
     const style = document.createElement('style');
     style.textContent = '* {transition: none !important; animation: none !important}';
     document.head.append(style);
-"""
-# A picture for the docs has no temporary folder in it.
-RENAME_FOLDER = """
-    const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-    while (texts.nextNode())
-        texts.currentNode.data = texts.currentNode.data.replaceAll(arguments[0], arguments[1]);
-    for (const area of document.querySelectorAll('textarea'))
-        area.value = area.value.replaceAll(arguments[0], arguments[1]);
 """
 
 
@@ -144,15 +118,12 @@ class Page:
 
     def picture(self, name: str, height: int) -> None:
         """For docs/operations.md, by `make screenshots`."""
-        folder = os.environ.get("LATENTLAKE_SCREENSHOTS")
-        if not folder:
+        if not SCREENSHOTS:
             return
         around = self.browser.execute_script("return window.outerHeight - window.innerHeight")
         self.browser.set_window_size(1440, height + around)
         self.browser.execute_script(RENAME_FOLDER, str(self.served.folder), "/srv/latentlake")
-        with Image.open(io.BytesIO(self._still())) as shot:
-            few = shot.convert("RGB").quantize(256, dither=Image.Dither.NONE)
-            few.save(ROOT / folder / f"{name}.png", optimize=True)
+        save_picture(self._still(), name)
         self.browser.set_window_size(1440, 1000)  # a list shows what fits
 
     def _still(self) -> bytes:
@@ -175,25 +146,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 @pytest.fixture
-def page(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Page]:
-    monkeypatch.setenv("SE_OFFLINE", "true")  # it downloads no driver
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for option in [*OPTIONS.split(), f"--user-data-dir={tmp_path / 'profile'}"]:
-        options.add_argument(option)
-    service = Service(executable_path=DRIVER)
-    browser = webdriver.Chrome(options=options, service=service)
-    try:
+def page(served: Served, tmp_path: Path) -> Iterator[Page]:
+    with browsing(tmp_path) as browser:
         yield Page(browser, served)
-    finally:
-        own = descendants(service.process.pid)
-        try:
-            browser.quit()
-        finally:
-            service.stop()
-            for pid in own:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
 
 
 def runs(served: Served) -> list[dict]:

@@ -1,0 +1,144 @@
+"""report: what a night did, whether it is good and what to look at, as one HTML file in the lake.
+
+Derived from the tables: the same tables give the same file, and it may be made again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from jobs.derived import replace
+from jobs.errors import InputError
+from jobs.lake import Lake
+from jobs.report_anomalies import anomalies_section
+from jobs.report_blocks import Limits, Missing, Say, Section
+from jobs.report_data import data_section
+from jobs.report_headline import Headline, headline_of
+from jobs.report_judged import drift_section, evaluation_section
+from jobs.report_lineage import commands_section, lineage_section
+from jobs.report_map import map_section
+from jobs.report_model import (
+    paintings_of,
+    rate_section,
+    reconstructions_section,
+    samples_section,
+    training_section,
+)
+from jobs.report_night import Night, look
+from jobs.report_page import render
+from jobs.report_sheets import sheets
+from jobs.storage import join
+
+if TYPE_CHECKING:
+    from jobs.report_pictures import Paintings
+
+MOST_BYTES = 5 << 20
+SHARES = (1.0, 0.5, 0.25, 0.1, 0.0)  # of the pictures and points that there is room for
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """uri: of the page. pictures: PNG bytes by name, of what the page shows. notes: what was left
+    out to keep it small."""
+
+    uri: str
+    night: str
+    headline: Headline
+    pictures: dict[str, bytes]
+    notes: list[str]
+    bytes: int
+
+
+def write_report(
+    lake: Lake, dataset: str, model: str, night: str, *, most_bytes: int = MOST_BYTES
+) -> Report:
+    """Writes `<lake>/runs/night-<dataset>-<night>/report.html`.
+
+    model: NAME, NAME@VERSION or NAME@ALIAS; the champion of that night if only NAME. Raises
+    InputError for an unknown dataset, version or alias, or where most_bytes is too few.
+    """
+    found = look(lake, dataset, model, night)
+    painted = _painted(found)
+    page, notes = _fitting(found, painted, most_bytes)
+    uri = report_uri(lake, dataset, night)
+    replace(uri, page)
+    paintings = None if isinstance(painted, str) else painted
+    return Report(uri, night, headline_of(found), sheets(found, paintings), notes, len(page))
+
+
+def report_uri(lake: Lake, dataset: str, night: str) -> str:
+    """Where the page of a night lies."""
+    return join(lake.run(f"night-{dataset}-{night}"), "report.html")
+
+
+def _painted(night: Night) -> Paintings | str:
+    """What the model makes of images, or why there is nothing to see."""
+    try:
+        return paintings_of(night)
+    except (Missing, InputError) as missing:
+        return str(missing)
+
+
+def _fitting(night: Night, painted: Paintings | str, most_bytes: int) -> tuple[bytes, list[str]]:
+    """The fullest page that is small enough, and what was left out for it."""
+    size = 0
+    for share in SHARES:
+        notes = [] if share == 1.0 else [_cut(share, most_bytes)]
+        title = f"{night.dataset}, night {night.night}"
+        told = sections(night, painted, Limits(share))
+        page = render(title, headline_of(night), told, notes).encode()
+        if len(page) <= most_bytes:
+            return page, notes
+        size = len(page)
+    raise InputError(f"a report of this night takes {size:,} bytes, {most_bytes:,} are allowed")
+
+
+def _cut(share: float, most_bytes: int) -> str:
+    kept = f"{share:.0%} of the pictures and points are" if share else "no pictures or points are"
+    return f"To keep this page below {most_bytes / 2**20:.1f} MiB, {kept} shown."
+
+
+def sections(night: Night, painted: Paintings | str, limits: Limits) -> list[Section]:
+    """All of them, in order; one whose data is missing says why."""
+    paintings = None if isinstance(painted, str) else painted
+
+    def with_paintings(make: Callable[[Paintings, Limits], Section]) -> Section:
+        if isinstance(painted, str):
+            raise Missing(painted)
+        return make(painted, limits)
+
+    makers: list[tuple[str, str, Callable[[], Section]]] = [
+        ("data", "Data card", lambda: data_section(night, limits)),
+        ("training", "Training", lambda: training_section(night)),
+        ("rate", "Rate and distortion", lambda: rate_section(night)),
+        (
+            "reconstructions",
+            "Reconstructions",
+            lambda: with_paintings(reconstructions_section),
+        ),
+        (
+            "samples",
+            "Samples and traversals",
+            lambda: with_paintings(samples_section),
+        ),
+        (
+            "anomalies",
+            "Anomalies",
+            lambda: anomalies_section(night, paintings, limits),
+        ),
+        ("map", "Latent map", lambda: map_section(night, limits)),
+        ("drift", "Drift", lambda: drift_section(night)),
+        ("evaluation", "Evaluation", lambda: evaluation_section(night)),
+        ("lineage", "Lineage", lambda: lineage_section(night)),
+        ("commands", "Dig further", lambda: commands_section(night)),
+    ]
+    return [_made(*maker) for maker in makers]
+
+
+def _made(name: str, title: str, make: Callable[[], Section]) -> Section:
+    try:
+        return make()
+    except (Missing, InputError) as missing:
+        return Section(name, title, [Say(str(missing))])

@@ -1,0 +1,226 @@
+"""How the night and the model were judged: the drift panel and the evaluation table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jobs.report_blocks import (
+    NONE,
+    Block,
+    Chart,
+    FoldedRows,
+    Missing,
+    Rows,
+    Say,
+    Section,
+    number,
+    p_text,
+)
+from jobs.report_figures import bars_figure, p_values_figure
+from jobs.report_night import Night, Row
+
+NIGHTS = 60
+TESTS = {
+    "combined": "all tests together",
+    "hotelling": "difference of means (Hotelling)",
+    "mmd": "maximum mean discrepancy",
+    "classifier": "classifier two-sample test",
+    "ks": "Kolmogorov–Smirnov",
+}
+METRICS = {
+    "log_likelihood": "log-likelihood",
+    "neg_elbo": "−ELBO",
+    "recon_nll": "reconstruction",
+    "kl": "KL",
+    "bits_per_dim": "bits per dimension",
+    "recon_mse": "squared error",
+    "inference_gap": "inference gap",
+    "active_units": "active latent dimensions",
+    "aggregate_posterior_kl": "aggregate posterior from prior (KL)",
+    "probe_accuracy": "linear probe, accuracy",
+    "probe_accuracy_pca": "the same probe on PCA",
+    "auroc": "AUROC",
+    "average_precision": "average precision",
+    "nearest_train_heldout": "nearest training image: of held-out images",
+    "nearest_train_samples": "nearest training image: of samples",
+    "memorisation": "memorisation",
+    "calibration_p": "calibration on the test split: p-value",
+    "calibration_share": "share of test images with p ≤ 0.05",
+}
+PER_DIMENSION = "kl_dimension"
+
+
+def drift_section(night: Night) -> Section:
+    """The night's verdict, its tests, and the nights before. Raises Missing."""
+    _ = night.name
+    combined = next((row for row in night.drift if row["test"] == "combined"), None)
+    if combined is None:
+        raise Missing(f"Drift was not tested on this night: latentlake drift {_target(night)}.")
+    blocks: list[Block] = [_verdict(combined)]
+    others = [row for row in night.drift if row["test"] != "combined"]
+    if others:
+        blocks.append(_tests(others))
+    tested = [row for row in night.drift_by_night if row["p_value"] is not None][-NIGHTS:]
+    if tested:
+        blocks += _over_nights(tested)
+    return Section("drift", "Drift", blocks)
+
+
+def _target(night: Night) -> str:
+    return f"--dataset {night.dataset} --model {night.model}"
+
+
+def _verdict(row: Row) -> Say:
+    note = f" {row['note']}" if row["note"] else ""
+    if row["drifted"] is None:
+        return Say(f"Not tested.{note or ' No reason was given.'}", "bad")
+    sizes = f"{number(row['arrivals'])} arrivals against {number(row['reference'])} of the model's"
+    told = f"{p_text(row['p_value'])}; the night may spend {number(row['alpha'], 2)}; {sizes}"
+    if row["drifted"]:
+        text = f"Drift ({told}). The p-values of the night's anomalies are not valid.{note}"
+        return Say(text, "bad")
+    return Say(f"No drift ({told}).{note}", "good")
+
+
+def _tests(rows: Sequence[Row]) -> Rows:
+    columns = ("test", "on", "of", "p-value", "effect", "note")
+    ordered = sorted(rows, key=lambda r: (list(TESTS).index(r["test"]), *map(str, _place(r))))
+    told = [
+        (
+            TESTS[row["test"]],
+            row["sample"] or "all",
+            row["of"] or NONE,
+            number(row["p_value"], 2),
+            f"{number(row['effect'], 3)} {row['effect_unit'] or ''}".strip(),
+            row["note"] or "",
+        )
+        for row in ordered
+    ]
+    return Rows("The tests and the size of what they found", columns, told)
+
+
+def _place(row: Row) -> tuple[str | None, tuple[int, str]]:
+    of = row["of"] or ""
+    return row["sample"], (len(of), of)  # dimension 2 before dimension 10
+
+
+def _over_nights(rows: Sequence[Row]) -> list[Block]:
+    nights = [row["night"] for row in rows]
+    p_values = [row["p_value"] for row in rows]
+    levels = [row["alpha"] for row in rows]
+    alarms = sum(bool(row["drifted"]) for row in rows)
+    told = (
+        f"The combined p-value of {len(rows)} nights, {alarms} of them with drift (red diamonds); "
+        "below the dashed line a night counts as drifted."
+    )
+    chart = p_values_figure(nights, p_values, levels)
+    columns = ("night", "p-value", "level", "drift")
+    table = [
+        (r["night"], number(r["p_value"], 2), number(r["alpha"], 2), _yes(r["drifted"]))
+        for r in rows
+    ]
+    return [
+        Chart("drift", "p-value by night", told, chart),
+        FoldedRows("The same as a table", Rows("p-value by night", columns, table)),
+    ]
+
+
+def _yes(value: bool | None) -> str:
+    return NONE if value is None else ("yes" if value else "no")
+
+
+def evaluation_section(night: Night) -> Section:
+    """The bundle's numbers beside those of the champion before it. Raises Missing."""
+    rows = night.evaluated(night.version) if night.name else []
+    if not rows:
+        raise Missing(
+            f"{night.name} was not evaluated on {night.dataset} yet: latentlake evaluate "
+            f"{_target(night)}."
+        )
+    before = {_key(row): row for row in night.evaluated(night.previous)}
+    confidence = next((r["confidence"] for r in rows if r["confidence"]), None)
+    interval = f", with intervals of {confidence:.0%}" if confidence else ""
+    columns = ["number", night.name]
+    if before:
+        columns += [f"champion before: {night.previous}", "compared"]
+    columns += ["unit", "images", "note"]
+    told = [
+        _line(row, before.get(_key(row)), bool(before))
+        for row in sorted(rows, key=_order)
+        if row["metric"] != PER_DIMENSION
+    ]
+    caption = f"On the test split of {night.dataset}, version {rows[0]['images_version']}{interval}"
+    blocks: list[Block] = [Rows(caption, columns, told)]
+    blocks.append(Say(_compared_with(night, bool(before))))
+    blocks += _per_dimension(rows)
+    return Section("evaluation", "Evaluation", blocks)
+
+
+def _compared_with(night: Night, is_there: bool) -> str:
+    if is_there:
+        return (
+            "Better and worse are said only where the two intervals do not meet; pairs of the same "
+            "images tell smaller differences apart (latentlake compare)."
+        )
+    if night.previous is None:
+        return "There was no champion before this one to compare with."
+    return f"The champion before, {night.previous}, was not evaluated on this dataset."
+
+
+def _key(row: Row) -> tuple[str, str | None]:
+    return row["metric"], row["of"]
+
+
+def _order(row: Row) -> tuple[int, str, str]:
+    known = list(METRICS)
+    place = known.index(row["metric"]) if row["metric"] in known else len(known)
+    return place, row["metric"], row["of"] or ""
+
+
+def _line(row: Row, before: Row | None, has_before: bool) -> list[str]:
+    of = f" ({row['of']})" if row["of"] else ""
+    cells = [f"{METRICS.get(row['metric'], row['metric'])}{of}", _value(row)]
+    if has_before:
+        cells += [_value(before) if before else NONE, _difference(row, before)]
+    unit = "" if row["unit"] in (None, "1") else row["unit"]
+    return [*cells, unit, number(row["images"]), row["note"] or ""]
+
+
+def _value(row: Row) -> str:
+    if row["value"] is None:
+        return NONE
+    ends = ""
+    if row["low"] is not None and row["high"] is not None:
+        ends = f" [{number(row['low'])} to {number(row['high'])}]"
+    return f"{number(row['value'])}{ends}"
+
+
+def _difference(row: Row, before: Row | None) -> str:
+    if before is None or row["better"] not in ("higher", "lower"):
+        return ""
+    ends = [each[end] for each in (row, before) for end in ("low", "high")]
+    if any(end is None for end in ends):
+        return ""
+    low, high, low_before, high_before = ends
+    if low <= high_before and low_before <= high:
+        return "intervals meet"
+    is_higher = low > high_before
+    return "better" if is_higher == (row["better"] == "higher") else "worse"
+
+
+def _per_dimension(rows: Sequence[Row]) -> list[Block]:
+    held = [row for row in rows if row["metric"] == PER_DIMENSION and row["value"] is not None]
+    if not held:
+        return []
+    held = sorted(held, key=lambda row: -row["value"])
+    names, values = [str(row["of"]) for row in held], [row["value"] for row in held]
+    told = (
+        f"Mean KL of each of {len(held)} latent dimensions on the test split, largest first; a "
+        "dimension near 0 says nothing of the image."
+    )
+    chart = bars_figure("latent dimension", "KL, nats", names, values)
+    table = [(name, number(value)) for name, value in zip(names, values, strict=True)]
+    return [
+        Chart("dimensions", "KL by latent dimension", told, chart),
+        FoldedRows("The same as a table", Rows("KL by dimension", ("dimension", "nats"), table)),
+    ]

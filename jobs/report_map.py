@@ -1,0 +1,209 @@
+"""The latent map of a report: embeddings as points on a plane, a thumbnail under the pointer."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from jobs import catalog
+from jobs.report_blocks import Block, Chart, Limits, Missing, Say, Section, p_text
+from jobs.report_figures import COLOURS, FLAGGED, Points, float32, map_figure
+from jobs.report_images import data_uri, rgb, smaller, staged_in_order
+from jobs.report_night import Night, Row
+
+POINTS = 2000
+THUMB = 28  # pixels of a thumbnail's longer side
+SHOWN = 84  # CSS pixels of it
+LABELS = 10  # that have a colour each
+METHODS = ("umap", "pca")  # a map by the first of these that there is
+
+
+def map_section(night: Night, limits: Limits) -> Section:
+    """A sample by id, with the night's anomalies. Raises Missing where nothing is embedded."""
+    rows = _sample(night, limits.of(POINTS))
+    if not rows:
+        raise Missing(f"{night.name} has embedded no image of {night.dataset} yet.")
+    points_N2, way = _plane(night, rows)
+    flagged = {row["image_id"] for row in night.anomalies(limits.of(POINTS))}
+    sheet = _sprites(night, [row["image_id"] for row in rows])
+    groups = _groups(rows, points_N2, flagged, sheet, night)
+    size = sheet.shown
+    chart = map_figure(groups, (*size, sheet.columns * size[0], sheet.pixelated))
+    told = (
+        f"{len(rows):,} images of {night.dataset} as {night.name} embeds them, {way}. Near points "
+        f"are images that the model takes to be alike. {_told_of_flagged(rows, flagged)} Drag to "
+        "move, turn the wheel to zoom; a click on a name in the legend hides its points."
+    )
+    blocks: list[Block] = [Chart("map", "Embeddings on a plane", told, chart, sheet.uri)]
+    if not night.has_labels:
+        blocks.append(Say("The images have no labels: points are coloured by when they came."))
+    return Section("map", "Latent map", blocks)
+
+
+def _told_of_flagged(rows: Sequence[Row], flagged: set[str]) -> str:
+    count = sum(row["image_id"] in flagged for row in rows)
+    if not count:
+        return "None of them was flagged this night."
+    return f"The {count:,} that were flagged this night are red diamonds."
+
+
+def _sample(night: Night, most: int) -> list[Row]:
+    """Rows of the embeddings, with the coordinates of the newest map where it has them."""
+    _ = night.name
+    return night.ask(
+        f"""
+        WITH flagged AS (
+            SELECT image_id FROM anomalies WHERE model = ? AND model_version = ?
+              AND dataset = ? AND night = ?
+        ), chosen AS (
+            SELECT image_id, dataset, model, model_version, p_value, night
+            FROM embeddings WHERE model = ? AND model_version = ? AND dataset = ? AND night <= ?
+            ORDER BY image_id NOT IN (SELECT image_id FROM flagged), image_id LIMIT ?
+        )
+        SELECT e.image_id, e.p_value, e.night, {night.label} AS label
+        FROM chosen e JOIN images i USING (image_id, dataset) ORDER BY e.image_id
+        """,
+        *(night.model, night.version, night.dataset, night.night),
+        *(night.model, night.version, night.dataset, night.night),
+        most,
+    )
+
+
+def _plane(night: Night, rows: Sequence[Row]) -> tuple[np.ndarray, str]:
+    """(N, 2), and how they were laid out."""
+    ids = [row["image_id"] for row in rows]
+    for method in METHODS:
+        held = _of_the_map(night, method)
+        if all(image_id in held for image_id in ids):
+            return np.array([held[i] for i in ids]), f"on the plane of latentlake map ({method})"
+    vectors = {
+        row["image_id"]: row["embedding"]
+        for row in night.ask(
+            """SELECT image_id, embedding FROM embeddings WHERE model = ? AND model_version = ?
+               AND dataset = ? AND night <= ? AND image_id IN (SELECT unnest(?))""",
+            *(night.model, night.version, night.dataset, night.night),
+            ids,
+        )
+    }
+    plane = pca_plane(np.array([vectors[i] for i in ids]))
+    return plane, "on the plane of their largest variance (PCA)"
+
+
+def _of_the_map(night: Night, method: str) -> dict[str, tuple[float, float]]:
+    if not catalog.published_versions(night.lake).get(f"models/{night.model}/maps"):
+        return {}
+    rows = night.ask(
+        """SELECT image_id, x, y FROM maps WHERE model = ? AND model_version = ? AND dataset = ?
+           AND method = ?""",
+        *(night.model, night.version, night.dataset),
+        method,
+    )
+    return {row["image_id"]: (row["x"], row["y"]) for row in rows}
+
+
+def pca_plane(vectors_ND: np.ndarray) -> np.ndarray:
+    """The plane of the largest variance, (N, 2); each axis points to where its largest weight is
+    positive. Of a single dimension y is zero."""
+    centred_ND = vectors_ND.astype(np.float64) - vectors_ND.mean(axis=0, dtype=np.float64)
+    _, axes_DD = np.linalg.eigh(centred_ND.T @ centred_ND)
+    plane_D2 = axes_DD[:, ::-1][:, :2]
+    largest = np.abs(plane_D2).argmax(axis=0)
+    plane_D2 = plane_D2 * np.sign(plane_D2[largest, np.arange(plane_D2.shape[1])])
+    return centred_ND @ np.pad(plane_D2, ((0, 0), (0, 2 - plane_D2.shape[1])))
+
+
+@dataclasses.dataclass(frozen=True)
+class Sprites:
+    """Thumbnails on one picture. places: of each id, as CSS background positions. shown: width and
+    height of one in CSS pixels."""
+
+    uri: str
+    places: dict[str, str]
+    columns: int
+    shown: tuple[int, int]
+    pixelated: bool
+
+
+def _sprites(night: Night, ids: Sequence[str]) -> Sprites:
+    images = staged_in_order(night.lake, night.dataset, ids)
+    first = next(iter(images.values()))
+    small = smaller(first, THUMB)
+    height, width = small.shape[:2]
+    columns = math.ceil(math.sqrt(len(images)))
+    lines = math.ceil(len(images) / columns)
+    channels = first.shape[2]
+    sheet = np.zeros((lines * height, columns * width, channels), np.uint8)
+    shown = (SHOWN * width // max(small.shape[:2]), SHOWN * height // max(small.shape[:2]))
+    places = {}
+    for index, (image_id, image) in enumerate(images.items()):
+        line, column = divmod(index, columns)
+        thumb = smaller(image, THUMB)
+        sheet[line * height : (line + 1) * height, column * width : (column + 1) * width] = thumb
+        places[image_id] = f"{-column * shown[0]}px {-line * shown[1]}px"
+    uri = data_uri(rgb(sheet), lossy=True)
+    return Sprites(uri, places, columns, shown, pixelated=max(first.shape[:2]) <= THUMB)
+
+
+def _groups(
+    rows: Sequence[Row],
+    points_N2: np.ndarray,
+    flagged: set[str],
+    sheet: Sprites,
+    night: Night,
+) -> list[Points]:
+    """One of each label that is frequent, or of arrivals and earlier ones; then the flagged."""
+    kinds = [_kind(row, night) for row in rows]
+    frequent = [name for name, _ in Counter(kinds).most_common()]
+    named = sorted(frequent[: LABELS if len(frequent) <= LABELS else LABELS - 1], key=_in_order)
+    groups = []
+    for index, name in enumerate(named):
+        chosen = [n for n, kind in enumerate(kinds) if kind == name]
+        groups.append(_points(name, chosen, rows, points_N2, sheet, night, COLOURS[index]))
+    others = [n for n, kind in enumerate(kinds) if kind not in named]
+    if others:
+        groups.append(_points("others", others, rows, points_N2, sheet, night, "#808080"))
+    marked = [n for n, row in enumerate(rows) if row["image_id"] in flagged]
+    if marked:
+        made = _points("flagged this night", marked, rows, points_N2, sheet, night, FLAGGED)
+        groups.append(dataclasses.replace(made, marker="diamond", size=13))
+    return groups
+
+
+def _in_order(name: str) -> tuple[int, float, str]:
+    """Numbers by their value, before names."""
+    return (0, float(name), name) if name.isdecimal() else (1, 0.0, name)
+
+
+def _kind(row: Row, night: Night) -> str:
+    if night.has_labels:
+        return "no label" if row["label"] is None else str(row["label"])[:40]
+    return "arrived this night" if row["night"] == night.night else "earlier"
+
+
+def _points(
+    name: str,
+    chosen: Sequence[int],
+    rows: Sequence[Row],
+    points_N2: np.ndarray,
+    sheet: Sprites,
+    night: Night,
+    colour: str,
+) -> Points:
+    some = [rows[n] for n in chosen]
+    columns = {
+        "x": float32(points_N2[chosen, 0]),
+        "y": float32(points_N2[chosen, 1]),
+        "place": [sheet.places.get(row["image_id"], "0 0") for row in some],
+        "image_id": [row["image_id"][:12] for row in some],
+        "p_value": [p_text(row["p_value"]) for row in some],
+        "label": ["" if row["label"] is None else f"label {row['label']}" for row in some],
+        "fate": [
+            "flagged" if name == "flagged this night" else f"embedded {row['night']}"
+            for row in some
+        ],
+    }
+    return Points(name, columns, colour)
