@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from jobs.config import RaySettings
+from jobs.errors import InputError
 from jobs.nightly_config import tonight, valid_night
 from jobs.settings import build
 
@@ -71,6 +72,14 @@ def job_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def given(**values: Any) -> dict[str, Any]:
     """The options that a user gave."""
     return {name: value for name, value in values.items() if value is not None}
+
+
+def share(option: str, text: str) -> float:
+    """Of a percentage or a fraction. Raises InputError."""
+    try:
+        return float(text[:-1]) / 100.0 if text.endswith("%") else float(text)
+    except ValueError as error:
+        raise InputError(f"{option} {text!r}: write 5% or 0.05") from error
 
 
 def ray_settings(options: dict[str, Any]) -> RaySettings:

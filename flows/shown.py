@@ -10,7 +10,6 @@ from flows.environment import prepare_prefect
 
 prepare_prefect()
 
-from jobs.report import Report  # noqa: E402
 from prefect.artifacts import create_markdown_artifact, create_table_artifact  # noqa: E402
 from prefect.events import emit_event  # noqa: E402
 from prefect.runtime import flow_run as runtime  # noqa: E402
@@ -19,6 +18,7 @@ from flows.cancelled import stop_jobs  # noqa: E402
 from flows.opened import Opened  # noqa: E402
 from jobs.grid import grid  # noqa: E402
 from jobs.job_report import JobReport  # noqa: E402
+from jobs.report import Report  # noqa: E402
 from jobs.views import Views  # noqa: E402
 
 UNTOLD = ("rows_read", "unit_seconds", "fewest_flaggable", "model_version", "batch")
@@ -108,7 +108,9 @@ def summary(
 ) -> str:
     """A run in Markdown."""
     lines = [f"# {run.dataset}, night {run.night}", ""]
-    lines += [line for told in (page.headline if page is not None else ()) for line in (told, "")]
+    if page is not None:
+        lines += [f"**{page.headline.word}.** {' '.join(page.headline.sentences)}", ""]
+        lines += [f"Report: `{page.uri}`", ""]
     lines += [line for report in reports if _drifted(report) for line in (DRIFTED, "")]
     lines += [line for note in notes for line in (note, "")]
     # No table: the page breaks no line in one, and cuts what is too long.
