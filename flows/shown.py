@@ -21,7 +21,7 @@ from jobs.job_report import JobReport  # noqa: E402
 from jobs.report import Report  # noqa: E402
 from jobs.views import Views  # noqa: E402
 
-UNTOLD = ("rows_read", "unit_seconds", "fewest_flaggable", "model_version", "batch")
+UNTOLD = ("rows_read", "unit_seconds", "fewest_flaggable", "model_version", "batch", "note", "why")
 MOST_BYTES = 2 << 20  # of a picture in the Prefect server's database
 SHOWN = 20  # rows of an artifact's table
 DRIFTED = (
@@ -112,7 +112,8 @@ def summary(
         lines += [f"**{page.headline.word}.** {' '.join(page.headline.sentences)}", ""]
         lines += [f"Report: `{page.uri}`", ""]
     lines += [line for report in reports if _drifted(report) for line in (DRIFTED, "")]
-    lines += [line for note in notes for line in (note, "")]
+    told_too = [report.counts["note"] for report in reports if report.counts.get("note")]
+    lines += [line for note in (*told_too, *notes) for line in (note, "")]
     # No table: the page breaks no line in one, and cuts what is too long.
     lines += [f"- **{report.job} {report.target}**: {told(report)}" for report in reports]
     if refused:
@@ -143,7 +144,8 @@ def told(report: JobReport) -> str:
         if name in UNTOLD or name.startswith("refused_") or isinstance(value, list | None):
             continue
         if isinstance(value, float):
-            parts.append(f"{name.replace('_', ' ')} {value:,.1f}")
+            shown = f"{value:,.1f}" if abs(value) >= 1 else f"{value:.3g}"
+            parts.append(f"{name.replace('_', ' ')} {shown}")
         elif isinstance(value, str):
             parts.append(f"{name.replace('_', ' ')} {value}")
         elif isinstance(value, bool):

@@ -52,6 +52,8 @@ class Nights:
             | {"network": {"kind": "mlp", "widths": [32]}},
             "embed": {"dataset": "d", "model": "m", "alpha": 0.5},
             "evaluate": {"samples": 4, "resamples": 200},
+            "drift": {"block_images": 4},  # the reference is small
+            "gate": {"probe_loss": 1.0},  # and says little about labels
         }
 
     def run(self, night: str, *more: str) -> dict[str, list[dict[str, Any]]]:
@@ -92,7 +94,7 @@ def test_a_changed_camera_and_a_worse_model_do_not_slip_through(tmp_path: Path) 
     # A worse challenger on request, and a night of another camera.
     write_inverted(nights.source / "b.parquet", range(KEPT, KEPT + 200))
     good = nights.settings["train"]
-    nights.settings["train"] = good | {"latent_dim": 1, "epochs": 1, "learning_rate": 1e-6}
+    nights.settings["train"] = good | {"epochs": 1, "learning_rate": 1e-6}
     second = nights.run("2026-01-02", "--retrain")
     (decided,) = second["promote"]
     assert decided["counts"]["promoted"] is False
