@@ -119,10 +119,11 @@ def _means(first: Side, second: Side, columns: list[str] | tuple[str, ...]) -> I
 
 
 def _anomalous(first: Side, second: Side) -> np.ndarray:
-    """1, 0, or NaN where neither tells, or they do not agree."""
-    told = [side.numbers("is_anomaly") for side in (first, second)]
-    either = np.where(np.isnan(told[1]), told[0], told[1])
-    return np.where(np.abs(told[0] - told[1]) > 0, np.nan, either)
+    """1, 0 or NaN: as the second one's evaluation tells; the first one's, where that has not both
+    kinds."""
+    told = second.numbers("is_anomaly")
+    both = {0.0, 1.0} <= set(told.tolist())
+    return told if both else first.numbers("is_anomaly")
 
 
 def _difference(pair: _Pair, found: list[Interval | None], first: Side, second: Side) -> Difference:
@@ -158,7 +159,7 @@ def _notes(pair: _Pair, first: Side, second: Side) -> Iterator[str]:
     if metric == "probe_accuracy" and first.label != second.label:
         yield f"of different columns: {first.label} and {second.label}"
     if metric == "auroc" and not first.rows["is_anomaly"].equals(second.rows["is_anomaly"]):
-        yield "by different anomaly columns: of the images that they agree on"
+        yield "evaluated by different anomaly columns: by one of them for both"
     if first.each("images_version") != second.each("images_version"):
         yield "evaluated on different snapshots: of the images that both have"
 

@@ -181,9 +181,9 @@ class EvaluateJob(PoolJob):
             own = passthrough_of(schema)
             if name not in own.names:
                 if asked is None:
-                    told = f"dataset {dataset!r} has no column {name!r}; name one with --label"
+                    told = f"dataset {dataset!r} has no column {name!r} (name one with --label)"
                     return None, told
-                return name, f"dataset {dataset!r} has no column {name!r}; {_known(own)}"
+                return name, f"dataset {dataset!r} has no column {name!r} ({_known(own)})"
             if pa.types.is_nested(own.field(name).type):
                 return name, f"column {name!r} is of lists or structs: no class label"
         return name, None
@@ -197,9 +197,9 @@ class EvaluateJob(PoolJob):
             return found, None
         dataset = self.settings.dataset
         if asked is None:
-            told = f"dataset {dataset!r} has no column {DEFAULT!r}; name one with --anomaly"
+            told = f"dataset {dataset!r} has no column {DEFAULT!r} (name one with --anomaly)"
             return None, told
-        return None, f"dataset {dataset!r} has no column {asked.split('=')[0]!r}; {_known(own)}"
+        return None, f"dataset {dataset!r} has no column {asked.split('=')[0]!r} ({_known(own)})"
 
     def idle(self, plan: Plan) -> tuple[str, dict[str, Any]]:
         told = {name: plan.settings[name] for name in ("model_version", "images_version")}

@@ -304,7 +304,7 @@ class Summary:
         name = self.settings["anomaly"]
         kinds = set(told[~np.isnan(told)])
         if not kinds:
-            return f"{name!r} tells of no test image whether it is anomalous; write COLUMN=VALUE"
+            return f"{name!r} tells of no test image whether it is anomalous: write COLUMN=VALUE"
         if len(kinds) == 1:
             which = "anomalous" if kinds == {1.0} else "normal"
             return f"by {name!r} all test images are {which}"

@@ -16,6 +16,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from jobs import bundle, catalog, evaluations, job, publish, records, views
+from jobs.drop import DropJob
 from jobs.lake import Lake
 from jobs.storage import read_if_there
 from jobs.tables import open_snapshot
@@ -376,3 +377,12 @@ def test_what_it_replaced_is_vacuumed_and_what_holds_is_kept(lake: Lake) -> None
 def test_nothing_is_left_in_the_units_folder(lake: Lake) -> None:
     again(lake, samples=5)
     assert not [p for p in Path(lake.all_units.removeprefix("file://")).rglob("*") if p.is_file()]
+
+
+def test_a_dropped_version_is_still_judged(lake: Lake) -> None:
+    """Its bundle stays, and so does what was found out of it."""
+    before = evaluated(lake)
+    job.run(InlineEmbed(lake))
+    job.run(DropJob(lake, "m@champion", None, "2026-01-02"))
+    assert evaluated(lake).equals(before)
+    assert again(lake).executed == []

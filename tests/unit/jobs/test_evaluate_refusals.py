@@ -44,7 +44,7 @@ class OtherDataset(InlineStage):
 @pytest.mark.parametrize(
     ("label", "told"),
     [
-        ("nothing", "dataset 'd' has no column 'nothing'; known: half, is_anomaly, kind, label"),
+        ("nothing", "dataset 'd' has no column 'nothing' (known: half, is_anomaly, kind, label"),
         ("same", "'same' is 'one' for all images of the train split"),
         ("unlabelled", "no image of the train split has a label in 'unlabelled'"),
         ("many", "values in the train split: no class label"),
@@ -59,10 +59,10 @@ def test_a_useless_label_costs_the_probe_alone(judged: Lake, label: str, told: s
 @pytest.mark.parametrize(
     ("anomaly", "told"),
     [
-        ("nothing=1", "dataset 'd' has no column 'nothing'; known: half"),
+        ("nothing=1", "dataset 'd' has no column 'nothing' (known: half"),
         ("normal", "by 'normal' all test images are normal"),
         ("same=one", "by 'same=one' all test images are anomalous"),
-        ("kind", "'kind' tells of no test image whether it is anomalous; write COLUMN=VALUE"),
+        ("kind", "'kind' tells of no test image whether it is anomalous: write COLUMN=VALUE"),
     ],
 )
 def test_a_useless_anomaly_column_costs_the_ranks_alone(
@@ -77,7 +77,7 @@ def test_without_either_column_and_with_few_images_the_rest_is_there(trained: La
     rows = rows_of(trained)
     missing = lacking(rows)
     assert missing.keys() == {"auroc", "average_precision", "bits_per_dim"}
-    assert missing["auroc"] == "dataset 'd' has no column 'is_anomaly'; name one with --anomaly"
+    assert missing["auroc"] == "dataset 'd' has no column 'is_anomaly' (name one with --anomaly)"
     images = next(row["images"] for row in rows if row["metric"] == "kl")
     assert images < 50
     for row in rows:
@@ -94,7 +94,9 @@ def test_a_dataset_without_labels_has_no_probe(judged: Lake, tmp_path: Path) -> 
         (tmp_path / "files" / f"{row}.png").write_bytes(data)
     job.run(OtherDataset(judged, tmp_path / "files"))
     missing = lacking(rows_of(judged, dataset="e"))
-    assert missing["probe_accuracy"] == ("dataset 'e' has no column 'label'; name one with --label")
+    assert missing["probe_accuracy"] == (
+        "dataset 'e' has no column 'label' (name one with --label)"
+    )
 
 
 def test_an_empty_test_split_is_refused(trained: Lake, tmp_path: Path) -> None:
