@@ -86,7 +86,7 @@ def records_text(records: list[dict[str, Any]]) -> str:
         table.add_column(Text(name), overflow="fold")
     for record in records:
         # Text, not markup: what stands in a table may look like a tag.
-        table.add_row(*(Text(_cell(name, value)) for name, value in record.items()))
+        table.add_row(*(Text(cell(name, value)) for name, value in record.items()))
     console = Console(width=None if Console().is_terminal else 160)
     with console.capture() as capture:
         console.print(table)
@@ -102,7 +102,8 @@ def _with_patch(record: dict[str, Any]) -> dict[str, Any]:
     return {**kept, "patch at row, column": f"{side}×{side} at {y}, {x}"}
 
 
-def _cell(name: str, value: Any) -> str:
+def cell(name: str, value: Any) -> str:
+    """A value as text; long hashes, URIs and lists are cut."""
     if value is None:
         return "-"
     if isinstance(value, str) and name.endswith(("_id", "_hash")) and len(value) > 40:

@@ -26,7 +26,7 @@ from jobs.errors import InputError, unknown_name
 from jobs.idset import IdSet, digests
 from jobs.index import Index
 from jobs.nearest import METRICS, close_pairs, mahalanobis
-from jobs.staged_images import with_pictures
+from jobs.staged_images import staged_images, with_pictures
 from jobs.storage import resolve_uri
 from jobs.tables import Snapshot
 from jobs.vectors import Vectors, dimension, is_image, row_of
@@ -67,6 +67,10 @@ class Lake(lake.Lake):
     def columns(self, table: str) -> list[str]:
         """Of one of the tables that `sql` knows."""
         return self._views.columns(table)
+
+    def pictures(self, ids: Sequence[str]) -> dict[str, np.ndarray]:
+        """Staged images, uint8 (H, W, C), by image id; unknown ids are left out."""
+        return staged_images(self, ids, self._views)
 
     def embeddings(self, model: str) -> Embeddings:
         """model: NAME, NAME@VERSION or NAME@ALIAS; the champion if only NAME.

@@ -23,7 +23,8 @@ from vae_core.scores import ScoredBatch
 
 def score_files(lake: Lake, model: str, files: Sequence[str | Path]) -> ScoredBatch:
     """Encoded and scored as `embed` does it. Raises InputError that names a file at fault."""
-    return _scored(bundles.load(lake, *catalog.resolve_model(lake, model)), lake, files)[0]
+    named = [(str(file), _content(file)) for file in files]
+    return _scored(bundles.load(lake, *catalog.resolve_model(lake, model)), lake, named)[0]
 
 
 def embed_files(lake: Lake, model: str, files: Sequence[str | Path]) -> list[dict[str, Any]]:
@@ -33,8 +34,15 @@ def embed_files(lake: Lake, model: str, files: Sequence[str | Path]) -> list[dic
     calibration_valid is false where scores were computed otherwise than those of the calibration:
     on another kind of device, or by another torch.
     """
+    return embed_contents(lake, model, [(str(file), _content(file)) for file in files])
+
+
+def embed_contents(
+    lake: Lake, model: str, named: Sequence[tuple[str, bytes]]
+) -> list[dict[str, Any]]:
+    """The same of files that are in memory: names, which errors tell, and what they hold."""
     bundle = bundles.load(lake, *catalog.resolve_model(lake, model))
-    scored, ids = _scored(bundle, lake, files)
+    scored, ids = _scored(bundle, lake, named)
     valid = bundle.compute().fingerprint == bundle.about["scoring"]["compute_fingerprint"]
     decisive = scored.scores[bundle.about["decision_score"]]
     held = bundle.calibration_scores
@@ -42,13 +50,13 @@ def embed_files(lake: Lake, model: str, files: Sequence[str | Path]) -> list[dic
     if decisive is not None and len(held):
         p_N = p_values(decisive, held).tolist()
     rows = []
-    for row, (file, image_id) in enumerate(zip(files, ids, strict=True)):
+    for row, ((name, _), image_id) in enumerate(zip(named, ids, strict=True)):
         scores = {n: None if v is None else float(v[row]) for n, v in scored.scores.items()}
         assert scored.max_patch_yx_N2 is not None
         y, x = scored.max_patch_yx_N2[row].tolist()
         rows.append(
             {
-                "file": str(file),
+                "file": name,
                 "image_id": image_id,
                 "model": bundle.model,
                 "model_version": bundle.version,
@@ -63,18 +71,21 @@ def embed_files(lake: Lake, model: str, files: Sequence[str | Path]) -> list[dic
     return rows
 
 
+def _content(file: str | Path) -> bytes:
+    return read(resolve_source(str(file)))
+
+
 def _scored(
-    bundle: bundles.Bundle, lake: Lake, files: Sequence[str | Path]
+    bundle: bundles.Bundle, lake: Lake, named: Sequence[tuple[str, bytes]]
 ) -> tuple[ScoredBatch, list[str]]:
     require_same_preprocessing(bundle.about, f"{bundle.model}@{bundle.version}")
     target = _target(bundle, lake)
     pixels, ids = [], []
-    for file in files:
-        data = read(resolve_source(str(file)))
+    for name, data in named:
         try:
             pixels.append(decode(data, target).pixels_HWC)
         except Refused as error:
-            raise InputError(f"{file}: {error.message} ({error.reason})") from error
+            raise InputError(f"{name}: {error.message} ({error.reason})") from error
         ids.append(hashlib.sha256(data).hexdigest())
     return bundle.scorer().score(np.stack(pixels), ids), ids
 

@@ -11,14 +11,23 @@ from jobs import catalog
 from jobs.images import encode_png
 from jobs.lake import Lake
 from jobs.schema import image_shape_of
-from jobs.views import Views
+from jobs.views import Views, quoted
+
+FEW = 1000  # ids that a statement may list
 
 
-def staged_images(lake: Lake, ids: Sequence[str]) -> dict[str, np.ndarray]:
-    """uint8 (H, W, C) by image id; unknown ids are left out."""
+def staged_images(
+    lake: Lake, ids: Sequence[str], views: Views | None = None
+) -> dict[str, np.ndarray]:
+    """uint8 (H, W, C) by image id; unknown ids are left out. views: of the lake, if it is held."""
     wanted = pa.table({"image_id": pa.array(ids, pa.string())})
-    rows = Views(lake).sql(
-        "SELECT image_id, dataset, image FROM images SEMI JOIN wanted USING (image_id)",
+    # Ids in the statement are held against the files' statistics and bloom filters.
+    among = f"WHERE image_id IN ({', '.join(map(quoted, ids))})" if 0 < len(ids) <= FEW else ""
+    rows = (views or Views(lake)).sql(
+        f"""
+        SELECT image_id, dataset, image FROM (SELECT * FROM images {among})
+        SEMI JOIN wanted USING (image_id)
+        """,
         tables={"wanted": wanted},
     )
     datasets = set(rows["dataset"].to_pylist())

@@ -63,7 +63,7 @@ class Views:
                 except duckdb.Error as error:
                     # It may hold what was half read, or a transaction that was aborted.
                     self._connection = None
-                    fault = _fault_below(error)
+                    fault = fault_below(error)
                     if fault is None:
                         raise InputError(f"SQL: {error}") from error
                     raise OSError(fault) from error
@@ -74,6 +74,10 @@ class Views:
         """Of a view."""
         return self.sql(f'SELECT * FROM "{name}" LIMIT 0').column_names
 
+    def named(self, statement: str) -> Collection[str]:
+        """The views that a statement may need."""
+        return _named(self._parser, statement) or VIEWS
+
     def _answer(
         self, statement: str, params: Sequence[Any], tables: Mapping[str, pa.Table]
     ) -> pa.Table:
@@ -81,7 +85,7 @@ class Views:
         for name, table in tables.items():
             connection.register(name, table)
         try:
-            self._open(connection, _named(self._parser, statement) or VIEWS)
+            self._open(connection, self.named(statement))
             try:
                 relation = connection.sql(statement, params=list(params))
             except duckdb.CatalogException:  # one of ours, named where a look at the text misses it
@@ -105,18 +109,23 @@ class Views:
         return self._connection
 
     def _open(self, connection: duckdb.DuckDBPyConnection, names: Collection[str]) -> None:
-        for name in [name for name in SPECS if name in names and name not in self._opened]:
-            found = _snapshots(self.lake, name, self._versions)
-            if self._files is not None:
-                for snapshot, _ in found:
-                    self._files.known |= _sizes(snapshot)
-            parts = [_select(snapshot, owner) for snapshot, owner in found if snapshot.paths()]
+        new = [name for name in SPECS if name in names and name not in self._opened]
+        found = {name: _snapshots(self.lake, name, self._versions) for name in new}
+        self._prepare(connection, [held for parts in found.values() for held, _ in parts])
+        for name, held in found.items():
+            parts = [_select(snapshot, owner) for snapshot, owner in held if snapshot.paths()]
             # Its columns come first, and are there although no file has them yet.
             connection.register(f"no_{name}", _empty(SPECS[name]))
             body = " UNION ALL BY NAME ".join([f'SELECT * FROM "no_{name}" WHERE false', *parts])
             connection.execute(f'CREATE OR REPLACE VIEW "{name}" AS {body}')
             if name not in CATALOG:
                 self._opened.add(name)
+
+    def _prepare(self, connection: duckdb.DuckDBPyConnection, held: Sequence[Snapshot]) -> None:
+        """Before views of these snapshots are opened."""
+        if self._files is not None:
+            for snapshot in held:
+                self._files.known |= _sizes(snapshot)
 
 
 def _connect(files: ImmutableFiles | None) -> duckdb.DuckDBPyConnection:
@@ -183,7 +192,7 @@ def _sizes(snapshot: Snapshot) -> dict[str, int]:
 
 
 def _select(snapshot: Snapshot, owner: dict[str, str]) -> str:
-    files = ", ".join(quoted(_duckdb_path(uri)) for uri in snapshot.file_uris())
+    files = ", ".join(quoted(duckdb_path(uri)) for uri in snapshot.file_uris())
     constants = "".join(f", {quoted(value)} AS {key}" for key, value in owner.items())
     return (
         f"SELECT *{constants} FROM read_parquet([{files}], hive_partitioning = true, "
@@ -191,7 +200,7 @@ def _select(snapshot: Snapshot, owner: dict[str, str]) -> str:
     )
 
 
-def _duckdb_path(uri: str) -> str:
+def duckdb_path(uri: str) -> str:
     path = local_path(uri)
     return str(path) if path is not None else uri
 
@@ -200,7 +209,7 @@ def quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _fault_below(error: duckdb.Error) -> str | None:
+def fault_below(error: duckdb.Error) -> str | None:
     """What a file that DuckDB reads through fsspec ran into; None where SQL is at fault.
 
     DuckDB passes it on as the text of Python's traceback.

@@ -1,0 +1,92 @@
+"""The page of `latentlake explore`: its five parts, made when they are looked at first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import panel as pn
+import panel_material_ui as pmui
+import param
+from panel.custom import JSComponent
+
+from flows.explore_anomalies import Anomalies
+from flows.explore_held import Held
+from flows.explore_image import ImageDialog
+from flows.explore_images import Images
+from flows.explore_overview import Overview
+from flows.explore_search import Search
+from flows.explore_sql import Sql
+
+TITLE = "latentlake explore"
+THREADS = 4
+COLOURS = {
+    "light": {"palette": {"primary": {"main": "#00606b"}}},
+    "dark": {"palette": {"primary": {"main": "#4dd0e1"}}},
+}
+
+# Five titles side by side on a telephone.
+NARROW = {
+    "& .MuiTab-root": {
+        "textTransform": "none",
+        "minWidth": 0,
+        "fontSize": {"xs": 14, "sm": 16},
+        "padding": {"xs": "12px 9px", "sm": "12px 20px"},
+    }
+}
+
+
+class Prefers(JSComponent):
+    """Whether the browser asks for dark pages."""
+
+    dark = param.Boolean(default=False)
+
+    _esm = """
+export function render({model}) {
+  const asked = window.matchMedia('(prefers-color-scheme: dark)');
+  model.dark = asked.matches;
+  asked.addEventListener('change', () => { model.dark = asked.matches; });
+  return document.createElement('span');
+}"""
+
+
+def prepare() -> None:
+    """Once a process, before the first page."""
+    pn.extension(nthreads=THREADS)
+
+
+def page(held: Held) -> Callable[[], pmui.Page]:
+    """What makes the page of a session."""
+    return lambda: _page(held)
+
+
+def _page(held: Held) -> pmui.Page:
+    dialog = ImageDialog(held)
+    makers = {
+        "Anomalies": lambda: Anomalies(held, dialog).view(),
+        "Search": lambda: Search(held, dialog).view(),
+        "Images": lambda: Images(held, dialog).view(),
+        "SQL": lambda: Sql(held, dialog).view(),
+        "Overview": lambda: Overview(held).view(),
+    }
+    parts = {name: pmui.Column(sizing_mode="stretch_width", margin=(12, 16)) for name in makers}
+    tabs = pmui.Tabs(*parts.items(), dynamic=True, sizing_mode="stretch_width", sx=NARROW)
+
+    def fill(*_: param.parameterized.Event) -> None:
+        name = list(parts)[tabs.active]
+        if not len(parts[name]):
+            parts[name].extend(makers[name]())
+
+    tabs.param.watch(fill, "active")
+    location = pn.state.location
+    if location is not None:
+        location.sync(tabs, {"active": "tab"})
+    fill()
+    prefers = Prefers(width=0, height=0, margin=0)
+    made = pmui.Page(
+        title=TITLE,
+        main=[tabs, dialog.dialog, prefers],
+        theme_config=COLOURS,
+        main_width={"lg": 1280},
+    )
+    prefers.jslink(made, dark="dark_theme")
+    return made

@@ -1,0 +1,98 @@
+"""A small lake to be looked at, and `latentlake explore` of it."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import subprocess
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs import catalog, job
+from jobs.judgements import DRIFT
+from jobs.lake import Lake
+from jobs.publish import append_rows
+from jobs.tables import Table
+from tests.helpers import LATENTLAKE, image_bytes, labels
+from tests.inline import InlineEmbed, InlineStage, InlineTrain
+
+HOSTILE = "<script>window.taken = true</script><img src=x onerror='window.taken = true'>"
+KINDS = ["T-shirt", "trousers", "pullover", "dress", "coat"]
+KINDS += ["sandal", "shirt", "trainer", "bag", "boot"]
+NIGHTS = ("2026-01-01", "2026-01-02")
+FIRST, SECOND = range(300), range(300, 360)
+
+
+def write_labelled(path: Path, rows: Iterable[int], hostile: int) -> None:
+    """Parquet of sample images with labels in words, of which one would like to be run."""
+    rows = list(rows)
+    named = [KINDS[label] for label in labels(rows)]
+    named[hostile] = HOSTILE
+    kind = pa.struct([("bytes", pa.binary())])
+    images = pa.array([{"bytes": data} for data in image_bytes(rows)], kind)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"image": images, "label": named}), path)
+
+
+def make_lake(folder: Path) -> Lake:
+    """`lake` with two nights of a dataset `d` by a model `m`; drift was found in the second."""
+    lake = Lake((folder / "lake").as_uri())
+    write_labelled(folder / "source" / "a.parquet", FIRST, hostile=7)
+    job.run(InlineStage(lake, folder / "source"))
+    job.run(InlineTrain(lake))
+    more = {"alpha": 0.9, "reconstructions": "all"}
+    job.run(InlineEmbed(lake, **more))
+    write_labelled(folder / "source" / "b.parquet", SECOND, hostile=3)
+    job.run(InlineStage(lake, folder / "source", night=NIGHTS[1]))
+    job.run(InlineEmbed(lake, night=NIGHTS[1], **more))
+    _find_drift(lake)
+    return lake
+
+
+def _find_drift(lake: Lake) -> None:
+    model, version = catalog.resolve_model(lake, "m")
+    found = {"model": model, "model_version": version, "dataset": "d", "test": "combined"}
+    row = {**found, "p_value": 1e-6, "drifted": True, "night": NIGHTS[1], "job_id": "drift-1"}
+    append_rows(Table(lake.catalog("drift"), DRIFT), "drift-1", [row])
+
+
+class Explored:
+    """A running `latentlake explore`."""
+
+    def __init__(self, process: subprocess.Popen[str], url: str) -> None:
+        self.process, self.url = process, url
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rstrip("/").rpartition(":")[2])
+
+
+@contextlib.contextmanager
+def exploring(lake: Lake, *options: str) -> Iterator[Explored]:
+    """By the command line, on a free port; ended with the block."""
+    process = subprocess.Popen(
+        [
+            str(LATENTLAKE),
+            "explore",
+            "--no-open",
+            "--lake",
+            lake.uri.removeprefix("file://"),
+            *options,
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    said: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=lambda: said.put(process.stdout.readline()), daemon=True).start()
+    try:
+        line = said.get(timeout=60)
+        assert line.startswith("http://127.0.0.1:"), line or process.poll()
+        yield Explored(process, line.split()[0])
+    finally:
+        process.terminate()
+        process.wait(60)
