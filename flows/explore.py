@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
 import signal
 import socket
+import sys
 import webbrowser
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +67,10 @@ def explore(uri: str, port: int | None, show: bool) -> None:
         with contextlib.suppress(AssertionError):  # it has been stopped
             server.stop(wait=False)
     log.info("explore: stopped")
+    # Threads may be at questions that nobody waits for any more; there is nothing to be written.
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def _require_panel() -> None:

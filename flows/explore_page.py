@@ -19,9 +19,13 @@ from flows.explore_sql import Sql
 
 TITLE = "latentlake explore"
 THREADS = 4
+BAR = {"backgroundColor": "#00363d !important", "color": "#fff"}
 COLOURS = {
     "light": {"palette": {"primary": {"main": "#00606b"}}},
-    "dark": {"palette": {"primary": {"main": "#4dd0e1"}}},
+    "dark": {
+        "palette": {"primary": {"main": "#4dd0e1"}},
+        "components": {"MuiAppBar": {"styleOverrides": {"root": BAR}}},
+    },
 }
 
 # Five titles side by side on a telephone.

@@ -29,17 +29,17 @@ def run(command: list[str], *, memory: bool = False) -> Watched:
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     while memory and process.poll() is None:
-        driver = max(driver, _high_water(process.pid))
+        driver = max(driver, high_water(process.pid))
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and b"ray::_UnitActor" in _read(entry / "cmdline"):
-                worker = max(worker, _high_water(int(entry.name)))
+                worker = max(worker, high_water(int(entry.name)))
         time.sleep(SAMPLE_S)
     out, _ = process.communicate()
     assert process.returncode == 0
     return Watched(time.perf_counter() - started, json.loads(out), driver, worker)
 
 
-def _high_water(pid: int) -> float:
+def high_water(pid: int) -> float:
     lines = _read(Path(f"/proc/{pid}/status")).splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith(b"VmHWM:")) / 1024
 

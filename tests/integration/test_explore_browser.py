@@ -1,0 +1,455 @@
+"""`latentlake explore`, as its command starts it, in a real browser."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from selenium import webdriver
+from selenium.common.exceptions import TimeoutException, WebDriverException
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import WebDriverWait
+from tornado.httpclient import HTTPClientError, HTTPRequest
+from tornado.websocket import websocket_connect
+
+from jobs.lake import Lake
+from tests.explored import HOSTILE, NIGHTS, Explored, exploring, make_lake
+from tests.helpers import LATENTLAKE, ROOT, free_port, image_bytes, image_ids, run_cli
+from tests.serving import descendants
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+needs_browser = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER),
+    reason="no Chromium with its driver: apt-get install chromium chromium-driver",
+)
+pytestmark = pytest.mark.integration
+OPTIONS = (
+    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run "
+    "--disable-background-networking --disable-component-update --disable-sync "
+    "--disable-dev-shm-usage --window-size=1280,1000 --hide-scrollbars --lang=en-US"
+)
+PATIENCE_S = float(os.environ.get("PATIENCE", "60"))
+WIDE, NARROW = (1280, 900), (390, 844)
+# The library's parts have shadow roots, into which no selector looks by itself.
+FOUND = """
+const found = [];
+const look = root => {
+    for (const one of root.querySelectorAll('*')) {
+        if (one.matches(arguments[0]) && one.checkVisibility()
+            && (one.innerText ?? one.value ?? '').includes(arguments[1])) found.push(one);
+        if (one.shadowRoot) look(one.shadowRoot);
+    }
+};
+look(document);
+return found;
+"""
+CARDS = "button[data-id]"
+SAID = "[role=status]"
+
+
+class Page:
+    """What somebody at the browser sees and does."""
+
+    def __init__(self, browser: webdriver.Chrome, explored: Explored) -> None:
+        self.browser, self.explored = browser, explored
+        self.size(*WIDE)
+        browser.get(explored.url)
+
+    def size(self, width: int, height: int) -> None:
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+        self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+    def prefer(self, scheme: str) -> None:
+        wish = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        self.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", wish)
+
+    def all(self, css: str, text: str = "") -> list[WebElement]:
+        return self.browser.execute_script(FOUND, css, text)
+
+    def see(self, css: str, text: str = "") -> WebElement:
+        return self.until(lambda: self.all(css, text), f"no {css} with {text!r}")[0]
+
+    def until(self, done: Callable[[], Any], message: str) -> Any:
+        patient = WebDriverWait(self.browser, PATIENCE_S, ignored_exceptions=[WebDriverException])
+        try:
+            return patient.until(lambda _: done())
+        except TimeoutException:
+            raise AssertionError(f"{message}; said: {self.said}") from None
+
+    @property
+    def said(self) -> list[str]:
+        return [one.text for one in self.all(SAID)]
+
+    def click(self, css: str, text: str = "") -> None:
+        def clicked() -> bool:
+            self.press(self.see(css, text))
+            return True
+
+        self.until(clicked, f"{css} with {text!r} cannot be clicked")
+
+    def press(self, element: WebElement) -> None:
+        self.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+        element.click()
+
+    def tab(self, name: str) -> None:
+        self.click("[role=tab]", name)
+        self.until(lambda: self.all("[role=tab][aria-selected=true]", name), f"no tab {name}")
+
+    def choose(self, label: str, option: str) -> None:
+        """Of a list that has this label."""
+        box = self.until(
+            lambda: [one for one in self.all("[role=combobox]") if self.label_of(one) == label],
+            f"no list {label}",
+        )
+        self.press(box[0])
+        self.click("[role=menuitem]", option)
+
+    def label_of(self, element: WebElement) -> str:
+        """As assistive technology is told."""
+        return element.accessible_name.split("\n")[0].strip()
+
+    def write(self, label: str, text: str) -> None:
+        """Over what stands in a field."""
+        self.field(label).click()
+        keys = ActionChains(self.browser).key_down(Keys.CONTROL).send_keys("a").key_up(Keys.CONTROL)
+        keys.send_keys(text).perform()
+
+    def field(self, label: str) -> WebElement:
+        inputs = self.until(
+            lambda: [one for one in self.all("input, textarea") if self.named(one, label)],
+            f"no field {label}",
+        )
+        return inputs[0]
+
+    def named(self, element: WebElement, label: str) -> bool:
+        return element.accessible_name.startswith(label)
+
+    def upload(self, path: Path) -> None:
+        self.see("label, button, [role=button]", "Upload an image")
+        hidden = FOUND.replace("one.checkVisibility()", "true")
+        self.browser.execute_script(hidden, "input[type=file]", "")[0].send_keys(str(path))
+
+    def cards(self) -> list[str]:
+        return [one.get_attribute("data-id") for one in self.all(CARDS)]
+
+    def picture(self, name: str) -> None:
+        """For the docs, by `make screenshots`."""
+        folder = os.environ.get("LATENTLAKE_SCREENSHOTS")
+        if not folder:
+            return
+        shots = [b""]
+
+        def same() -> bool:
+            shots.append(self.browser.get_screenshot_as_png())
+            return shots[-1] == shots[-2]
+
+        self.until(same, "nothing stands still")
+        with Image.open(io.BytesIO(shots[-1])) as shot:
+            few = shot.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+            few.save(ROOT / folder / f"{name}.png", optimize=True)
+
+    def requests(self) -> list[str]:
+        """Addresses that the browser has asked for since the last time."""
+        events = [json.loads(e["message"])["message"] for e in self.browser.get_log("performance")]
+        kinds = {"Network.requestWillBeSent": "request", "Network.webSocketCreated": None}
+        asked = []
+        for event in events:
+            if event["method"] in kinds:
+                told = event["params"]
+                asked.append(told["url"] if "url" in told else told["request"]["url"])
+        return asked
+
+    def nothing_went_wrong(self) -> None:
+        """No complaint, no request to anywhere else, no script of the data's."""
+        complaints = [e for e in self.browser.get_log("browser") if e["level"] == "SEVERE"]
+        assert not complaints
+        own = self.explored.url.removeprefix("http://")
+        begins = ("data:", "chrome", *(f"{kind}{own}" for kind in ("http://", "ws://")))
+        begins += (f"blob:http://{own}",)
+        asked = self.requests()
+        assert asked
+        assert [address for address in asked if not address.startswith(begins)] == []
+        assert self.browser.execute_script("return window.taken") is None
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
+    return make_lake(tmp_path_factory.mktemp("explored"))
+
+
+@pytest.fixture(scope="module")
+def explored(lake: Lake) -> Iterator[Explored]:
+    with exploring(lake) as held:
+        yield held
+
+
+@pytest.fixture
+def page(explored: Explored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Page]:
+    monkeypatch.setenv("SE_OFFLINE", "true")  # it downloads no driver
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(CHROMIUM)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    for option in [*OPTIONS.split(), f"--user-data-dir={tmp_path / 'profile'}"]:
+        options.add_argument(option)
+    service = Service(executable_path=DRIVER)
+    browser = webdriver.Chrome(options=options, service=service)
+    try:
+        made = Page(browser, explored)
+        yield made
+        made.nothing_went_wrong()
+    finally:
+        own = descendants(service.process.pid)
+        try:
+            browser.quit()
+        finally:
+            service.stop()
+            for pid in own:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+
+@needs_browser
+def test_anomalies_are_shown_by_night_and_drift_is_told_loudly(page: Page) -> None:
+    page.see(SAID, "CALIBRATION NOT VALID on this night")
+    page.see(SAID, "drift was found")
+    page.see(CARDS, "(not valid)")
+    page.choose("Night", NIGHTS[0])
+    page.see(SAID, "Calibration valid")
+    cards = page.cards()
+    assert len(cards) == len(set(cards)) > 3
+    assert "(not valid)" not in page.see(CARDS).text
+    assert "q_value" in page.see("table").text
+    page.picture("explore")
+    page.choose("Which", "highest scores")
+    page.until(lambda: len(page.cards()) == 24, "no page of ranked images")
+
+
+@needs_browser
+def test_an_anomaly_opens_with_its_reconstruction_and_its_neighbours(page: Page) -> None:
+    page.choose("Night", NIGHTS[0])
+    page.see(SAID, "Calibration valid")
+    worst = page.cards()[0]
+    page.click(f"{CARDS}[data-id='{worst}']")
+    for caption in ("as staged", "reconstruction", "difference"):
+        page.see("figcaption", caption)
+    page.see("td", worst)
+    near = page.until(lambda: page.all(CARDS, "distance"), "no neighbours")
+    assert len(near) == 12
+    assert worst not in [one.get_attribute("data-id") for one in near]
+    other = near[0].get_attribute("data-id")
+    page.picture("explore-image")
+    near[0].click()
+    page.see("td", other)
+    page.click("button[aria-label=close]")
+    page.until(lambda: not page.all("figcaption"), "it does not close")
+
+
+@needs_browser
+def test_an_uploaded_file_finds_itself_and_one_that_is_no_image_is_told(
+    page: Page, tmp_path: Path
+) -> None:
+    row = 17
+    (tmp_path / "again.png").write_bytes(image_bytes([row])[0])
+    (tmp_path / "broken.png").write_bytes(b"no image at all")
+    page.tab("Search")
+    page.upload(tmp_path / "again.png")
+    page.see(SAID, "Nearest to again.png")
+    first = page.see(CARDS, "distance 0.0000")
+    assert first.get_attribute("data-id") == page.cards()[0] == image_ids([row])[0]
+    page.upload(tmp_path / "broken.png")
+    page.see(SAID, "broken.png: ")
+    assert page.cards() == []
+
+
+@needs_browser
+def test_a_search_by_id_finds_others_and_an_unknown_id_is_told(page: Page) -> None:
+    page.tab("Search")
+    known = image_ids([5])[0]
+    page.write("Image id", known[:10] + Keys.ENTER)
+    page.see(SAID, f"Nearest to image {known[:10]}")
+    page.until(lambda: len(page.cards()) == 12, "not twelve neighbours")
+    assert known not in page.cards()
+    page.write("Image id", "ffffffffffff" + Keys.ENTER)
+    page.see(SAID, "no embedded image has an id that starts with 'ffffffffffff'")
+
+
+@needs_browser
+def test_images_are_leafed_through_and_narrowed_down(page: Page) -> None:
+    page.tab("Images")
+    page.see(SAID, "1 to 48 of 360 images")
+    first = page.cards()
+    page.click("button[aria-label='Go to page 2']")
+    page.see(SAID, "49 to 96 of 360 images")
+    page.until(lambda: not set(page.cards()) & set(first), "the same images again")
+    page.choose("Night", NIGHTS[1])
+    page.see(SAID, "1 to 48 of 60 images")
+    page.choose("Label", "<script>")
+    page.see(SAID, "1 to 1 of 1 images")
+    page.until(lambda: len(page.cards()) == 1, "not the one of that label")
+    assert page.see(CARDS).text.startswith(HOSTILE[:20])
+
+
+@needs_browser
+def test_a_hostile_label_is_text_wherever_it_is_shown(page: Page) -> None:
+    page.choose("Night", NIGHTS[1])
+    page.see("span", HOSTILE)
+    page.see("td", HOSTILE)
+    page.tab("SQL")
+    asked = (
+        f"SELECT label, 1 AS \"{HOSTILE.replace(chr(34), '')}\" FROM images WHERE label LIKE '<%'"
+    )
+    ask(page, asked)
+    page.see("td", HOSTILE)
+    page.see("th", "<script>")
+    ask(page, f'SELECT "{HOSTILE}"')
+    page.see(SAID, "<script>")
+
+
+def ask(page: Page, statement: str) -> None:
+    page.write("SELECT statement", statement)
+    page.click("button", "Run")
+
+
+@needs_browser
+def test_sql_is_answered_cut_off_and_refused(page: Page) -> None:
+    page.tab("SQL")
+    ask(page, "SELECT split, count(*) AS many FROM images GROUP BY ALL")
+    page.see(SAID, "4 rows in")
+    page.see("th", "many")
+    ask(page, "SELECT image_id FROM images")
+    page.see(SAID, "200 rows in")
+    page.see(SAID, "there are more")
+    page.click("td button")
+    page.see("figcaption", "as staged")
+    page.click("button[aria-label=close]")
+    page.until(lambda: not page.all("figcaption"), "it does not close")
+    for wrong, told in (
+        ("DROP VIEW images", "only one SELECT at a time"),
+        ("SELECT * FROM read_csv('/etc/passwd')", "Cannot access file"),
+        ("SELECT nothing FROM images", "nothing"),
+    ):
+        ask(page, wrong)
+        page.see(SAID, told)
+
+
+@needs_browser
+def test_the_overview_lists_what_there_is(page: Page) -> None:
+    page.tab("Overview")
+    page.see("caption", "Datasets")
+    assert "360" in page.see("table", "images_version").text
+    page.see("td", "champion")
+    page.see("td", "embed")
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_telephone_shows_all_of_it_light_and_dark(page: Page, scheme: str) -> None:
+    page.prefer(scheme)
+    page.size(*NARROW)
+    page.browser.refresh()
+    for name in ("Anomalies", "Search", "Images", "SQL", "Overview"):
+        page.tab(name)
+        page.see(SAID)
+        title = page.see("[role=tab]", name)
+        assert title.rect["x"] >= 0
+        assert title.rect["x"] + title.rect["width"] <= NARROW[0]
+        inside = "return document.documentElement.scrollWidth"
+        assert page.browser.execute_script(inside) <= NARROW[0]
+        for one in page.all("input, textarea, [role=combobox], [role=status], table"):
+            if one.get_attribute("type") != "file" and one.is_displayed():
+                assert one.rect["x"] >= 0
+                assert one.accessible_name or one.tag_name == "table" or one.aria_role == "status"
+    shade = "return getComputedStyle(document.querySelector('body')).backgroundColor"
+    with Image.open(io.BytesIO(page.browser.get_screenshot_as_png())) as shot:
+        corner = shot.convert("L").getpixel((5, NARROW[1] - 5))
+    assert (corner > 200) == (scheme == "light"), page.browser.execute_script(shade)
+
+
+def status(explored: Explored, host: str, path: str = "/") -> tuple[int, dict[str, str], str]:
+    asked = http.client.HTTPConnection("127.0.0.1", explored.port, timeout=30)
+    asked.request("GET", path, headers={"Host": host})
+    answer = asked.getresponse()
+    return answer.status, dict(answer.getheaders()), answer.read().decode(errors="replace")
+
+
+def test_another_hosts_name_gets_nothing(explored: Explored) -> None:
+    """DNS rebinding: a page of that host would read what this one sends."""
+    for host in ("127.0.0.1", "localhost"):
+        code, headers, text = status(explored, f"{host}:{explored.port}")
+        assert code == 200
+        assert "latentlake" in text
+        assert "default-src 'self'" in headers["Content-Security-Policy"]
+        assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
+        assert "Access-Control-Allow-Origin" not in headers
+    for host in ("evil.example", f"evil.example:{explored.port}", "127.0.0.1.evil.example"):
+        for path in ("/", "/ws", "/static/js/bokeh.min.js", "/metadata"):
+            assert status(explored, host, path)[0] == 403, (host, path)
+    assert status(explored, "localhost", "/autoload.js")[0] == 403
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "http://127.0.0.1:1", "null"])
+def test_another_pages_websocket_is_refused(explored: Explored, origin: str) -> None:
+    async def connect(of: str) -> None:
+        asked = HTTPRequest(f"ws://127.0.0.1:{explored.port}/ws", headers={"Origin": of})
+        (await websocket_connect(asked)).close()
+
+    with pytest.raises(HTTPClientError, match="403"):
+        asyncio.run(connect(origin))
+
+
+def test_it_listens_on_loopback_alone(explored: Explored) -> None:
+    port = f"{explored.port:04X}"
+    table = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    listening = [line.split()[1] for line in table if line.split()[3] == "0A"]
+    assert [one for one in listening if one.endswith(f":{port}")] == [f"0100007F:{port}"]
+    six = Path("/proc/net/tcp6")
+    assert not six.exists() or f":{port} " not in six.read_text()
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_it_ends_cleanly_and_has_written_nothing(lake: Lake, stop: signal.Signals) -> None:
+    root = Path(lake.uri.removeprefix("file://"))
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    port = free_port()
+    with exploring(lake, "--port", str(port)) as held:
+        assert held.port == port
+        assert status(held, "localhost")[0] == 200
+        held.process.send_signal(stop)
+        assert held.process.wait(30) == 0
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+
+
+def test_mistakes_are_told(lake: Lake, explored: Explored, tmp_path: Path) -> None:
+    ran = run_cli("explore", "--no-open", "--lake", tmp_path / "none")
+    assert ran.code == 2
+    assert "there is no lake" in ran.err
+    root = lake.uri.removeprefix("file://")
+    ran = run_cli("explore", "--no-open", "--lake", root, "--port", str(explored.port))
+    assert ran.code == 2
+    assert f"something listens on port {explored.port} already" in ran.err
+
+
+def test_without_panel_a_sentence_says_what_to_install(lake: Lake, tmp_path: Path) -> None:
+    (tmp_path / "panel.py").write_text("raise ImportError('not here')")
+    command = [str(LATENTLAKE), "explore", "--no-open", "--lake", lake.uri]
+    ways = [str(tmp_path), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(ways)}
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 2
+    assert "pip install 'latentlake[explore]'" in ran.stderr
+    assert "Traceback" not in ran.stderr
