@@ -14,8 +14,8 @@ import click
 from flows.cli_drift import drift
 from flows.cli_embed import drop, embed, embed_files, index_command, map_command
 from flows.cli_evaluate import compare, evaluate
-from flows.cli_models import aliases, promote, rollback
 from flows.cli_explore import explore
+from flows.cli_models import aliases, promote, rollback
 from flows.cli_query import query
 from flows.cli_report import report
 from flows.cli_train import sweep, train
