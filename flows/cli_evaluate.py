@@ -40,9 +40,12 @@ def evaluate(**options: Any) -> None:
     from jobs import evaluations
     from jobs.job_report import JobReport
 
-    report = JobReport(**work.run())
-    version, dataset = report.counts["model_version"], options["dataset"]
-    rows = evaluations.latest(lake_of(options["lake"]), report.target, version, dataset)
+    report, lake = JobReport(**work.run()), lake_of(options["lake"])
+    if report.job_ids:
+        rows = evaluations.of_job(lake, report.job_ids[-1])
+    else:
+        name = (report.target, report.counts["model_version"], settings.dataset)
+        rows = evaluations.latest(lake, *name, settings.images_version)
     told = f"{report_text(report)}\n\n{metrics_text(rows)}"
     emit({**report.to_dict(), "metrics": rows}, options["as_json"], told)
 

@@ -73,18 +73,11 @@ class EvaluateJob(PoolJob):
         ]
 
     def plan(self) -> Plan:
-        """Empty where these images have been evaluated by this rule, and no other since."""
-        images = self._images()
-        name, shape = f"{self.target}@{self.version}", image_shape_of(images.schema)
-        require_same_images(self.about, name, self.settings.dataset, shape)
-        held = open_snapshot(self.first_table)
-        if held is not None and held.is_published:
-            # Told now, not when all is done: another latent dimension has no place in it.
-            latent_dim = self.about["config"]["latent_dim"]
-            Table(self.first_table, evaluated_spec(latent_dim)).require_same_schema(held)
+        """Empty where these images have been evaluated by this rule, and by no other since."""
+        images, held = self._images(), open_snapshot(self.first_table)
+        self._require_fit(images, held)
         paths = held.paths(self.partition) if held is not None else []
-        done = self._is_done(held, images) if held is not None and paths else False
-        columns = {} if done else self._columns(images)
+        done = bool(paths) and held is not None and self._is_done(held, images)
         return Plan(
             job=self.name,
             target=self.target,
@@ -95,16 +88,29 @@ class EvaluateJob(PoolJob):
                 **self.partition,
                 "model": self.target,
                 "images_version": images.version,
-                "latent_dim": self.about["config"]["latent_dim"],
+                "latent_dim": self._latent_dim,
                 "fingerprint": self._fingerprint(),
                 "rule": self.rule,
                 "held": paths,
-                **columns,
+                **({} if done else self._columns(images)),
             },
             units=[] if done else self._units(images),
-            # Evaluated again after a drop or another rule, it is another job.
+            # By another rule in between, or back on this one, it is another job.
             key=[] if done else ["evaluated", held.commits if held is not None else 0],
         )
+
+    @property
+    def _latent_dim(self) -> int:
+        return self.about["config"]["latent_dim"]
+
+    def _require_fit(self, images: Snapshot, held: Snapshot | None) -> None:
+        """Raises InputError where the model cannot read the images, or the table take its rows."""
+        name, shape = f"{self.target}@{self.version}", image_shape_of(images.schema)
+        require_same_images(self.about, name, self.settings.dataset, shape)
+        if held is not None and held.is_published:
+            # Told now, not when all is done: another latent dimension has no place in it.
+            spec = evaluated_spec(self._latent_dim)
+            Table(self.first_table, spec).require_same_schema(held)
 
     def _images(self) -> Snapshot:
         return catalog.images_snapshot(

@@ -130,11 +130,9 @@ class Summary:
         ends: dict[str, float | None] = dict.fromkeys(("low", "high", "confidence"))
         notes = [note or self._note(key)]
         if isinstance(value, Interval):
-            ends = {
-                "low": _known(value.low),
-                "high": _known(value.high),
-                "confidence": self.settings["rule"]["confidence"],
-            }
+            low, high = _known(value.low), _known(value.high)
+            known = self.settings["rule"]["confidence"] if low is not None else None
+            ends = {"low": low, "high": high, "confidence": known}
             value = float(value.value)
             if len(self.test) < FEW:
                 notes.append(
@@ -223,8 +221,9 @@ class Summary:
         """Whether test images score as calibration images do; the share is among the others."""
         held = self.bundle.calibration_scores
         scores = floats(self.test, self._decisive)
+        scores = scores[~np.isnan(scores)]
         key = ("calibration_p", self._decisive)
-        if not len(held) or np.isnan(scores).all():
+        if not len(held) or not len(scores):
             return [
                 self._row((name, self._decisive), None, note="the bundle has no calibration images")
                 for name in ("calibration_p", "calibration_share")

@@ -45,14 +45,21 @@ METRICS: dict[str, Metric] = {
 MEANS = ("log_likelihood", "neg_elbo", "recon_nll", "kl", "bits_per_dim", "recon_mse")
 
 
-def latest(lake: Lake, model: str, version: str, dataset: str) -> list[dict[str, Any]]:
-    """Rows of the last evaluation of the newest snapshot that has one; none if there is none."""
+def latest(
+    lake: Lake, model: str, version: str, dataset: str, images_version: int | None = None
+) -> list[dict[str, Any]]:
+    """Rows of the last finished evaluation; none if there is none.
+
+    images_version: of the images that were read; the newest that were if None.
+    """
     asked = {"model": model, "model_version": version, "dataset": dataset}
     finished = {run["job_id"]: number for number, run in enumerate(catalog.runs(lake))}
     rows = [
         row
         for row in catalog.catalog_rows(lake, EVALUATIONS.name)
-        if row["job_id"] in finished and all(row[name] == value for name, value in asked.items())
+        if row["job_id"] in finished
+        and all(row[name] == value for name, value in asked.items())
+        and images_version in (None, row["images_version"])
     ]
     if not rows:
         return []

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from jobs.config import TrainSettings
+from jobs.evaluations import METRICS
 from jobs.schema import (
     TableSpec,
     every_spec,
@@ -65,3 +66,9 @@ def test_every_column_of_every_table_is_told(spec: TableSpec) -> None:
     assert columns_text(spec) in section
     for column in spec.partition_by:
         assert f"`{column}`" in section.split("| column")[0], column
+
+
+def test_every_metric_of_an_evaluation_is_told() -> None:
+    page = (DOCS / "evaluating.md").read_text()
+    for name, metric in METRICS.items():
+        assert f"| `{name}` | {metric.unit} | {metric.better} |" in page, name

@@ -79,3 +79,17 @@ def test_mistakes_are_told_in_a_sentence(lake: Lake) -> None:
         error = latentlake(lake, *arguments).exception
         assert isinstance(error, InputError)
         assert told in str(error)
+
+
+def test_an_older_snapshot_shows_its_own_numbers(lake: Lake, tmp_path: Path) -> None:
+    asked = ("evaluate", "--dataset", "d", "--model", "m", "--samples", "2", "--json")
+    old = json.loads(latentlake(lake, *asked).stdout)["metrics"]
+    write_source(tmp_path / "more" / "b.parquet", range(1000, 1200))
+    job.run(InlineStage(lake, tmp_path / "more", night="2026-01-02"))
+    new = json.loads(latentlake(lake, *asked).stdout)["metrics"]
+    assert new[0]["images_version"] > old[0]["images_version"]
+    again = (*asked, "--images-version", str(old[0]["images_version"]))
+    for _ in range(2):  # evaluated anew, and then only shown
+        shown = json.loads(latentlake(lake, *again).stdout)["metrics"]
+        assert [row["value"] for row in shown] == [row["value"] for row in old]
+        assert {row["images_version"] for row in shown} == {old[0]["images_version"]}
