@@ -61,7 +61,7 @@ class Pictures:
 @dataclasses.dataclass(frozen=True)
 class Chart:
     """figure: a Bokeh model. told: the same in words, for whoever does not see it. sprites: a data
-    URI that the figure's tooltips use as `var(--sprites)`."""
+    URI that its tooltips, which lie outside of it, use as `var(--sprites)`; of one chart a page."""
 
     kind: ClassVar[str] = "chart"
     name: str

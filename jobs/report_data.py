@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jobs.card import dataset_card
-from jobs.report_blocks import FoldedRows, Limits, Missing, Pictures, Rows, Say, Section, number
+from jobs.report_blocks import FoldedRows, Limits, Pictures, Rows, Say, Section, number
 from jobs.report_images import cell, staged_in_order
 from jobs.report_night import Night
 
@@ -95,7 +95,9 @@ def sheet_images(night: Night) -> tuple[str, list[np.ndarray]]:
 
 def _refusals(night: Night) -> list[Rows | Say]:
     rows = night.ask(
-        """SELECT reason, count(*) AS n, min(message) AS message, min(source_uri) AS uri
+        """SELECT reason, count(*) AS n,
+                  min({'uri': source_uri, 'row': source_row, 'member': source_member,
+                       'message': message}) AS example
            FROM quarantine WHERE dataset = ? AND night = ? GROUP BY reason
            ORDER BY n DESC, reason""",
         night.dataset,
@@ -104,7 +106,7 @@ def _refusals(night: Night) -> list[Rows | Say]:
     if not rows:
         return [Say("Nothing was refused on this night.")]
     told = [
-        (row["reason"], number(row["n"]), row["message"] or "", row["uri"])
+        (row["reason"], number(row["n"]), row["example"]["message"] or "", where(row["example"]))
         for row in rows[:REASONS]
     ]
     columns = ("reason", "rows", "an example's message", "its source")
@@ -114,7 +116,8 @@ def _refusals(night: Night) -> list[Rows | Say]:
     return found
 
 
-def require_images(night: Night) -> None:
-    """Raises Missing where the dataset had no image on that night."""
-    if not shown_images(night, 1)[1]:
-        raise Missing(f"{night.dataset} has no images.")
+def where(example: dict[str, Any]) -> str:
+    """A row of a source, in words."""
+    member = f", {example['member']}" if example["member"] else ""
+    place = f", row {example['row']}" if example["row"] is not None and example["row"] >= 0 else ""
+    return f"{example['uri']}{member}{place}"

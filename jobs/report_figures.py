@@ -250,7 +250,8 @@ def map_figure(groups: Sequence[Points], sprite: tuple[int, int, int, bool]) -> 
             hover_line_color="#808080",
         )
         items.append((group.name, [points]))
-        drawn.append(points)
+        if not flagged:
+            drawn.append(points)  # a flagged one lies around its point, whose picture is enough
     width, height, whole, pixelated = sprite
     tip = POINT_TIP.format(
         width=width,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 from jobs.report_blocks import counted, p_text
 from jobs.report_night import Night
@@ -103,7 +102,8 @@ def _of_the_model(night: Night) -> str:
         case "promoted":
             return f" {name} became champion: {_ended(why)}"
         case "refused":
-            return f" {name} was held against the champion and refused: {_ended(why)}"
+            told = f"{name} was held against the champion and refused: "
+            return f" {'' if name in why else told}{_ended(why)}"
         case "trained":
             return f" {name} was trained, and is not the champion."
     return ""
@@ -122,14 +122,10 @@ def _challenge(night: Night) -> tuple[str, str, str]:
         counts = run["counts"]
         version = str(counts.get("version", ""))
         if run["job"] == "promote":
-            return "refused", version, str(_first(counts, "why", "reason", "refused"))
+            return "refused", version, str(counts.get("why") or "no reason was given")
         if run["job"] == "train":
             return "trained", version, ""
     return "", "", ""
-
-
-def _first(counts: dict[str, Any], *names: str) -> Any:
-    return next((counts[name] for name in names if counts.get(name)), "no reason was given")
 
 
 def _is_good(night: Night) -> str:

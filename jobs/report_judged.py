@@ -152,8 +152,25 @@ def evaluation_section(night: Night) -> Section:
     caption = f"On the test split of {night.dataset}, version {rows[0]['images_version']}{interval}"
     blocks: list[Block] = [Rows(caption, columns, told)]
     blocks.append(Say(_compared_with(night, bool(before))))
+    blocks += _gate(night)
     blocks += _per_dimension(rows)
     return Section("evaluation", "Evaluation", blocks)
+
+
+def _gate(night: Night) -> list[Block]:
+    """What the night's challenger had to show, by `latentlake promote`."""
+    found: list[Block] = []
+    for run in night.runs:
+        checks = run["counts"].get("checks") if run["job"] == "promote" else None
+        if checks:
+            told = [(c["name"], _passed(c["passes"]), c["told"]) for c in checks]
+            caption = f"The gate: what {night.model}@{run['counts']['version']} had to show"
+            found.append(Rows(caption, ("check", "passed", "why"), told))
+    return found
+
+
+def _passed(value: bool | None) -> str:
+    return "not asked" if value is None else _yes(value)
 
 
 def _compared_with(night: Night, is_there: bool) -> str:

@@ -30,7 +30,7 @@ def map_section(night: Night, limits: Limits) -> Section:
     points_N2, way = _plane(night, rows)
     flagged = {row["image_id"] for row in night.anomalies(limits.of(POINTS))}
     sheet = _sprites(night, [row["image_id"] for row in rows])
-    groups = _groups(rows, points_N2, flagged, sheet, night)
+    groups = _Drawn(night, rows, points_N2, flagged, sheet).groups()
     size = sheet.shown
     chart = map_figure(groups, (*size, sheet.columns * size[0], sheet.pixelated))
     told = (
@@ -148,29 +148,53 @@ def _sprites(night: Night, ids: Sequence[str]) -> Sprites:
     return Sprites(uri, places, columns, shown, pixelated=max(first.shape[:2]) <= THUMB)
 
 
-def _groups(
-    rows: Sequence[Row],
-    points_N2: np.ndarray,
-    flagged: set[str],
-    sheet: Sprites,
-    night: Night,
-) -> list[Points]:
-    """One of each label that is frequent, or of arrivals and earlier ones; then the flagged."""
-    kinds = [_kind(row, night) for row in rows]
-    frequent = [name for name, _ in Counter(kinds).most_common()]
-    named = sorted(frequent[: LABELS if len(frequent) <= LABELS else LABELS - 1], key=_in_order)
-    groups = []
-    for index, name in enumerate(named):
-        chosen = [n for n, kind in enumerate(kinds) if kind == name]
-        groups.append(_points(name, chosen, rows, points_N2, sheet, night, COLOURS[index]))
-    others = [n for n, kind in enumerate(kinds) if kind not in named]
-    if others:
-        groups.append(_points("others", others, rows, points_N2, sheet, night, "#808080"))
-    marked = [n for n, row in enumerate(rows) if row["image_id"] in flagged]
-    if marked:
-        made = _points("flagged this night", marked, rows, points_N2, sheet, night, FLAGGED)
-        groups.append(dataclasses.replace(made, marker="diamond", size=13))
-    return groups
+@dataclasses.dataclass(frozen=True)
+class _Drawn:
+    """The sample as it is drawn: rows of the embeddings, their places, what is told of each."""
+
+    night: Night
+    rows: Sequence[Row]
+    points_N2: np.ndarray
+    flagged: set[str]
+    sheet: Sprites
+
+    def points(self, name: str, chosen: Sequence[int], colour: str) -> Points:
+        some = [self.rows[n] for n in chosen]
+        columns = {
+            "x": float32(self.points_N2[chosen, 0]),
+            "y": float32(self.points_N2[chosen, 1]),
+            "place": [self.sheet.places.get(row["image_id"], "0 0") for row in some],
+            "image_id": [row["image_id"][:12] for row in some],
+            "p_value": [p_text(row["p_value"]) for row in some],
+            "label": ["" if row["label"] is None else f"label {row['label']}" for row in some],
+            "fate": [self._fate(row) for row in some],
+        }
+        return Points(name, columns, colour)
+
+    def _fate(self, row: Row) -> str:
+        if row["image_id"] in self.flagged:
+            doubt = "" if self.night.calibration_is_valid else ", calibration not valid"
+            return f"flagged this night{doubt}"
+        return f"embedded {row['night']}"
+
+    def groups(self) -> list[Points]:
+        """One of each label that is frequent, or of arrivals and earlier ones; then the flagged."""
+        kinds = [_kind(row, self.night) for row in self.rows]
+        frequent = [name for name, _ in Counter(kinds).most_common()]
+        most = LABELS if len(frequent) <= LABELS else LABELS - 1
+        named = sorted(frequent[:most], key=_in_order)
+        groups = []
+        for name, colour in zip(named, COLOURS, strict=False):
+            chosen = [n for n, kind in enumerate(kinds) if kind == name]
+            groups.append(self.points(name, chosen, colour))
+        others = [n for n, kind in enumerate(kinds) if kind not in named]
+        if others:
+            groups.append(self.points("others", others, "#808080"))
+        marked = [n for n, row in enumerate(self.rows) if row["image_id"] in self.flagged]
+        if marked:
+            made = self.points("flagged this night", marked, FLAGGED)
+            groups.append(dataclasses.replace(made, marker="diamond", size=13))
+        return groups
 
 
 def _in_order(name: str) -> tuple[int, float, str]:
@@ -182,28 +206,3 @@ def _kind(row: Row, night: Night) -> str:
     if night.has_labels:
         return "no label" if row["label"] is None else str(row["label"])[:40]
     return "arrived this night" if row["night"] == night.night else "earlier"
-
-
-def _points(
-    name: str,
-    chosen: Sequence[int],
-    rows: Sequence[Row],
-    points_N2: np.ndarray,
-    sheet: Sprites,
-    night: Night,
-    colour: str,
-) -> Points:
-    some = [rows[n] for n in chosen]
-    columns = {
-        "x": float32(points_N2[chosen, 0]),
-        "y": float32(points_N2[chosen, 1]),
-        "place": [sheet.places.get(row["image_id"], "0 0") for row in some],
-        "image_id": [row["image_id"][:12] for row in some],
-        "p_value": [p_text(row["p_value"]) for row in some],
-        "label": ["" if row["label"] is None else f"label {row['label']}" for row in some],
-        "fate": [
-            "flagged" if name == "flagged this night" else f"embedded {row['night']}"
-            for row in some
-        ],
-    }
-    return Points(name, columns, colour)

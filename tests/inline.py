@@ -45,7 +45,7 @@ class Inline(PoolJob):
 class InlineStage(Inline, StageJob):
     def __init__(self, lake: Lake, source: Path | str, night: str = NIGHT, **settings) -> None:
         values = {"height": 28, "width": 28, "channels": 1, "rows_per_unit": 100} | settings
-        staged = StageSettings(source=str(source), dataset="d", **values)
+        staged = StageSettings(**{"source": str(source), "dataset": "d", **values})
         super().__init__(lake, staged, night, RaySettings())
 
 

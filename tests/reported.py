@@ -56,19 +56,22 @@ def two_nights(
     spoilt: int,
     epochs: Sequence[int] = (1, 2),
     names: Any = str,
+    dataset: str = "d",
+    model: str = "m",
     **training: Any,
 ) -> Lake:
     """A champion each night, the second of more epochs, that embeds what is new."""
+    of = {"dataset": dataset, "model": model}
     lake = Lake((folder / "lake").as_uri())
     rows = [range(first), range(first, first + second)]
     for number, night in enumerate(NIGHTS):
         source = folder / "source" / f"night-{number + 1}.parquet"
         broken = {"spoilt": spoilt, "cut_short": 3} if number else {}
         write_night(source, rows[number], names=names, **broken)
-        job.run(InlineStage(lake, folder / "source", night, rows_per_unit=1000))
-        settings = {"epochs": epochs[number], "images_version": 1, "promote": True} | training
+        job.run(InlineStage(lake, folder / "source", night, dataset=dataset))
+        settings = {"epochs": epochs[number], "images_version": 1, "promote": True} | of | training
         job.run(InlineTrain(lake, night, **settings))
-        job.run(InlineEmbed(lake, night, reconstructions="sample", alpha=0.1, backfill=not number))
+        job.run(InlineEmbed(lake, night, alpha=0.1, backfill=not number, **of))
     return lake
 
 
@@ -79,7 +82,12 @@ def versions(lake: Lake) -> list[str]:
 
 
 def _row(spec: Any, **values: Any) -> dict[str, Any]:
-    return dict.fromkeys(spec.schema.names) | {"model": "m", "dataset": "d"} | values
+    return dict.fromkeys(spec.schema.names) | values
+
+
+def _names(lake: Lake) -> dict[str, str]:
+    """The one model and the one dataset."""
+    return {"model": catalog.models(lake)[0], "dataset": catalog.datasets(lake)[0]}
 
 
 def add_evaluation(lake: Lake, version: str, night: str, better_by: float = 0.0) -> None:
@@ -89,7 +97,7 @@ def add_evaluation(lake: Lake, version: str, night: str, better_by: float = 0.0)
         ends = {} if value is None else {"low": value - 1.0, "high": value + 1.0}
         names = {"model_version": version, "images_version": 1, "metric": metric, "of": of}
         told = {"value": value, "unit": unit, "better": better, "confidence": 0.95, "images": 40}
-        job_id = {"night": night, "job_id": f"evaluate-{version}"}
+        job_id = {"night": night, "job_id": f"evaluate-{version}", **_names(lake)}
         return _row(EVALUATIONS, **names, **ends, **told, **job_id, **more)
 
     why = {"note": "no image of the test split is known to be an anomaly"}
@@ -111,7 +119,7 @@ def add_drift(
     drifted = None if p_value is None else p_value <= 0.05 / 30
     sizes = {"arrivals": 900, "reference": 150, "alpha": 0.05 / 30, "first_version": 1}
     same = sizes | {"model_version": version, "night": night, "job_id": f"drift-{night}"}
-    same |= {"last_version": int(night[-2:]), "p_value": p_value}
+    same |= {"last_version": int(night[-2:]), "p_value": p_value, **_names(lake)}
     rows = [_row(DRIFT, test="combined", drifted=drifted, note=note, **same)]
     if p_value is not None:
         kinds = [

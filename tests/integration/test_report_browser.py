@@ -97,9 +97,15 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     def named(label: int) -> str:
         return KINDS[label] if SCREENSHOTS or label != 3 else ATTACK
 
-    lake = reported.two_nights(folder, **(LARGE if SCREENSHOTS else SMALL), names=named)
+    lake = reported.two_nights(
+        folder,
+        **(LARGE if SCREENSHOTS else SMALL),
+        names=named,
+        dataset="clothing",
+        model="clothing",
+    )
     reported.judged(lake)
-    made = write_report(lake, "d", "m", reported.NIGHTS[1])
+    made = write_report(lake, "clothing", "clothing", reported.NIGHTS[1])
     path = local_path(made.uri)
     assert path is not None
     return path, folder

@@ -1,0 +1,271 @@
+"""Parts of a report by themselves: numbers, pictures, the plane, figures, the page's escaping."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import re
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.decomposition import PCA
+
+from jobs.report_blocks import Chart, Limits, Rows, Say, Section, number, p_text
+from jobs.report_figures import (
+    Line,
+    bars_figure,
+    embedded,
+    lines_figure,
+    p_values_figure,
+)
+from jobs.report_headline import Headline, headline_of
+from jobs.report_images import (
+    FRAME_WIDTH,
+    OUTLINE,
+    beside,
+    cell,
+    data_uri,
+    heat,
+    outlined,
+    smaller,
+)
+from jobs.report_judged import _difference
+from jobs.report_map import pca_plane
+from jobs.report_night import Night
+from jobs.report_page import in_script, render
+
+ATTACK = "</script><script>alert(1)</script><!--\u2028&"
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (None, "–"),
+        (float("nan"), "–"),
+        (1234567, "1,234,567"),
+        (-12.3456, "−12.35"),
+        (1234.56, "1,234.6"),
+        (123456.7, "123,457"),
+        (0.000123456, "0.0001235"),
+        ("text", "text"),
+    ],
+)
+def test_numbers_have_few_digits_and_a_minus(value: Any, told: str) -> None:
+    assert number(value) == told
+
+
+def test_p_values_are_never_told_to_be_zero() -> None:
+    assert p_text(0.0) == "p < 0.0001"
+    assert p_text(0.04) == "p = 0.04"
+    assert p_text(None) == "no p-value"
+
+
+def test_limits_leave_one_of_what_there_is_and_none_at_nothing() -> None:
+    assert Limits().of(12) == 12
+    assert Limits(0.1).of(12) == 2
+    assert Limits(0.0).of(2000) == 0
+
+
+@pytest.mark.parametrize("dim", [1, 2, 5])
+def test_the_plane_is_that_of_scikit_learn(dim: int) -> None:
+    generator = np.random.default_rng(0)
+    vectors = generator.normal(size=(300, dim)) * np.arange(dim, 0, -1) + 100.0
+    found = pca_plane(vectors.astype(np.float32))
+    expected = PCA(min(2, dim)).fit_transform(vectors)
+    signs = np.sign((found[:, : expected.shape[1]] * expected).sum(0))
+    np.testing.assert_allclose(found[:, : expected.shape[1]] * signs, expected, atol=1e-2)
+    assert dim > 1 or not found[:, 1].any()
+
+
+@pytest.mark.parametrize(("y", "x"), [(0, 0), (3, 5), (6, 6)])
+def test_the_frame_is_around_the_patch_and_hides_none_of_it(y: int, x: int) -> None:
+    image = np.random.default_rng(0).integers(0, 50, (10, 10, 3), np.uint8)
+    times, side, edge = 3, 4, FRAME_WIDTH
+    shown = outlined(image, y, x, side, times)
+    big = image.repeat(times, 0).repeat(times, 1)
+    assert shown.shape == (30 + 2 * edge, 30 + 2 * edge, 3)
+    rows = slice(edge + y * times, edge + (y + side) * times)
+    columns = slice(edge + x * times, edge + (x + side) * times)
+    inside = big[y * times : (y + side) * times, x * times : (x + side) * times]
+    assert np.array_equal(shown[rows, columns], inside)
+    framed = np.all(shown == OUTLINE, axis=2)
+    assert framed.sum() == (side * times + 2 * edge) ** 2 - (side * times) ** 2
+    assert framed[rows.start - 1, columns.start - 1]
+
+
+def test_errors_grow_from_black_to_bright_and_stop_at_the_top() -> None:
+    colours = heat(np.array([[0.0, 0.25, 0.5, 1.0, 9.0]]), 1.0).astype(int).sum(2)[0]
+    assert colours[0] < 10
+    assert list(colours) == sorted(colours)
+    assert colours[3] == colours[4]
+    assert np.isfinite(heat(np.zeros((2, 2)), 0.0)).all()
+
+
+def test_small_images_keep_their_pixels_and_large_ones_get_smaller() -> None:
+    generator = np.random.default_rng(0)
+    small = generator.integers(0, 255, (28, 28, 1), np.uint8)
+    assert smaller(small, 96) is small
+    shown = cell(small, "a", 56)
+    data = base64.b64decode(shown.uri.partition(",")[2])
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), small[:, :, 0])
+    large = generator.integers(0, 255, (300, 150, 3), np.uint8)
+    assert smaller(large, 96).shape == (96, 48, 3)
+    assert len(cell(large, "a", 56).uri) < len(data_uri(large, lossy=False)) / 5
+
+
+def test_between_pictures_there_is_nothing() -> None:
+    whole = beside([np.full((4, 4, 1), 9, np.uint8), np.full((2, 3, 3), 7, np.uint8)], gap=2)
+    assert whole.shape == (4, 9, 4)
+    assert not whole[:, 4:6, 3].any()
+    assert whole[1:3, 6:, 3].all()
+    assert not whole[0, 6:, 3].any()
+
+
+def a_figure() -> Any:
+    return lines_figure("epoch", "nats", [Line("train", [1, 2], [3.0, 2.0])], 2)
+
+
+def test_the_same_figure_is_the_same_text_however_many_came_before() -> None:
+    first = embedded("a", a_figure())
+    for _ in range(3):
+        bars_figure("x", "y", ["1"], [2.0])
+    assert embedded("a", a_figure()) == first
+    item = json.loads(first)
+    assert item["target_id"] == "chart-a"
+    assert item["root_id"] == item["doc"]["roots"][0]["id"]
+    # What is referred to has come before.
+    seen: set[str] = set()
+    for found in re.finditer(r'"type":"object","name":"[^"]*","id":"(o\d+)"|"id":"(o\d+)"', first):
+        made, referred = found.groups()
+        seen |= {made} if made else set()
+        assert made or referred in seen
+
+
+def test_a_night_below_its_level_is_marked_otherwise() -> None:
+    text = embedded("a", p_values_figure(["1", "2"], [0.5, 0.001], [0.01, 0.01]))
+    assert '"circle","diamond"' in text
+
+
+def test_data_in_a_script_cannot_end_it_and_come_back_as_they_were() -> None:
+    text = in_script(json.dumps({"name": ATTACK}, ensure_ascii=False))
+    assert not set("<>&\u2028") & set(text)
+    assert json.loads(text) == {"name": ATTACK}
+
+
+def page_with(*sections: Section) -> str:
+    headline = Headline("good", ATTACK, ATTACK, ATTACK)
+    return render(ATTACK, headline, sections, [ATTACK])
+
+
+def test_every_value_of_every_block_is_escaped() -> None:
+    figure = lines_figure(ATTACK, ATTACK, [Line(ATTACK, [1], [1.0])])
+    chart = Chart("c", ATTACK, ATTACK, figure)
+    rows = Rows(ATTACK, (ATTACK, ATTACK), [(ATTACK, ATTACK)])
+    html = page_with(Section("s", ATTACK, [Say(ATTACK), rows, chart]))
+    assert "<script>alert" not in html
+    assert html.count("alert(1)") > 10
+
+
+def test_the_policy_names_the_scripts_that_are_there() -> None:
+    html = page_with(Section("s", "S", [Chart("c", "C", "told", a_figure())]))
+    scripts = re.findall(r"<script>(.*?)</script>", html, re.S)
+    named = set(re.findall(r"&#39;sha256-([\w+/=]+)&#39;", html))
+    hashes = {base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts}
+    assert len(scripts) == 2
+    assert hashes == named
+    assert "<script>" not in page_with(Section("s", "S", [Say("no chart")]))
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "better", "told"),
+    [
+        ((1.0, 2.0), (3.0, 4.0), "higher", "worse"),
+        ((1.0, 2.0), (3.0, 4.0), "lower", "better"),
+        ((5.0, 6.0), (3.0, 4.0), "higher", "better"),
+        ((1.0, 3.5), (3.0, 4.0), "lower", "intervals meet"),
+        ((1.0, 2.0), (3.0, 4.0), "none", ""),
+        ((None, None), (3.0, 4.0), "lower", ""),
+    ],
+)
+def test_better_is_said_only_where_intervals_are_apart(ours, theirs, better, told) -> None:
+    row = {"low": ours[0], "high": ours[1], "better": better}
+    assert _difference(row, {"low": theirs[0], "high": theirs[1], "better": better}) == told
+    assert _difference(row, None) == ""
+
+
+def a_night(**more: Any) -> Night:
+    """One of which a headline is made: three images came, all is well."""
+    stage = Counter({"staged": 3, "rows_in": 3})
+    jobs = {"stage": stage, "embed": Counter({"embedded": 3})} | more.pop("counts", {})
+    batch = {"tested": 3, "flagged": 0, "alpha": 0.05, "fewest_flaggable": 1}
+    held = {
+        "dataset": "d",
+        "model": "m",
+        "version": "v",
+        "no_model": "",
+        "name": "m@v",
+        "night": "2026-01-01",
+        "runs": [{"job": "stage", "counts": {}}],
+        "moves": [],
+        "drift": [{"test": "combined", "drifted": False, "p_value": 0.4, "note": None}],
+        "drifted": False,
+        "batches": [batch],
+        "flagged": 0,
+        "calibration_is_valid": True,
+        "counts": lambda job: jobs.get(job, Counter()),
+        "ran": lambda job: job in jobs,
+    }
+    return cast(Night, SimpleNamespace(**(held | more)))
+
+
+def test_a_headline_of_a_good_night() -> None:
+    found = headline_of(a_night())
+    assert found.status == "good"
+    assert found.sentences == [
+        "3 new images arrived and 3 were embedded.",
+        "No drift was found (p = 0.4), so the p-values are valid.",
+        "None of 3 scored images was flagged as an anomaly.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "told"),
+    [
+        ({"drifted": True, "calibration_is_valid": False}, "alarm", "not valid tonight"),
+        ({"drifted": False, "calibration_is_valid": False}, "alarm", "in different ways"),
+        ({"drift": [], "drifted": None}, "look", "Drift was not tested"),
+        ({"flagged": 1}, "look", "Look at the 1 image flagged"),
+        ({"counts": {"stage": Counter(staged=90, refused=9, rows_in=99)}}, "alarm", "9 were"),
+        ({"counts": {"stage": Counter(staged=98, refused=1, rows_in=99)}}, "look", "1 was refused"),
+        ({"counts": {"stage": Counter(), "embed": Counter()}}, "quiet", "no new image"),
+        ({"runs": [], "batches": []}, "quiet", "No job of d or m finished"),
+        ({"batches": []}, "good", "No image was scored"),
+        ({"version": None, "no_model": "No champion.", "batches": []}, "good", "No champion."),
+        (
+            {"moves": [{"night": "2026-01-01", "version": "w", "reason": "it gained"}]},
+            "good",
+            "m@w became champion: it gained.",
+        ),
+        (
+            {"runs": [{"job": "promote", "counts": {"version": "w", "why": "m@w failed"}}]},
+            "look",
+            " m@w failed.",
+        ),
+        (
+            {"runs": [{"job": "train", "counts": {"version": "w"}}]},
+            "good",
+            "m@w was trained, and is not the champion.",
+        ),
+    ],
+)
+def test_a_headline_by_rule(more: dict[str, Any], status: str, told: str) -> None:
+    found = headline_of(a_night(**more))
+    assert found.status == status
+    assert told.lower() in str(found).lower()
+    assert all(sentence.endswith(".") for sentence in found.sentences)
