@@ -8,7 +8,7 @@ import numpy as np
 
 from jobs.card import dataset_card
 from jobs.report_blocks import FoldedRows, Limits, Pictures, Rows, Say, Section, number
-from jobs.report_images import cell, staged_in_order
+from jobs.report_images import cell
 from jobs.report_night import Night
 
 SHOWN = 72  # of the contact sheet
@@ -80,7 +80,7 @@ def shown_images(night: Night, most: int) -> tuple[str, list[str]]:
 
 def _sheet(night: Night, limits: Limits) -> Pictures | Say:
     title, ids = shown_images(night, limits.of(SHOWN))
-    images = staged_in_order(night.lake, night.dataset, ids)
+    images = night.images(ids)
     if not images:
         return _nothing()
     pictures = [cell(image, f"image {i[:12]}", side=56) for i, image in images.items()]
@@ -90,7 +90,7 @@ def _sheet(night: Night, limits: Limits) -> Pictures | Say:
 def sheet_images(night: Night) -> tuple[str, list[np.ndarray]]:
     """The same for a PNG."""
     title, ids = shown_images(night, SHOWN)
-    return title, list(staged_in_order(night.lake, night.dataset, ids).values())
+    return title, list(night.images(ids).values())
 
 
 def _refusals(night: Night) -> list[Rows | Say]:

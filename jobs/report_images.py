@@ -7,37 +7,16 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
-import pyarrow as pa
 from bokeh.palettes import Inferno256
 from PIL import Image
 
-from jobs import catalog
-from jobs.lake import Lake
 from jobs.report_blocks import Picture
-from jobs.schema import image_shape_of
-from jobs.views import Views
 
 LARGE = 96  # pixels: images of a longer side are shown smaller, and encoded with losses
 GAP = 6
 OUTLINE = (0, 162, 255)
 FRAME_WIDTH = 3
 _INFERNO = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in Inferno256], np.uint8)
-
-
-def staged_in_order(lake: Lake, dataset: str, ids: Sequence[str]) -> dict[str, np.ndarray]:
-    """uint8 (H, W, C) of a dataset by image id, in the order of the ids; unknown ones left out."""
-    wanted = pa.table({"image_id": pa.array(ids, pa.string())})
-    rows = Views(lake).sql(
-        "SELECT image_id, image FROM images SEMI JOIN wanted USING (image_id) WHERE dataset = ?",
-        [dataset],
-        tables={"wanted": wanted},
-    )
-    shape = image_shape_of(catalog.images_snapshot(lake, dataset).schema)
-    found = {
-        row["image_id"]: np.frombuffer(row["image"], np.uint8).reshape(shape)
-        for row in rows.to_pylist()
-    }
-    return {image_id: found[image_id] for image_id in ids if image_id in found}
 
 
 def rgb(image_HWC: np.ndarray) -> np.ndarray:

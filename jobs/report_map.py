@@ -12,7 +12,7 @@ import numpy as np
 from jobs import catalog
 from jobs.report_blocks import Block, Chart, Limits, Missing, Say, Section, p_text
 from jobs.report_figures import COLOURS, FLAGGED, Points, float32, map_figure
-from jobs.report_images import data_uri, rgb, smaller, staged_in_order
+from jobs.report_images import data_uri, rgb, smaller
 from jobs.report_night import Night, Row
 
 POINTS = 2000
@@ -77,7 +77,7 @@ def _plane(night: Night, rows: Sequence[Row]) -> tuple[np.ndarray, str]:
     """(N, 2), and how they were laid out."""
     ids = [row["image_id"] for row in rows]
     for method in METHODS:
-        held = _of_the_map(night, method)
+        held = _of_the_map(night, method, ids)
         if all(image_id in held for image_id in ids):
             return np.array([held[i] for i in ids]), f"on the plane of latentlake map ({method})"
     vectors = {
@@ -93,14 +93,15 @@ def _plane(night: Night, rows: Sequence[Row]) -> tuple[np.ndarray, str]:
     return plane, "on the plane of their largest variance (PCA)"
 
 
-def _of_the_map(night: Night, method: str) -> dict[str, tuple[float, float]]:
+def _of_the_map(night: Night, method: str, ids: list[str]) -> dict[str, tuple[float, float]]:
     if not catalog.published_versions(night.lake).get(f"models/{night.model}/maps"):
         return {}
     rows = night.ask(
         """SELECT image_id, x, y FROM maps WHERE model = ? AND model_version = ? AND dataset = ?
-           AND method = ?""",
+           AND method = ? AND image_id IN (SELECT unnest(?))""",
         *(night.model, night.version, night.dataset),
         method,
+        ids,
     )
     return {row["image_id"]: (row["x"], row["y"]) for row in rows}
 
@@ -129,7 +130,7 @@ class Sprites:
 
 
 def _sprites(night: Night, ids: Sequence[str]) -> Sprites:
-    images = staged_in_order(night.lake, night.dataset, ids)
+    images = night.images(ids)
     first = next(iter(images.values()))
     small = smaller(first, THUMB)
     height, width = small.shape[:2]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from jobs.errors import InputError
 from jobs.report_blocks import (
     Block,
     Chart,
@@ -20,7 +19,7 @@ from jobs.report_blocks import (
     number,
 )
 from jobs.report_figures import Line, lines_figure, plane_figure
-from jobs.report_images import cell, heat, staged_in_order, strip
+from jobs.report_images import cell, heat, strip
 from jobs.report_night import Night, Row
 
 if TYPE_CHECKING:
@@ -129,7 +128,7 @@ def paintings_of(night: Night) -> Paintings:
     if not usual:
         raise Missing(f"{night.dataset} has no image that a reconstruction could be shown of.")
     flagged = [row["image_id"] for row in night.anomalies(FLAGGED)]
-    worst = staged_in_order(night.lake, night.dataset, flagged)
+    worst = night.images(flagged)
     assert night.version is not None
     wanted = image_shape(night.lake, night.model, night.version)
     found = next(iter(usual.values())).shape
@@ -155,11 +154,7 @@ def _test_images(night: Night) -> dict[str, np.ndarray]:
         night.night,
         REFERENCES,
     )
-    ids = [row["image_id"] for row in rows]
-    try:
-        return staged_in_order(night.lake, night.dataset, ids)
-    except InputError as error:
-        raise Missing(f"{error}.") from error
+    return night.images([row["image_id"] for row in rows])
 
 
 def reconstructions_section(paintings: Paintings, limits: Limits) -> Section:

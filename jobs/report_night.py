@@ -10,13 +10,18 @@ import dataclasses
 import functools
 import json
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
+import pyarrow as pa
 
 from jobs import catalog
 from jobs.bundle_about import read_about
 from jobs.errors import InputError, unknown_name
 from jobs.lake import Lake, valid_name
 from jobs.report_blocks import Missing
+from jobs.schema import image_shape_of
 from jobs.views import Views
 
 OF_THE_DATASET = ("stage",)
@@ -50,6 +55,25 @@ class Night:
     def ask(self, statement: str, *parameters: Any) -> list[Row]:
         """What a SELECT gives, by row."""
         return self._views.sql(statement, parameters).to_pylist()
+
+    def images(self, ids: Sequence[str]) -> dict[str, np.ndarray]:
+        """uint8 (H, W, C) of the dataset by image id, in the order of the ids; unknown ones are
+        left out."""
+        if not ids:
+            return {}
+        wanted = pa.table({"image_id": pa.array(ids, pa.string())})
+        rows = self._views.sql(
+            """SELECT image_id, image FROM images SEMI JOIN wanted USING (image_id)
+               WHERE dataset = ?""",
+            [self.dataset],
+            {"wanted": wanted},
+        )
+        shape = image_shape_of(catalog.images_snapshot(self.lake, self.dataset).schema)
+        found = {
+            row["image_id"]: np.frombuffer(row["image"], np.uint8).reshape(shape)
+            for row in rows.to_pylist()
+        }
+        return {image_id: found[image_id] for image_id in ids if image_id in found}
 
     @functools.cached_property
     def has_labels(self) -> bool:

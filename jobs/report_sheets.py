@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jobs.contact_sheet import Row, contact_sheet
-from jobs.errors import InputError
 from jobs.report_anomalies import SHOWN
 from jobs.report_blocks import number
 from jobs.report_data import sheet_images
@@ -25,10 +24,7 @@ SIDE = 128  # larger images are drawn from a smaller copy
 def sheets(night: Night, paintings: Paintings | None) -> dict[str, bytes]:
     """By name: images, reconstructions, samples, traversals, anomalies; those that there are."""
     found: dict[str, bytes] = {}
-    try:
-        title, images = sheet_images(night)
-    except InputError:
-        title, images = "", []
+    title, images = sheet_images(night)
     if images:
         parts = [images[at : at + COLUMNS] for at in range(0, len(images), COLUMNS)]
         rows = [_row("", part) for part in parts]

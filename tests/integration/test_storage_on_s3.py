@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from jobs import storage
+from jobs.derived import replace
 from jobs.errors import AlreadyThere, InputError
 from tests.fault_proxy import Fault, Rule, fault_proxy
 from tests.helpers import S3Server
@@ -130,3 +131,9 @@ def test_expired_credentials_are_not_tried_again(
         with pytest.raises(InputError, match="access denied"):
             storage.read(f"{folder}/there")
         assert len(proxy.requests) == 1
+
+
+def test_a_derived_file_takes_the_place_of_the_old_one(folder: str) -> None:
+    for data in (DATA, b"shorter"):
+        replace(f"{folder}/report.html", data)
+        assert storage.read(f"{folder}/report.html") == data
