@@ -22,7 +22,8 @@ fast: $(VENV)/.dev       ## the tests that need no server, no Ray and no trainin
 
 screenshots: $(VENV)/.dev machine ## the page's pictures in docs/pictures, by a real browser
 	LATENTLAKE_SCREENSHOTS=docs/pictures $(BIN)/python -m pytest \
-		tests/integration/test_browser.py tests/integration/test_report_browser.py
+		tests/integration/test_browser.py tests/integration/test_report_browser.py \
+		tests/integration/test_explore_browser.py
 
 faults: $(VENV)/.dev     ## kill processes and fail storage at random moments, many rounds
 	LATENTLAKE_FAULT_ROUNDS=25 $(BIN)/python -m pytest tests/faults --timeout 7200

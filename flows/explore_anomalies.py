@@ -91,7 +91,7 @@ class Anomalies:
         lines = _Lines(score, night.calibration_valid)
         self.pictures.fill(rows, self.held.lake.pictures(ids), lines.of)
         self.table.fill(
-            [_narrow(row, score) for row in rows], ids, f"The same, night {night.night}"
+            [_narrow(row, score, night) for row in rows], ids, f"The same, night {night.night}"
         )
 
     def _say(self, night: Night, any_rows: bool, flagged: bool) -> None:
@@ -124,7 +124,10 @@ class _Lines:
         return [*told, f"{self.score} {number(row[self.score])}", *label]
 
 
-def _narrow(row: dict[str, Any], score: str) -> dict[str, Any]:
+def _narrow(row: dict[str, Any], score: str, night: Night) -> dict[str, Any]:
     names = ("image_id", "q_value", "p_value", "calibration_valid", score, "label", "dataset")
     names += ("source_uri", "source_row", "batch")
-    return {name: row[name] for name in names if name in row}
+    told = {name: row[name] for name in names if name in row}
+    if not night.calibration_valid and "calibration_valid" in told:
+        told["calibration_valid"] = False  # drift was found after the row was written
+    return told

@@ -24,14 +24,15 @@ HOSTILE = "<script>window.taken = true</script><img src=x onerror='window.taken 
 KINDS = ["T-shirt", "trousers", "pullover", "dress", "coat"]
 KINDS += ["sandal", "shirt", "trainer", "bag", "boot"]
 NIGHTS = ("2026-01-01", "2026-01-02")
-FIRST, SECOND = range(300), range(300, 360)
+FIRST, SECOND = range(600), range(600, 660)
 
 
-def write_labelled(path: Path, rows: Iterable[int], hostile: int) -> None:
-    """Parquet of sample images with labels in words, of which one would like to be run."""
+def write_labelled(path: Path, rows: Iterable[int], hostile: Iterable[int]) -> None:
+    """Parquet of sample images with labels in words; those of `hostile` would like to be run."""
     rows = list(rows)
     named = [KINDS[label] for label in labels(rows)]
-    named[hostile] = HOSTILE
+    for position in hostile:
+        named[position] = HOSTILE
     kind = pa.struct([("bytes", pa.binary())])
     images = pa.array([{"bytes": data} for data in image_bytes(rows)], kind)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,13 +42,14 @@ def write_labelled(path: Path, rows: Iterable[int], hostile: int) -> None:
 def make_lake(folder: Path) -> Lake:
     """`lake` with two nights of a dataset `d` by a model `m`; drift was found in the second."""
     lake = Lake((folder / "lake").as_uri())
-    write_labelled(folder / "source" / "a.parquet", FIRST, hostile=7)
-    job.run(InlineStage(lake, folder / "source"))
-    job.run(InlineTrain(lake))
-    more = {"alpha": 0.9, "reconstructions": "all"}
+    source = folder / "photos" / "incoming-of-january"
+    write_labelled(source / "a.parquet", FIRST, hostile=[7])
+    job.run(InlineStage(lake, source))
+    job.run(InlineTrain(lake, epochs=8))
+    more = {"alpha": 0.5, "reconstructions": "all"}
     job.run(InlineEmbed(lake, **more))
-    write_labelled(folder / "source" / "b.parquet", SECOND, hostile=3)
-    job.run(InlineStage(lake, folder / "source", night=NIGHTS[1]))
+    write_labelled(source / "b.parquet", SECOND, hostile=range(0, len(SECOND), 2))
+    job.run(InlineStage(lake, source, night=NIGHTS[1]))
     job.run(InlineEmbed(lake, night=NIGHTS[1], **more))
     _find_drift(lake)
     return lake

@@ -140,7 +140,6 @@ class Page:
         return element.accessible_name.startswith(label)
 
     def upload(self, path: Path) -> None:
-        self.see("label, button, [role=button]", "Upload an image")
         hidden = FOUND.replace("one.checkVisibility()", "true")
         self.browser.execute_script(hidden, "input[type=file]", "")[0].send_keys(str(path))
 
@@ -231,7 +230,7 @@ def test_anomalies_are_shown_by_night_and_drift_is_told_loudly(page: Page) -> No
     page.choose("Night", NIGHTS[0])
     page.see(SAID, "Calibration valid")
     cards = page.cards()
-    assert len(cards) == len(set(cards)) > 3
+    assert len(cards) == len(set(cards)) > 1
     assert "(not valid)" not in page.see(CARDS).text
     assert "q_value" in page.see("table").text
     page.picture("explore")
@@ -267,6 +266,7 @@ def test_an_uploaded_file_finds_itself_and_one_that_is_no_image_is_told(
     (tmp_path / "again.png").write_bytes(image_bytes([row])[0])
     (tmp_path / "broken.png").write_bytes(b"no image at all")
     page.tab("Search")
+    page.see("label, button, [role=button]", "Upload an image")
     page.upload(tmp_path / "again.png")
     page.see(SAID, "Nearest to again.png")
     first = page.see(CARDS, "distance 0.0000")
@@ -291,16 +291,16 @@ def test_a_search_by_id_finds_others_and_an_unknown_id_is_told(page: Page) -> No
 @needs_browser
 def test_images_are_leafed_through_and_narrowed_down(page: Page) -> None:
     page.tab("Images")
-    page.see(SAID, "1 to 48 of 360 images")
+    page.see(SAID, "1 to 48 of 660 images")
     first = page.cards()
     page.click("button[aria-label='Go to page 2']")
-    page.see(SAID, "49 to 96 of 360 images")
+    page.see(SAID, "49 to 96 of 660 images")
     page.until(lambda: not set(page.cards()) & set(first), "the same images again")
     page.choose("Night", NIGHTS[1])
     page.see(SAID, "1 to 48 of 60 images")
     page.choose("Label", "<script>")
-    page.see(SAID, "1 to 1 of 1 images")
-    page.until(lambda: len(page.cards()) == 1, "not the one of that label")
+    page.see(SAID, "1 to 30 of 30 images")
+    page.until(lambda: len(page.cards()) == 30, "not those of that label")
     assert page.see(CARDS).text.startswith(HOSTILE[:20])
 
 
@@ -351,7 +351,7 @@ def test_sql_is_answered_cut_off_and_refused(page: Page) -> None:
 def test_the_overview_lists_what_there_is(page: Page) -> None:
     page.tab("Overview")
     page.see("caption", "Datasets")
-    assert "360" in page.see("table", "images_version").text
+    assert "660" in page.see("table", "images_version").text
     page.see("td", "champion")
     page.see("td", "embed")
 

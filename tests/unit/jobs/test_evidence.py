@@ -48,4 +48,4 @@ def test_nights_come_newest_first_and_drift_makes_their_calibration_invalid(lake
         asked = lake.embeddings("m").anomalies(night=night.night, flagged=True, top=1000)
         assert len(asked) == night.flagged > 0
         assert night.tested >= night.flagged
-        assert night.alpha == 0.9
+        assert night.alpha == 0.5

@@ -18,9 +18,9 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
     """Two nights, in several shards."""
     folder = tmp_path_factory.mktemp("pages")
     made = Lake(str(folder / "lake"))
-    write_labelled(folder / "source" / "a.parquet", range(250), hostile=7)
+    write_labelled(folder / "source" / "a.parquet", range(250), hostile=[7])
     job.run(InlineStage(made, folder / "source"))
-    write_labelled(folder / "source" / "b.parquet", range(250, 310), hostile=3)
+    write_labelled(folder / "source" / "b.parquet", range(250, 310), hostile=[3])
     job.run(InlineStage(made, folder / "source", night="2026-01-02"))
     return made
 
