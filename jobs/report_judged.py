@@ -26,6 +26,7 @@ TESTS = {
     "mmd": "maximum mean discrepancy",
     "classifier": "classifier two-sample test",
     "ks": "Kolmogorov–Smirnov",
+    "fisher": "share refused (Fisher)",
 }
 METRICS = {
     "log_likelihood": "log-likelihood",
