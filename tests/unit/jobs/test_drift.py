@@ -379,6 +379,18 @@ def test_too_few_blocks_are_told(changed: Lake) -> None:
     assert report.counts["drifted"] is None
 
 
+@pytest.mark.parametrize("together", [1, 2])
+def test_of_neighbours_no_more_are_taken_than_arrived(
+    embedded: Lake, tmp_path: Path, together: int
+) -> None:
+    """More would alarm too often: see test_drift_decision."""
+    arrive(embedded, tmp_path, range(600, 620), negative)
+    counts = judge(embedded, block_images=together).counts
+    assert counts["drifted"] is True
+    assert held_out(embedded) > 20
+    assert counts["reference"] == (20 if together == 2 else held_out(embedded))
+
+
 def test_blocks_by_a_column(changed: Lake) -> None:
     """Ten labels a side: 92,378 ways to relabel them."""
     with pytest.raises(InputError, match="no column 'camera' to make blocks by; it has job_id, l"):

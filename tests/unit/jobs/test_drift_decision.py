@@ -214,11 +214,12 @@ def test_a_changed_camera_is_found_at_the_level_of_one_night_in_thirty(
 
 @pytest.mark.slow
 def test_a_new_kind_of_one_in_twenty_is_found_where_one_night_may_spend_it_all() -> None:
-    """Power found: 0.5 to 0.7 at 5% a night, of 1,000 images a side (0.1 at 5% a month); 50 of
-    1,000 images, half like others, are little. The decision grows with `max_images`."""
+    """Power found: 0.8 at 5% a night, of 1,000 images a side; at the level of one night in thirty
+    0.2, and of 3,000 a side (`max_images`) 1.0: 50 images of 1,000, many like others, are little.
+    """
     told = rule(alpha=0.05, relabellings=199)
     found = [decide(real_night(seed, 1000, None, unseen=50), told) for seed in range(12)]
-    assert np.mean([one.drifted for one in found]) >= 0.25
+    assert np.mean([one.drifted for one in found]) >= 0.45
     half = [decide(real_night(seed, 300, None, unseen=60), told) for seed in range(8)]
     assert np.mean([one.drifted for one in half]) >= 0.6  # one in five
 
@@ -280,6 +281,8 @@ def test_what_cannot_be_tested_is_told_in_a_sentence() -> None:
     assert told.note.endswith("The model has embedded no images.")
     (row,) = told.rows
     assert (row["test"], row["arrivals"], row["reference"]) == ("combined", 0, 0)
+    emptied = decide(Sides(100, 0), DriftRule())
+    assert "test split of the model's snapshot) has 0" in emptied.note
     few = decide(small(), DriftRule(least_images=70))
     assert "a test takes 70 of each" in few.note
 
