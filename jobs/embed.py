@@ -5,6 +5,7 @@ Plan: image ids that this model version has not embedded, shard by shard of a pi
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 from collections.abc import Iterator
@@ -116,7 +117,7 @@ class EmbedJob(PoolJob):
         commits = {name: table.commits if table else 0 for name, table in held.items()}
         work = self._work(images, fingerprint)
         part = work["units"][: self.settings.commit_every]
-        return Plan(
+        plan = Plan(
             job=self.name,
             target=self.target,
             fingerprint=fingerprint,
@@ -133,6 +134,11 @@ class EmbedJob(PoolJob):
             },
             **(work | {"units": part}),
         )
+        table = held["embeddings"]
+        if table is not None and table.has(plan.job_id):
+            # Published once, and dropped since: by its old name it would be done already.
+            return dataclasses.replace(plan, key=[*plan.key, "again", table.commits])
+        return plan
 
     def is_whole(self, plan: Plan) -> bool:
         return plan.settings["whole"]

@@ -50,7 +50,7 @@ class DriftRule(Settings):
     )
     nights: int = Field(default=30, ge=1, description="that share alpha, in equal parts")
     max_images: int = Field(
-        default=1000, ge=50, le=5000, description="a side at most: a sample, by id, of more"
+        default=3000, ge=50, le=5000, description="a side at most: a sample, by id, of more"
     )
     least_images: int = Field(
         default=50, ge=10, description="a side; a night with fewer is not tested"

@@ -16,6 +16,8 @@ import yaml
 from tests.helpers import ROOT, ok, run_cli, write_source
 
 pytestmark = pytest.mark.integration
+JOBS = ["stage", "train", "evaluate", "embed", "drift"]
+OF_THE_REPORT = ("reconstructions", "samples", "interpolations", "traversals", "anomalies")
 
 
 @pytest.fixture
@@ -48,14 +50,18 @@ def test_two_nights_through_prefect(config: Path, tmp_path: Path) -> None:
     home = tmp_path / "prefect"
     env = {"PREFECT_HOME": str(home)}
     first = ok(run_cli("nightly", "--config", config, "--night", "2026-01-01", "--json", env=env))
-    assert [report["job"] for report in first.json] == ["stage", "train", "embed"]
+    assert [report["job"] for report in first.json] == JOBS
     assert first.json[0]["counts"]["staged"] == 299
-    assert first.json[2]["counts"]["embedded"] == 299
+    assert first.json[3]["counts"]["embedded"] == 299
     write_source(tmp_path / "source" / "b.parquet", range(300, 340))
     second = ok(run_cli("nightly", "--config", config, "--night", "2026-01-02", "--json", env=env))
-    assert [report["job"] for report in second.json] == ["stage", "embed"]  # a champion is there
+    assert [report["job"] for report in second.json] == [
+        job
+        for job in JOBS
+        if job != "train"  # a champion is there
+    ]
     assert second.json[0]["counts"]["rows_in"] == 40
-    assert second.json[1]["counts"]["embedded"] == 40
+    assert second.json[2]["counts"]["embedded"] == 40
     with sqlite3.connect(home / "prefect.db") as database:
         runs = database.execute("SELECT name, state_type FROM flow_run ORDER BY created").fetchall()
         tasks = database.execute("SELECT name, state_type FROM task_run").fetchall()
@@ -70,11 +76,17 @@ def test_two_nights_through_prefect(config: Path, tmp_path: Path) -> None:
         ).fetchall()
     assert runs == [("nightly d 2026-01-01", "COMPLETED"), ("nightly d 2026-01-02", "COMPLETED")]
     assert {state for _, state in tasks} == {"COMPLETED"}
-    assert {name for name, _ in tasks} == {"stage d", "train m", "embed d"}
-    assert sorted(key for key, _ in artifacts) == ["pictures-d"] * 2 + ["summary-d"] * 2
+    assert {name for name, _ in tasks} == {
+        *("stage d", "train m", "evaluate m", "embed d", "drift d"),
+        *("report d 2026-01-01", "report d 2026-01-02"),
+    }
+    keys = [key for key, _ in artifacts]
+    assert keys.count("pictures-d") == keys.count("summary-d") == 2
+    assert set(keys) - {"pictures-d", "summary-d"} == {f"{name}-d" for name in OF_THE_REPORT}
     assert all("rows in" in data for key, data in artifacts if key == "summary-d")
-    assert all("data:image/png" in data for key, data in artifacts if key == "pictures-d")
-    assert [key for key, _, _ in bars] == ["stage-d", "train-m", "embed-d", "stage-d", "embed-d"]
+    assert all("data:image/png" in data for key, data in artifacts if key != "summary-d")
+    moving = ["stage-d", "train-m", "evaluate-m", "embed-d"]
+    assert [key for key, _, _ in bars] == [*moving, *(key for key in moving if key != "train-m")]
     assert {float(data) for _, data, _ in bars} == {100.0}
     flagged = json.loads(json.loads(tables["anomalies-d"]))
     assert flagged[0]["rank"] == 1

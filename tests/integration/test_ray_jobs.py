@@ -129,11 +129,12 @@ def test_a_night_on_a_cluster(head: RayHead, tmp_path: Path) -> None:
     wanted = dashboard_metrics()
     assert len(wanted) > 10
     assert wanted <= metrics, f"not exported: {sorted(wanted - metrics)}"
-    assert [report["job"] for report in first.json] == ["stage", "train", "embed"]
+    kinds = ("stage", "train", "evaluate", "embed", "drift")
+    assert tuple(report["job"] for report in first.json) == kinds
     assert first.json[0]["counts"]["staged"] == 299
     held = submissions(head, "far")
     assert [str(job.submission_id)[:-15] for job in held] == [
-        f"latentlake-{kind}-far-{NIGHT}" for kind in ("stage", "train", "embed")
+        f"latentlake-{kind}-far-{NIGHT}" for kind in kinds
     ]
     # What the jobs logged over there is told here.
     assert "submitted as the Ray job latentlake-train-far" in first.err

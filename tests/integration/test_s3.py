@@ -144,8 +144,8 @@ def test_the_readme_commands_on_ones_own_images_run_as_written(
     write_source(tmp_path / "b.parquet", range(250, 280))
     fs.put_file(str(tmp_path / "b.parquet"), "bucket/photos/b.parquet")
     ran = ok(run_cli(*shlex.split(commands[3])[1:], "--json", cwd=tmp_path, env=env))
-    assert [report["job"] for report in ran.json] == ["stage", "embed"]
-    assert ran.json[0]["counts"]["staged"] == ran.json[1]["counts"]["embedded"] == 30
+    assert [report["job"] for report in ran.json] == [*("stage", "evaluate", "embed", "drift")]
+    assert ran.json[0]["counts"]["staged"] == ran.json[2]["counts"]["embedded"] == 30
     # No credential has reached Prefect's database, the output, or the lake.
     written = [p.read_bytes() for folder in (home, tmp_path / "lake") for p in _files(folder)]
     assert any(b"summary-photos" in data for data in written)

@@ -353,7 +353,10 @@ def test_a_dropped_version_leaves_every_table_and_can_be_embedded_again(trained:
     assert job.run(DropJob(trained, "m@champion", "d", "2026-01-02")).job_ids == []
     with pytest.raises(InputError, match="m@VERSION"):
         DropJob(trained, "m", None, "2026-01-02")
-    assert job.run(InlineEmbed(trained)).counts["embedded"] == 600
+    again = InlineEmbed(trained, reconstructions="all", alpha=0.9)  # the same work by every name
+    assert job.run(again).counts["embedded"] == 600
+    assert len(views.sql(trained, "SELECT DISTINCT image_id FROM embeddings")) == 600
+    assert job.run(InlineEmbed(trained, reconstructions="all", alpha=0.9)).job_ids == []
 
 
 def test_settings_that_contradict_each_other_are_refused() -> None:
