@@ -14,11 +14,11 @@ from jobs.evaluate_probe import Labels, probe_right
 from jobs.split import pixels_of
 from jobs.split_sample import read_pieces
 from jobs.tables import Snapshot
-from vae_core.memorisation import nearest_distance
+from vae_core.memorisation import copying, nearest_distance
 from vae_core.pca import PrincipalAxes
 
 PIXEL_BYTES = 1 << 27  # of a split's images held at once
-HELD_AGAINST = 2000  # test images, and samples, whose nearest training images are looked up
+HELD_AGAINST = 2000  # test images at most, and samples, whose nearest images are looked up
 SAMPLED_AT_ONCE = 64
 
 
@@ -68,26 +68,27 @@ def pca_right(
 
 @dataclasses.dataclass(frozen=True)
 class Nearest:
-    """Distances to the nearest training image: of test images and of samples of the model."""
+    """Distances to the nearest training image, of test images and of samples of the model.
 
-    heldout_N: np.ndarray
-    samples_N: np.ndarray
+    z: of copying, see vae_core.memorisation.
+    """
+
+    heldout_M: np.ndarray
+    samples_S: np.ndarray
+    z: float
 
 
 def nearest_to_training(
     bundle: bundles.Bundle, train: PixelRows, test: PixelRows, seed: int
 ) -> Nearest:
-    """Euclidean, over pixel values in [0, 1]. As many samples as test images."""
-    count = min(len(test), HELD_AGAINST)
+    """Euclidean, over pixel values in [0, 1]; the first test images by id."""
     model, generator = bundle.network(), torch.Generator().manual_seed(seed)
-    drawn = []
+    heldout_MP, drawn = test.x_NP[:HELD_AGAINST], []
     with torch.no_grad():
-        for _ in range(math.ceil(count / SAMPLED_AT_ONCE)):
+        for _ in range(math.ceil(HELD_AGAINST / SAMPLED_AT_ONCE)):
             shown = model.sample(SAMPLED_AT_ONCE, generator, bundle.moments)
             # Staged pixels have their values one after the other.
             drawn.append(shown.permute(0, 2, 3, 1).flatten(1))
-        samples = torch.cat(drawn)[:count]
-        return Nearest(
-            nearest_distance(test.x_NP[:count], train.x_NP).double().numpy(),
-            nearest_distance(samples, train.x_NP).double().numpy(),
-        )
+        found = copying(torch.cat(drawn)[:HELD_AGAINST], train.x_NP, heldout_MP)
+        heldout_M = nearest_distance(heldout_MP, train.x_NP).double().numpy()
+    return Nearest(heldout_M, found.distances_S, found.z)

@@ -27,7 +27,6 @@ from jobs.units import Completion, JobContext, Unit
 from vae_core.aggregate import AggregateFit, active_units, aggregate_kl, kl_dimensions
 from vae_core.bootstrap import Interval, Statistic, intervals, mean, median
 from vae_core.kolmogorov import ks_two_sample
-from vae_core.memorisation import copying_z
 from vae_core.ranking import Ranking
 from vae_core.score_names import DISCRETE, scores_of
 
@@ -35,9 +34,10 @@ FEW = 50  # test images; intervals of fewer are not to be relied on
 CALIBRATED = 0.05  # the p-value below which a share of normal images is looked for
 NO_PRIOR = "a deterministic posterior has no prior"
 READ_Z = (
-    "Mann-Whitney z of distances to training images, samples (decoded means) against test images: "
-    "below -3 training images are copied, above 3 samples are further off than images are"
+    "z of how many of the images that are nearest to samples are test images, not training images: "
+    "near 0 is fair, below -3 training images are copied"
 )
+BLURRED = "samples are means of the decoder, which are smooth and so nearer to any image"
 
 Key = tuple[str, str | None]  # metric, and what it is of
 
@@ -200,7 +200,7 @@ class Summary:
                 yield ("auroc", score), (ranking.auroc, count)
                 yield ("average_precision", score), (ranking.average_precision, count)
         heldout = np.full(images, np.nan)
-        heldout[: len(self._nearest.heldout_N)] = self._nearest.heldout_N
+        heldout[: len(self._nearest.heldout_M)] = self._nearest.heldout_M
         yield ("nearest_train_heldout", None), (median(heldout), _count(heldout))
         p_value = floats(self.test, "p_value")
         if not np.isnan(p_value).all():
@@ -208,13 +208,12 @@ class Summary:
             yield ("calibration_share", self._decisive), (mean(below), _count(p_value))
 
     def _of_samples(self, drawn: dict[str, Any]) -> list[dict[str, Any]]:
-        near = self._nearest
-        count = len(near.samples_N)
-        found = intervals({"it": median(near.samples_N)}, count, **drawn)["it"]
-        z = copying_z(near.samples_N, near.heldout_N)
+        near, key = self._nearest, ("nearest_train_samples", None)
+        count = len(near.samples_S)
+        found = intervals({key: median(near.samples_S)}, count, **drawn)[key]
         return [
-            self._row(("nearest_train_samples", None), found, count),
-            self._row(("memorisation", None), z, count, READ_Z),
+            self._row(key, found, count, BLURRED),
+            self._row(("memorisation", None), near.z, len(near.heldout_M), READ_Z),
         ]
 
     def _calibration(self) -> list[dict[str, Any]]:

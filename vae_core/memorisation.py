@@ -48,16 +48,43 @@ def memorisation(
     return Memorisation(auroc(distances, is_fair), auroc(nats, is_heldout.bool().numpy()))
 
 
-def copying_z(samples_S: np.ndarray, heldout_M: np.ndarray) -> float:
-    """Meehan et al. 2020, section 3.1: z of the Mann-Whitney U of distances to the nearest training
-    image. Near 0: a sample lies as near as a held-out image. Below -3: nearer, training images are
-    copied; above 3: further off, the samples are no good yet. Ties count half, and NaN where all
-    distances are equal.
+def _nearest(x_NP: Tensor, reference_MP: Tensor, chunk: int = 1024) -> tuple[Tensor, Tensor]:
+    """Distances to the nearest reference row, and which one it is."""
+    found = [torch.cdist(rows, reference_MP).min(1) for rows in x_NP.split(chunk)]
+    return torch.cat([one.values for one in found]), torch.cat([one.indices for one in found])
+
+
+@dataclasses.dataclass(frozen=True)
+class Copying:
+    """z: below -3, samples lie nearer to training images than to others of the same kind.
+
+    distances_S: of each sample to the nearest training image.
     """
-    s, m = len(samples_S), len(heldout_M)
-    distances = np.concatenate([samples_S, heldout_M])
-    above = auroc(distances, np.arange(s + m) < s)
-    _, counts = np.unique(distances, return_counts=True)
-    ties = float((counts.astype(np.float64) ** 3 - counts).sum()) / ((s + m) * (s + m - 1))
-    variance = s * m * (s + m + 1 - ties) / 12.0
-    return (above - 0.5) * s * m / math.sqrt(variance) if variance > 0 else math.nan
+
+    z: float
+    distances_S: np.ndarray
+
+
+def copying(samples_SP: Tensor, train_NP: Tensor, heldout_MP: Tensor) -> Copying:
+    """Of the images that are nearest to some sample: are too few of them held-out ones?
+
+    Meehan et al. 2020 hold a sample's distance to training images against a held-out image's. A
+    decoder's means are smooth, which brings them nearer to any image, so that this finds copies
+    where there are none. Here each sample's nearest among all N + M images is looked up. Where the
+    model does not know which of them it was trained on, labels are exchangeable, and of U distinct
+    ones the number that are held out is hypergeometric. Distinct, because one plain image may be
+    the nearest to hundreds. z is NaN where nothing can vary.
+    """
+    (to_train, train_S), (to_held, held_S) = (
+        _nearest(samples_SP, reference) for reference in (train_NP, heldout_MP)
+    )
+    # Of a picture that is in both, it cannot be told.
+    known = ~torch.isclose(to_train, to_held, rtol=1e-4, atol=1e-6)
+    is_held = to_held < to_train
+    of_train = len(train_S[known & ~is_held].unique())
+    of_held = len(held_S[known & is_held].unique())
+    n, m, u = len(train_NP), len(heldout_MP), of_train + of_held
+    share = m / (n + m)
+    variance = u * share * (1.0 - share) * (n + m - u) / (n + m - 1)
+    z = (of_held - u * share) / math.sqrt(variance) if variance > 0 else math.nan
+    return Copying(z, to_train.double().numpy())
