@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from jobs.report_pictures import Paintings
 
 MOST_BYTES = 5 << 20
-SHARES = (1.0, 0.5, 0.25, 0.1, 0.0)  # of the pictures and points that there is room for
+SHARES = (1.0, 0.7, 0.5, 0.25, 0.1, 0.0)  # of the pictures and points that there is room for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,10 +104,10 @@ def sections(night: Night, painted: Paintings | str, limits: Limits) -> list[Sec
     """All of them, in order; one whose data is missing says why."""
     paintings = None if isinstance(painted, str) else painted
 
-    def with_paintings(make: Callable[[Paintings, Limits], Section]) -> Section:
+    def painted_ones() -> Paintings:
         if isinstance(painted, str):
             raise Missing(painted)
-        return make(painted, limits)
+        return painted
 
     makers: list[tuple[str, str, Callable[[], Section]]] = [
         ("data", "Data card", lambda: data_section(night, limits)),
@@ -116,18 +116,10 @@ def sections(night: Night, painted: Paintings | str, limits: Limits) -> list[Sec
         (
             "reconstructions",
             "Reconstructions",
-            lambda: with_paintings(reconstructions_section),
+            lambda: reconstructions_section(night, painted_ones(), limits),
         ),
-        (
-            "samples",
-            "Samples and traversals",
-            lambda: with_paintings(samples_section),
-        ),
-        (
-            "anomalies",
-            "Anomalies",
-            lambda: anomalies_section(night, paintings, limits),
-        ),
+        ("samples", "Samples", lambda: samples_section(painted_ones(), limits)),
+        ("anomalies", "Anomalies", lambda: anomalies_section(night, paintings, limits)),
         ("map", "Latent map", lambda: map_section(night, limits)),
         ("drift", "Drift", lambda: drift_section(night)),
         ("evaluation", "Evaluation", lambda: evaluation_section(night)),

@@ -18,14 +18,24 @@ from jobs.report_blocks import (
     Section,
     number,
 )
-from jobs.report_images import LARGE, beside, data_uri, enlarged, heat, outlined, rgb, smaller
+from jobs.report_images import (
+    LARGE,
+    beside,
+    data_uri,
+    enlarged,
+    heat,
+    is_lossy,
+    outlined,
+    rgb,
+    smaller,
+)
 from jobs.report_night import Night, Row
 
 if TYPE_CHECKING:
     from jobs.report_pictures import Paintings
 
 SHOWN = 12
-FRAME = 84  # pixels of a cell, about
+FRAME = 96  # pixels of a cell, about
 
 
 def anomalies_section(night: Night, paintings: Paintings | None, limits: Limits) -> Section:
@@ -99,18 +109,17 @@ def _evidence(night: Night, row: Row, drawn: Drawn | None) -> Picture:
     caption = f"{row['rank']}. {row['image_id'][:12]}"
     if drawn is None:
         return Picture("", "not drawn", 0, 0, caption, facts)
-    is_large = max(drawn[0].shape[:2]) > LARGE
     whole = beside(cells_of(row, drawn))
     alt = f"Anomaly {caption}: original, reconstruction, error map{_place(row)}"
     height, width = whole.shape[:2]
-    uri = data_uri(whole, lossy=is_large)
+    uri = data_uri(whole, lossy=is_lossy(drawn[0]))
     return Picture(uri, alt, width, height, caption, facts, pixelated=False)
 
 
 def cells_of(row: Row, drawn: Drawn) -> list[np.ndarray]:
     """The three pictures in one size, the worst patch framed."""
     image, made, error = drawn
-    times = max(1, FRAME // max(image.shape[:2]))
+    times = max(1, round(FRAME / max(image.shape[:2])))
     cells = [enlarged(rgb(image), times), enlarged(rgb(made), times)]
     if row["max_patch_y"] is None:
         cells.append(enlarged(error, times))

@@ -12,7 +12,8 @@ from PIL import Image
 
 from jobs.report_blocks import Picture
 
-LARGE = 96  # pixels: images of a longer side are shown smaller, and encoded with losses
+LARGE = 96  # pixels: images of a longer side are shown smaller
+EXACT = 48  # pixels: up to this side every pixel is as it is; larger images are compressed
 GAP = 6
 OUTLINE = (0, 162, 255)
 FRAME_WIDTH = 3
@@ -73,6 +74,11 @@ def beside(images: Sequence[np.ndarray], gap: int = GAP) -> np.ndarray:
     return np.concatenate(parts, axis=1)
 
 
+def is_lossy(image_HWC: np.ndarray) -> bool:
+    """Whether an image is large enough that nobody counts its pixels."""
+    return max(image_HWC.shape[:2]) > EXACT
+
+
 def data_uri(image_HWC: np.ndarray, *, lossy: bool) -> str:
     """lossy: WebP; else PNG."""
     buffer = io.BytesIO()
@@ -86,10 +92,9 @@ def data_uri(image_HWC: np.ndarray, *, lossy: bool) -> str:
 def cell(image_HWC: np.ndarray, alt: str, side: int, caption: str = "") -> Picture:
     """One image, `side` CSS pixels wide; small ones pixel by pixel."""
     small = smaller(image_HWC, LARGE)
-    is_large = max(image_HWC.shape[:2]) > LARGE
+    lossy = is_lossy(image_HWC)
     height = round(side * small.shape[0] / small.shape[1])
-    uri = data_uri(small, lossy=is_large)
-    return Picture(uri, alt, side, height, caption, pixelated=not is_large)
+    return Picture(data_uri(small, lossy=lossy), alt, side, height, caption, pixelated=not lossy)
 
 
 def strip(
@@ -97,9 +102,8 @@ def strip(
 ) -> Picture:
     """Images beside each other as one picture, drawn as large as a cell of about 90 pixels."""
     shown = [smaller(image, LARGE) for image in images]
-    is_large = max(images[0].shape[:2]) > LARGE
     times = max(1, 84 // max(shown[0].shape[:2]))
     whole = beside([enlarged(image, times) for image in shown])
     height, width = whole.shape[:2]
-    uri = data_uri(whole, lossy=is_large)
+    uri = data_uri(whole, lossy=is_lossy(images[0]))
     return Picture(uri, alt, width, height, caption, facts, pixelated=False)

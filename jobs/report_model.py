@@ -157,7 +157,7 @@ def _test_images(night: Night) -> dict[str, np.ndarray]:
     return night.images([row["image_id"] for row in rows])
 
 
-def reconstructions_section(paintings: Paintings, limits: Limits) -> Section:
+def reconstructions_section(night: Night, paintings: Paintings, limits: Limits) -> Section:
     """Originals, reconstructions and error maps side by side."""
     count = limits.of(USUAL)
     pictures = [
@@ -170,10 +170,17 @@ def reconstructions_section(paintings: Paintings, limits: Limits) -> Section:
         for image_id, image, made, error in list(_each(paintings.usual))[:count]
     ]
     caption = (
-        "Test images: original, reconstruction, squared error. Black is no error, the brightest is "
-        f"{number(paintings.top, 2)} and more (intensities from 0 to 1), here and below."
+        f"{_whose(night)}: original, reconstruction, squared error. Black is no error, the "
+        f"brightest is {number(paintings.top, 2)} and more, of intensities from 0 to 1; here and "
+        "below."
     )
     return Section("reconstructions", "Reconstructions", [Pictures(caption, pictures)])
+
+
+def _whose(night: Night) -> str:
+    held = "SELECT count(*) AS n FROM images WHERE dataset = ? AND night <= ? AND split = 'test'"
+    (row,) = night.ask(held, night.dataset, night.night)
+    return "Test images" if row["n"] else "The test split is empty. Images of the other splits"
 
 
 def _each(compared: Compared) -> Any:
@@ -203,7 +210,7 @@ def samples_section(paintings: Paintings, limits: Limits) -> Section:
     order = "the largest KL" if paintings.has_prior else "the largest variance"
     blocks: list[Block] = [Pictures(f"Samples from {prior}", samples, "sheet")]
     if paths:
-        blocks.append(Pictures(f"Between two test images, along the {way}", paths, "rows"))
+        blocks.append(Pictures(f"Between two images, along the {way}", paths, "rows"))
     blocks.append(
         Pictures(
             f"Latent traversals: one dimension from −3 to +3 standard deviations, the others held; "
@@ -212,7 +219,7 @@ def samples_section(paintings: Paintings, limits: Limits) -> Section:
             "rows",
         )
     )
-    return Section("samples", "Samples and traversals", blocks)
+    return Section("samples", "Samples", blocks)
 
 
 def _told_of(traversal: Any) -> str:

@@ -33,11 +33,11 @@ from jobs.publish import append_rows
 from jobs.report import MOST_BYTES, Report, report_uri, write_report
 from jobs.report_figures import library
 from jobs.report_night import last_night
-from jobs.schema import RUNS
+from jobs.schema import RUNS, split_of
 from jobs.storage import local_path, read
 from jobs.tables import Table
 from tests import reported
-from tests.helpers import image_bytes, write_source
+from tests.helpers import image_bytes, image_ids, write_source
 from tests.inline import InlineEmbed, InlineStage, InlineTrain
 
 FIRST, SECOND = reported.NIGHTS
@@ -451,17 +451,25 @@ def test_images_without_labels(tmp_path: Path) -> None:
 
 def test_a_model_of_another_image_size(trained: Lake, tmp_path: Path) -> None:
     write_source(tmp_path / "other" / "b.parquet", range(60))
-    settings = InlineStage(trained, tmp_path / "other", height=16, width=16).settings
-    other = InlineStage(trained, tmp_path / "other")
-    other.settings = settings.model_copy(update={"dataset": "small"})
-    other.target = "small"
-    job.run(other)
+    small = {"dataset": "small", "height": 16, "width": 16}
+    job.run(InlineStage(trained, tmp_path / "other", **small))
     page = page_of(write_report(trained, "small", "m", FIRST))
     assert page.sections == SECTIONS
     for section in ("reconstructions", "samples"):
         assert page.says(section, "takes images of 28×28×1, those of small are 16×16×1")
     assert page.says("data", "16 × 16")
     assert page.says("map", "has embedded no image of small yet")
+
+
+def test_a_test_split_that_is_empty(trained: Lake, tmp_path: Path) -> None:
+    rows = [r for r, i in enumerate(image_ids(range(200))) if split_of(i) != "test"][:30]
+    write_source(tmp_path / "other" / "b.parquet", rows)
+    job.run(InlineStage(trained, tmp_path / "other", dataset="untested"))
+    page = page_of(write_report(trained, "untested", "m", FIRST))
+    assert page.says("reconstructions", "The test split is empty. Images of the other splits")
+    assert page.says("samples", "Latent traversals")
+    page = page_of(write_report(trained, "d", "m", FIRST))
+    assert page.says("reconstructions", "Test images: original")
 
 
 @pytest.mark.parametrize("broken", [range(20), range(20, 20)])
