@@ -1,4 +1,5 @@
-"""A lake with 600 staged images and a trained model, made once, copied for each test."""
+"""Lakes that are made once and copied for each test: 600 staged images with a trained model; two
+nights of a champion each."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import pytest
 from jobs import job
 from jobs.lake import Lake
 from jobs.storage import local_path
+from tests import reported
 from tests.helpers import write_source
 from tests.inline import InlineEvaluate, InlineStage, InlineTrain
 from tests.labelled import write_labelled
@@ -59,8 +61,26 @@ def judged_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def reported_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two nights, the second with anomalies; its labels are hostile."""
+    folder = tmp_path_factory.mktemp("reported")
+
+    def named(label: int) -> str:
+        return f"{reported.HOSTILE}{label}"
+
+    reported.two_nights(folder, 700, 150, 40, names=named)
+    return folder
+
+
 @pytest.fixture
 def judged(judged_once: Path, tmp_path: Path) -> Lake:
     """1,300 images with labels and anomalies; a model that has been evaluated."""
     shutil.copytree(judged_once / "lake", tmp_path / "lake")
     return Lake((tmp_path / "lake").as_uri())
+
+
+@pytest.fixture
+def nights(reported_once: Path, tmp_path: Path) -> Lake:
+    shutil.copytree(reported_once / "lake", tmp_path / "reported")
+    return Lake((tmp_path / "reported").as_uri())
