@@ -233,9 +233,9 @@ def test_anomalies_are_shown_by_night_and_drift_is_told_loudly(page: Page) -> No
     assert len(cards) == len(set(cards)) > 1
     assert "(not valid)" not in page.see(CARDS).text
     assert "q_value" in page.see("table").text
-    page.picture("explore")
     page.choose("Which", "highest scores")
     page.until(lambda: len(page.cards()) == 24, "no page of ranked images")
+    page.picture("explore")
 
 
 @needs_browser
