@@ -115,11 +115,10 @@ class _Lines:
         self.score, self.valid = score, valid
 
     def of(self, row: dict[str, Any]) -> list[str]:
-        told = [
-            f"{name[0]} = {number(row[name])}" for name in ("q_value", "p_value") if name in row
-        ]
-        if not self.valid:
-            told = [f"{text} (not valid)" for text in told]
+        known = [name for name in ("q_value", "p_value") if row.get(name) is not None]
+        doubt = "" if self.valid else " (not valid)"
+        told = [f"{name[0]} = {number(row[name])}{doubt}" for name in known]
+        told = told or ["no p: trained on"]
         label = [str(row["label"])] if row.get("label") is not None else []
         return [*told, f"{self.score} {number(row[self.score])}", *label]
 

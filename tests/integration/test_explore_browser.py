@@ -3,187 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import http.client
 import io
-import json
 import os
-import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
-from selenium import webdriver
-from selenium.common.exceptions import TimeoutException, WebDriverException
-from selenium.webdriver.chrome.service import Service
-from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.remote.webelement import WebElement
-from selenium.webdriver.support.ui import WebDriverWait
 from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.websocket import websocket_connect
 
 from jobs.lake import Lake
 from tests.explored import HOSTILE, NIGHTS, Explored, exploring, make_lake
-from tests.helpers import LATENTLAKE, ROOT, free_port, image_bytes, image_ids, run_cli
-from tests.serving import descendants
+from tests.explored_page import CARDS, CHROMIUM, DRIVER, NARROW, SAID, Page, browsing
+from tests.helpers import LATENTLAKE, free_port, image_bytes, image_ids, run_cli
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 needs_browser = pytest.mark.skipif(
     not (CHROMIUM and DRIVER),
     reason="no Chromium with its driver: apt-get install chromium chromium-driver",
 )
 pytestmark = pytest.mark.integration
-OPTIONS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run "
-    "--disable-background-networking --disable-component-update --disable-sync "
-    "--disable-dev-shm-usage --window-size=1280,1000 --hide-scrollbars --lang=en-US"
-)
-PATIENCE_S = float(os.environ.get("PATIENCE", "60"))
-WIDE, NARROW = (1280, 900), (390, 844)
-# The library's parts have shadow roots, into which no selector looks by itself.
-FOUND = """
-const found = [];
-const look = root => {
-    for (const one of root.querySelectorAll('*')) {
-        if (one.matches(arguments[0]) && one.checkVisibility()
-            && (one.innerText ?? one.value ?? '').includes(arguments[1])) found.push(one);
-        if (one.shadowRoot) look(one.shadowRoot);
-    }
-};
-look(document);
-return found;
-"""
-CARDS = "button[data-id]"
-SAID = "[role=status]"
-
-
-class Page:
-    """What somebody at the browser sees and does."""
-
-    def __init__(self, browser: webdriver.Chrome, explored: Explored) -> None:
-        self.browser, self.explored = browser, explored
-        self.size(*WIDE)
-        browser.get(explored.url)
-
-    def size(self, width: int, height: int) -> None:
-        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
-        self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-
-    def prefer(self, scheme: str) -> None:
-        wish = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-        self.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", wish)
-
-    def all(self, css: str, text: str = "") -> list[WebElement]:
-        return self.browser.execute_script(FOUND, css, text)
-
-    def see(self, css: str, text: str = "") -> WebElement:
-        return self.until(lambda: self.all(css, text), f"no {css} with {text!r}")[0]
-
-    def until(self, done: Callable[[], Any], message: str) -> Any:
-        patient = WebDriverWait(self.browser, PATIENCE_S, ignored_exceptions=[WebDriverException])
-        try:
-            return patient.until(lambda _: done())
-        except TimeoutException:
-            raise AssertionError(f"{message}; said: {self.said}") from None
-
-    @property
-    def said(self) -> list[str]:
-        return [one.text for one in self.all(SAID)]
-
-    def click(self, css: str, text: str = "") -> None:
-        def clicked() -> bool:
-            self.press(self.see(css, text))
-            return True
-
-        self.until(clicked, f"{css} with {text!r} cannot be clicked")
-
-    def press(self, element: WebElement) -> None:
-        self.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
-        element.click()
-
-    def tab(self, name: str) -> None:
-        self.click("[role=tab]", name)
-        self.until(lambda: self.all("[role=tab][aria-selected=true]", name), f"no tab {name}")
-
-    def choose(self, label: str, option: str) -> None:
-        """Of a list that has this label."""
-        box = self.until(
-            lambda: [one for one in self.all("[role=combobox]") if self.label_of(one) == label],
-            f"no list {label}",
-        )
-        self.press(box[0])
-        self.click("[role=menuitem]", option)
-
-    def label_of(self, element: WebElement) -> str:
-        """As assistive technology is told."""
-        return element.accessible_name.split("\n")[0].strip()
-
-    def write(self, label: str, text: str) -> None:
-        """Over what stands in a field."""
-        self.field(label).click()
-        keys = ActionChains(self.browser).key_down(Keys.CONTROL).send_keys("a").key_up(Keys.CONTROL)
-        keys.send_keys(text).perform()
-
-    def field(self, label: str) -> WebElement:
-        inputs = self.until(
-            lambda: [one for one in self.all("input, textarea") if self.named(one, label)],
-            f"no field {label}",
-        )
-        return inputs[0]
-
-    def named(self, element: WebElement, label: str) -> bool:
-        return element.accessible_name.startswith(label)
-
-    def upload(self, path: Path) -> None:
-        hidden = FOUND.replace("one.checkVisibility()", "true")
-        self.browser.execute_script(hidden, "input[type=file]", "")[0].send_keys(str(path))
-
-    def cards(self) -> list[str]:
-        return [one.get_attribute("data-id") for one in self.all(CARDS)]
-
-    def picture(self, name: str) -> None:
-        """For the docs, by `make screenshots`."""
-        folder = os.environ.get("LATENTLAKE_SCREENSHOTS")
-        if not folder:
-            return
-        shots = [b""]
-
-        def same() -> bool:
-            shots.append(self.browser.get_screenshot_as_png())
-            return shots[-1] == shots[-2]
-
-        self.until(same, "nothing stands still")
-        with Image.open(io.BytesIO(shots[-1])) as shot:
-            few = shot.convert("RGB").quantize(256, dither=Image.Dither.NONE)
-            few.save(ROOT / folder / f"{name}.png", optimize=True)
-
-    def requests(self) -> list[str]:
-        """Addresses that the browser has asked for since the last time."""
-        events = [json.loads(e["message"])["message"] for e in self.browser.get_log("performance")]
-        kinds = {"Network.requestWillBeSent": "request", "Network.webSocketCreated": None}
-        asked = []
-        for event in events:
-            if event["method"] in kinds:
-                told = event["params"]
-                asked.append(told["url"] if "url" in told else told["request"]["url"])
-        return asked
-
-    def nothing_went_wrong(self) -> None:
-        """No complaint, no request to anywhere else, no script of the data's."""
-        complaints = [e for e in self.browser.get_log("browser") if e["level"] == "SEVERE"]
-        assert not complaints
-        own = self.explored.url.removeprefix("http://")
-        begins = ("data:", "chrome", *(f"{kind}{own}" for kind in ("http://", "ws://")))
-        begins += (f"blob:http://{own}",)
-        asked = self.requests()
-        assert asked
-        assert [address for address in asked if not address.startswith(begins)] == []
-        assert self.browser.execute_script("return window.taken") is None
 
 
 @pytest.fixture(scope="module")
@@ -200,26 +43,8 @@ def explored(lake: Lake) -> Iterator[Explored]:
 @pytest.fixture
 def page(explored: Explored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Page]:
     monkeypatch.setenv("SE_OFFLINE", "true")  # it downloads no driver
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    for option in [*OPTIONS.split(), f"--user-data-dir={tmp_path / 'profile'}"]:
-        options.add_argument(option)
-    service = Service(executable_path=DRIVER)
-    browser = webdriver.Chrome(options=options, service=service)
-    try:
-        made = Page(browser, explored)
+    with browsing(explored, tmp_path / "profile") as made:
         yield made
-        made.nothing_went_wrong()
-    finally:
-        own = descendants(service.process.pid)
-        try:
-            browser.quit()
-        finally:
-            service.stop()
-            for pid in own:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
 
 
 @needs_browser
@@ -251,7 +76,6 @@ def test_an_anomaly_opens_with_its_reconstruction_and_its_neighbours(page: Page)
     assert len(near) == 12
     assert worst not in [one.get_attribute("data-id") for one in near]
     other = near[0].get_attribute("data-id")
-    page.picture("explore-image")
     near[0].click()
     page.see("td", other)
     page.click("button[aria-label=close]")
