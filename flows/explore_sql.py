@@ -14,6 +14,7 @@ from flows.output import to_records
 from jobs.errors import LatentlakeError
 from jobs.views import SPECS
 
+SETTLE_S = 0.3
 EXAMPLES = {
     "images by dataset and split": "SELECT dataset, split, count(*) AS images\n"
     "FROM images GROUP BY ALL ORDER BY ALL",
@@ -62,6 +63,8 @@ class Sql:
         self.statement.value = EXAMPLES[event.new]
 
     def ask(self) -> None:
+        # Panel gathers what is typed for 50 ms, and a press may come before the last of it.
+        time.sleep(SETTLE_S)
         statement = (self.statement.value_input or self.statement.value or "").strip()
         started = time.monotonic()
         try:
