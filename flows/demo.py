@@ -22,12 +22,13 @@ import pyarrow.parquet as pq
 import yaml
 from PIL import Image
 
-from jobs import catalog, query, views
+from jobs import catalog, drifts, query, views
 from jobs.config import EmbedSettings, RaySettings, StageSettings, TrainSettings
 from jobs.contact_sheet import Row, contact_sheet
 from jobs.job_report import JobReport
 from jobs.lake import Lake
 from jobs.nightly_config import NightlySettings
+from jobs.report import report_uri
 from jobs.split import pixels_of
 from jobs.storage import create_or_keep, join, local_path, resolve_uri
 from jobs.units import digest
@@ -198,6 +199,7 @@ def _measured(lake: Lake, reports: list[JobReport]) -> dict[str, Any]:
         "auroc": _aurocs(lake, version),
         "unseen_kind": KINDS[UNSEEN],
         "median_p_value": _median_p_values(lake, version),
+        "drift": _drift(lake, version),
     }
 
 
@@ -239,6 +241,12 @@ def _median_p_values(lake: Lake, version: str) -> dict[str, float]:
         "seen kinds": float(np.median(p_values[labels != UNSEEN])),
         KINDS[UNSEEN]: float(np.median(p_values[labels == UNSEEN])),
     }
+
+
+def _drift(lake: Lake, version: str) -> dict[str, Any] | None:
+    """What was decided of night two; None where nothing was."""
+    held = drifts.latest(lake, NAME, version, NAME, NIGHTS[1])
+    return next((row for row in held if row["test"] == "combined"), None)
 
 
 def _picture(lake: Lake) -> bytes:
@@ -319,12 +327,21 @@ def _text(lake: Lake, lake_uri: str, result: dict[str, Any]) -> str:
         told = "-     no such score for this model" if value is None else f"{value:.3f}"
         lines.append(f"    {name:22} {told}")
     medians = ", ".join(f"{kind} {p:.3f}" for kind, p in result["median_p_value"].items())
-    lines += [f"  median p-value on night two: {medians}", ""]
+    lines += [f"  median p-value on night two: {medians}"]
+    drift = result["drift"]
+    if drift is not None and drift["drifted"] is not None:
+        found = "drift" if drift["drifted"] else "no drift"
+        lines.append(
+            f"  night two against the model's own images: {found}, p = {drift['p_value']:.2g} "
+            f"(a night may spend {drift['alpha']:.2g})"
+        )
+    lines.append("")
     option = "" if lake_uri == "./lake" else f" --lake {lake_uri}"
     lines += [
         f"  took {result['seconds']:.0f} s",
         f"  tables   {_shown(lake.uri)}",
         f"  picture  {result['picture']}",
+        f"  report   {_shown(report_uri(lake, NAME, NIGHTS[1]))}",
         "",
         "Try next",
         f"  latentlake query anomalies --model {NAME} --night {NIGHTS[1]} --top 10{option}",

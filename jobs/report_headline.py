@@ -144,7 +144,9 @@ def _is_good(night: Night) -> str:
     if combined["drifted"] is None:
         why = combined["note"] or "no reason was given"
         return f"Drift could not be tested ({why.rstrip('.')}): take the p-values with care."
-    return f"No drift was found ({p_text(combined['p_value'])}), so the p-values are valid."
+    return (
+        f"No drift was found ({p_text(combined['p_value'])}): nothing speaks against the p-values."
+    )
 
 
 def _look_at(night: Night) -> str:

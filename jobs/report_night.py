@@ -180,7 +180,6 @@ class Night:
     def _mine(self) -> tuple[str, str | None, str]:
         return self.model, self.version, self.dataset
 
-    @functools.lru_cache(maxsize=4)  # noqa: B019 - a report is over soon
     def anomalies(self, most: int) -> list[Row]:
         """The night's flagged images, most certain first, with where they came from."""
         return self.ask(
