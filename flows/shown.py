@@ -69,7 +69,8 @@ def show(
         about = "The flagged anomalies, most certain first, with their q-values"
         _show_picture(grid(run.lake, flagged), f"pictures-{key}", about)
     for name, png in (page.pictures if page is not None else {}).items():
-        _show_picture(png, f"{_key(name)}-{key}", f"From the night's report: {name}")
+        if name != "anomalies":  # shown above, with more of them
+            _show_picture(png, f"{_key(name)}-{key}", f"From the night's report: {name}")
     _tell(run, reports)
 
 

@@ -17,7 +17,7 @@ from tests.helpers import ROOT, ok, run_cli, write_source
 
 pytestmark = pytest.mark.integration
 JOBS = ["stage", "train", "evaluate", "embed", "drift"]
-OF_THE_REPORT = ("reconstructions", "samples", "interpolations", "traversals", "anomalies")
+OF_THE_REPORT = ("images", "reconstructions", "samples", "traversals")
 
 
 @pytest.fixture

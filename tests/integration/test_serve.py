@@ -73,7 +73,7 @@ def test_a_scheduled_night_comes_by_itself_and_shows_what_it_did(served: Served)
     assert "staged 299" in held["summary-d"]
     assert json.loads(held["refused-d"])[0]["rows"] == 1
     assert float(held["stage-d"]) == 100.0
-    assert held["pictures-d"].startswith("![flagged anomalies")
+    assert held["pictures-d"].startswith("![The flagged anomalies")
     log = served.log(run["id"])
     assert "train" in log
     assert "Traceback" not in log
