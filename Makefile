@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 TORCH  := $(shell sed -n 's/.*"\(torch==[0-9.]*\)".*/\1/p' pyproject.toml)
 
-.PHONY: demo test fast faults lint format bench bench-stage bench-train bench-embed bench-query bench-nightly bench-capacity bench-core screenshots machine lock wheel clean help
+.PHONY: demo test fast faults lint format bench bench-stage bench-train bench-embed bench-query bench-nightly bench-drift bench-explore bench-capacity bench-core screenshots machine lock wheel clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -54,6 +54,12 @@ bench-query: $(VENV)/.dev ## queries of a million embeddings, on disk and on S3
 
 bench-nightly: $(VENV)/.dev ## what orchestration costs: an idle night, the demo's first
 	$(BIN)/python -m tests.benchmarks.bench_nightly
+
+bench-drift: $(VENV)/.dev ## what a judgement of drift costs, and what it finds
+	$(BIN)/python -m tests.benchmarks.bench_drift
+
+bench-explore: $(VENV)/.dev ## latentlake explore over a million embeddings
+	$(BIN)/python -m tests.benchmarks.bench_explore
 
 bench-capacity: $(VENV)/.dev ## what 10^5 units cost a driver, and S3; an hour or more
 	$(BIN)/python -m tests.benchmarks.bench_capacity
