@@ -41,11 +41,11 @@ def small_job_options(function: Callable[..., Any]) -> Callable[..., Any]:
     "--alpha", metavar="SHARE", help="Chance of any false alarm in --nights: 5% (default) or 0.05."
 )
 @click.option("--nights", type=int, metavar="N", help="That share alpha; 30 if none.")
-@click.option("--block-by", metavar="COLUMN", help="Equal values are moved together: camera.")
+@click.option("--block-by", metavar="COLUMN", help="Equal values are moved together: lens, say.")
 @click.option(
     "--block-images", type=int, metavar="N", help="Neighbours that are moved together; 16 if none."
 )
-@click.option("--max-images", type=int, metavar="N", help="A side at most; 1000 if none.")
+@click.option("--max-images", type=int, metavar="N", help="A side at most; 3000 if none.")
 @click.option("--least-images", type=int, metavar="N", help="A side at least; 50 if none.")
 @click.option("--relabellings", type=int, metavar="N", help="Of the tests; 1999 if none.")
 @click.option("--seed", type=int, metavar="N", help="Of samples and relabellings.")

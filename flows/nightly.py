@@ -34,11 +34,11 @@ def nightly(
     run = opened(config, night, lake)
     settings, limit, steps = run.settings, run.settings.timeouts, Steps(run)
     steps.do(tasks.stage, settings.stage, limit.stage_s)
-    why = reason_to_train(run.lake, settings.train, settings.retrain, run.night, retrain)
+    why = reason_to_train(run.lake, settings.training, settings.retrain, run.night, retrain)
     if why is not None:
         steps.train(promote=True, why=why)
     steps.judge(tasks.evaluate, settings.evaluation(settings.embed.model), limit.evaluate_s)
-    steps.do(tasks.embed, settings.embed, limit.embed_s)
+    steps.work(tasks.embed, settings.embed, limit.embed_s)
     steps.judge(tasks.drift, settings.drift_test, limit.drift_s)
     show(run, steps.reports, steps.notes, page=steps.report())
-    return steps.reports
+    return steps.end()

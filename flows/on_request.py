@@ -40,7 +40,7 @@ def train(
     steps = Steps(run)
     steps.train(promote=promote)
     show(run, steps.reports, steps.notes)
-    return steps.reports
+    return steps.end()
 
 
 @flow(name="embed", flow_run_name=named("embed"), **OF_FLOWS)

@@ -9,15 +9,15 @@ from flows.environment import prepare_prefect
 
 prepare_prefect()
 
-from jobs.report import Report  # noqa: E402
 from prefect import Task  # noqa: E402
 
 from flows import tasks  # noqa: E402
 from flows.opened import Opened  # noqa: E402
-from jobs import catalog  # noqa: E402
-from jobs.errors import InputError  # noqa: E402
+from jobs import alias_history, catalog  # noqa: E402
+from jobs.errors import InputError, JobError, LatentlakeError  # noqa: E402
 from jobs.job_report import JobReport  # noqa: E402
 from jobs.judge_config import PromoteSettings  # noqa: E402
+from jobs.report import Report  # noqa: E402
 
 log = logging.getLogger("latentlake")
 
@@ -29,12 +29,30 @@ class Steps:
         self.run = run
         self.reports: list[JobReport] = []
         self.notes: list[str] = []
+        self.mistakes: list[InputError] = []
 
     def do(self, task: Task[Any, JobReport], settings: Any, seconds: float | None) -> JobReport:
         """One job; given up after as many seconds."""
         report = tasks.limited(task, seconds)(settings, *self.run.at)
         self.reports.append(report)
         return report
+
+    def work(
+        self, task: Task[Any, JobReport], settings: Any, seconds: float | None
+    ) -> JobReport | None:
+        """A job without which others still can be done: a user's mistake waits for `end`."""
+        try:
+            return self.do(task, settings, seconds)
+        except InputError as error:
+            self.mistakes.append(error)
+            self.notes.append(f"Not done: {task.name} {settings.model}: {error}.")
+            return None
+
+    def end(self) -> list[JobReport]:
+        """What was reported. Raises the first mistake, now that all else is done and told."""
+        if self.mistakes:
+            raise self.mistakes[0]
+        return self.reports
 
     def judge(
         self, task: Task[Any, JobReport], settings: Any, seconds: float | None
@@ -47,10 +65,10 @@ class Steps:
             return None
         try:
             return self.do(task, settings, seconds)
-        except InputError as error:
+        except (InputError, JobError, TimeoutError) as error:
             note = f"{task.name} {settings.model}: {error}"
             log.warning("%s", note)
-            self.notes.append(f"Not judged: {note}.")
+            self.notes.append(f"Not done: {note}.")
             return None
 
     def report(self) -> Report | None:
@@ -61,7 +79,7 @@ class Steps:
         write = tasks.limited(tasks.report, settings.timeouts.report_s)
         try:
             return write(self.run.dataset, settings.embed.model, self.run.lake.uri, self.run.night)
-        except InputError as error:
+        except LatentlakeError as error:
             self.notes.append(f"No report: {error}.")
             return None
 
@@ -71,14 +89,19 @@ class Steps:
         promote: whether it may become champion. why: told where a model came of it.
         """
         settings, limit = self.run.settings, self.run.settings.timeouts
-        at_once = promote and settings.gate is None
-        training = settings.train.model_copy(update={"promote": at_once})
-        trained = self.do(tasks.train, training, limit.train_s)
+        training = settings.training if promote else settings.train
+        trained = self.work(tasks.train, training, limit.train_s)
+        if trained is None:
+            return
         if why is not None and trained.job_ids:
             self.notes.append(f"Trained because {why}.")
         model, version = training.model, trained.counts["version"]
         held = catalog.aliases(self.run.lake, model).get(training.alias)
         if not promote or held in (None, version):
+            return
+        moves = alias_history.moves(self.run.lake, model, training.alias)
+        if alias_history.was_taken_back(moves, version):
+            self.notes.append(f"{model}@{version} was rolled back: it is not promoted by itself.")
             return
         for one in (held, version):
             self.judge(tasks.evaluate, settings.evaluation(f"{model}@{one}"), limit.evaluate_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import itertools
 import os
 import uuid
 from collections.abc import Sequence
@@ -49,6 +50,12 @@ def before(rows: Rows) -> str | None:
         if not named or named[-1] != row["version"]:
             named.append(row["version"])
     return named[-2] if len(named) > 1 else None
+
+
+def was_taken_back(rows: Rows, version: str) -> bool:
+    """Whether the last move away from the version was a rollback."""
+    away = [b for a, b in itertools.pairwise(rows) if a["version"] == version]
+    return bool(away) and _is_rollback(away[-1])
 
 
 def _is_rollback(row: dict[str, Any]) -> bool:

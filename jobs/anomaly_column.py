@@ -23,6 +23,12 @@ class AnomalyColumn:
     def __str__(self) -> str:
         return self.name if self.value is None else f"{self.name}={self.value}"
 
+    def tells(self, kind: pa.DataType) -> bool:
+        """Whether values of the type can be read."""
+        plain = (pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_null)
+        textual = (pa.types.is_string, pa.types.is_large_string)
+        return self.value is not None or any(is_such(kind) for is_such in (*plain, *textual))
+
     def read(self, column: pa.ChunkedArray) -> np.ndarray:
         """1: anomalous, 0: normal, NaN where the column does not tell, (N,)."""
         if self.value is not None:

@@ -19,6 +19,7 @@ from vae_core.two_sample import TESTS, TwoSample, two_sample
 OF_IMAGES = 0.9  # of a night's alpha for the tests of images, where refusals have one of their own
 TOLD = 20  # dimensions at most
 TOLD_P = 0.05  # adjusted, of a dimension that is told
+ENOUGH = 10  # images of a side a dimension, for the chi-square to stand for Hotelling's F
 POWER = 0.8
 UNITS = {
     "hotelling": "standard deviations",
@@ -89,10 +90,14 @@ def _why_not(sides: Sides, held: dict[str, Sample], rule: DriftRule, share: floa
     ours, theirs = (len(np.unique(b)) for b in (sides.arrival_blocks_N, sides.reference_blocks_N))
     ways = labellings(ours, theirs) if min(ours, theirs) > 1 else 1.0
     if ways * share * rule.level < 1.0:
-        way = "--block-images" if rule.block_by is None else "--block-by"
+        way = (
+            "smaller blocks (--block-images) or more images"
+            if rule.block_by is None
+            else f"more values of {rule.block_by} on each side, or another --block-by"
+        )
         return (
             f"Not tested: {ours} blocks of arrivals and {theirs} of the reference give no p-value "
-            f"below {1.0 / ways:.2g}, and a night may spend {rule.level:.2g}; see {way}."
+            f"below {1.0 / ways:.2g}, and a night may spend {rule.level:.2g}: it takes {way}."
         )
     return None
 
@@ -110,10 +115,12 @@ def _power(sides: Sides, held: dict[str, Sample], level: float) -> str:
     """What the least favoured of the tests finds, were the images independent."""
     name = "embeddings" if "embeddings" in held else next(iter(held))
     dimensions = len(held[name].columns)
+    if min(sides.arrivals, sides.reference) < ENOUGH * dimensions:
+        return f"what so few images of {name} of {dimensions} dimensions show is not known"
     each = level / (len(held) * len(TESTS))
     shift = smallest_shift(sides.arrivals, sides.reference, dimensions, each, POWER)
     return (
-        f"a shift of the mean of {name} by {shift:.2f} standard deviations is found in "
+        f"a shift of the mean of {name} by about {shift:.2f} standard deviations is found in "
         f"{POWER:.0%} of nights with so many independent images"
     )
 

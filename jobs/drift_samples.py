@@ -29,6 +29,7 @@ from vae_core.score_names import SCORES
 
 PLACE = ("night", "source_uri", "source_row")
 OWN = ("image_id", "image", "pixels_hash", "source_width", "source_height", "source_mode")
+APART = 256  # rows between two images that are read each by itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,8 +165,11 @@ def _picked(
     for path, ids in snapshot.digests_each(partition):
         at = np.flatnonzero(wanted.has(ids))
         if len(at):
-            rows = read_span(join(snapshot.uri, path), int(at[0]), int(at[-1]) + 1, columns)
-            parts.append(rows.take(at - at[0]))
+            # Apart where they lie far from each other: what is between them is not wanted.
+            for near in np.split(at, np.flatnonzero(np.diff(at) > APART) + 1):
+                uri, start = join(snapshot.uri, path), int(near[0])
+                rows = read_span(uri, start, int(near[-1]) + 1, columns)
+                parts.append(rows.take(near - start))
     empty = pa.table({name: pa.array([], pa.string()) for name in ("image_id",)})
     return pa.concat_tables(parts, promote_options="default") if parts else empty
 

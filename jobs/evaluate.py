@@ -199,8 +199,11 @@ class EvaluateJob(PoolJob):
         asked, own = self.settings.anomaly, passthrough_of(images)
         simple = [field.name for field in own if not pa.types.is_nested(field.type)]
         found = anomaly_column(asked or DEFAULT, simple)
-        if found is not None:
+        if found is not None and found.tells(own.field(found.name).type):
             return found, None
+        if found is not None:
+            kind = own.field(found.name).type
+            return None, f"column {found.name!r} is of {kind}: write {found.name}=VALUE"
         dataset = self.settings.dataset
         if asked is None:
             told = f"dataset {dataset!r} has no column {DEFAULT!r} (name one with --anomaly)"

@@ -55,6 +55,8 @@ def pca_right(
     train: PixelRows, train_labels: Labels, test: PixelRows, test_labels: Labels, dim: int
 ) -> np.ndarray:
     """As `probe_right`, of PCA coordinates of the same pixels; NaN beyond those that are held."""
+    if all(label is None for label in train_labels[: len(train)]):
+        return np.full(len(test_labels), np.nan)
     axes = PrincipalAxes.fit(train.x_NP, min(dim, *train.x_NP.shape))
     found = np.full(len(test_labels), np.nan)
     found[: len(test)] = probe_right(

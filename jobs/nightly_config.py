@@ -48,12 +48,14 @@ class RetrainSettings(Settings):
     """
 
     every_nights: int | None = Field(
-        default=None, ge=1, description="nights since the champion was trained"
+        default=None, ge=1, description="nights since the last training"
     )
     new_images: int | None = Field(
-        default=None, ge=1, description="images more than the champion was trained on"
+        default=None, ge=1, description="images more than the last model was trained on"
     )
-    drift: bool = Field(default=False, description="when the last night's images had drifted")
+    drift: bool = Field(
+        default=False, description="when images have drifted that no model was trained on"
+    )
 
 
 class TimeoutSettings(Settings):
@@ -103,6 +105,27 @@ class NightlySettings(Settings):
         if self.retrain.drift and self.drift is None:
             raise ValueError("retrain.drift needs drift: leave it as it is")
         return self
+
+    @model_validator(mode="after")
+    def _one_champion(self) -> Self:
+        own, alias = self.train.model, self.train.alias
+        named = own if alias == "champion" else f"{own}@{alias}"
+        if self.embed.model == own and alias != "champion":
+            raise ValueError(
+                f"train gives the alias {alias}, and embed takes the champion: write embed.model: "
+                f"{named}"
+            )
+        if self.retrain.drift and self.embed.model not in (own, named):
+            raise ValueError(
+                f"retrain.drift trains {own}, but drift is looked for in what {self.embed.model} "
+                f"embeds: write embed.model: {named}, or leave retrain.drift out"
+            )
+        return self
+
+    @property
+    def training(self) -> TrainSettings:
+        """Where no gate decides, the newest model is the champion."""
+        return self.train.model_copy(update={"promote": self.gate is None})
 
     def evaluation(self, model: str) -> EvaluateSettings | None:
         """Of a model by the night's rule; None where none is wanted."""

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import json
 
-from jobs import catalog, records
+from jobs import catalog, drifts, records
 from jobs.bundle_about import read_about
 from jobs.config import TrainSettings
-from jobs.drifts import drift_found
 from jobs.lake import Lake
 from jobs.nightly_config import RetrainSettings
+
+NAMED = ("dataset", "alias", "promote")  # a training goes on with a plan of the same
 
 
 @dataclasses.dataclass(frozen=True)
 class Champion:
-    """night: in which it was trained; None where the catalog does not tell. images: trained on.
-
-    drifted: whether the last images that were held against its own came from elsewhere.
+    """night, images: of the last training, whether or not its bundle became the champion, so that
+    one that the gate refused is not repeated each night; night is None where the catalog does not
+    tell. drifted: whether images have been found to come from elsewhere that it did not train on.
     """
 
     name: str
@@ -33,15 +35,35 @@ def champion_of(lake: Lake, settings: TrainSettings) -> Champion | None:
     version = catalog.aliases(lake, settings.model).get(settings.alias)
     if version is None:
         return None
-    about = read_about(lake, settings.model, version)
     nights = {row["job_id"]: row["night"] for row in catalog.runs(lake)}
-    data = about["data"]
+    last = read_about(lake, settings.model, _last_trained(lake, settings) or version)
+    data = last["data"]
     return Champion(
         name=f"{settings.model}@{version}",
-        night=nights.get(about["job_id"]),
+        night=nights.get(last["job_id"]),
         images=_rows(lake, data["dataset"], data["images_version"]),
-        drifted=drift_found(lake, settings.model, version, settings.dataset),
+        drifted=_has_drifted(lake, settings, version, data["images_version"]),
     )
+
+
+def _last_trained(lake: Lake, settings: TrainSettings) -> str | None:
+    """Version of the newest bundle of the model and dataset; None where no run tells."""
+    runs = [r for r in catalog.runs(lake) if (r["job"], r["target"]) == ("train", settings.model)]
+    versions = [json.loads(row["counts"]).get("version") for row in runs]
+    known = catalog.bundle_versions(lake, settings.model)
+    mine = [v for v in versions if v in known and _dataset(lake, settings, v) == settings.dataset]
+    return mine[-1] if mine else None
+
+
+def _dataset(lake: Lake, settings: TrainSettings, version: str) -> str:
+    return read_about(lake, settings.model, version)["data"]["dataset"]
+
+
+def _has_drifted(lake: Lake, settings: TrainSettings, version: str, images_version: int) -> bool:
+    """Whether the last judgement found drift in images that the last training did not have."""
+    judged = drifts.judgements(lake, settings.model, version, settings.dataset)
+    tested = [row for row in judged if row["drifted"] is not None]
+    return bool(tested) and tested[-1]["drifted"] and tested[-1]["last_version"] > images_version
 
 
 def why_train(
@@ -78,7 +100,8 @@ def left_unfinished(lake: Lake, settings: TrainSettings) -> bool:
     plans = records.unfinished_plans(lake, "train", settings.model)
     theirs = [TrainSettings.model_validate(plan.settings) for plan in plans]
     return any(
-        one.dataset == settings.dataset and one.fingerprint_of() == settings.fingerprint_of()
+        all(getattr(one, name) == getattr(settings, name) for name in NAMED)
+        and one.fingerprint_of() == settings.fingerprint_of()
         for one in theirs
     )
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from jobs import catalog, views
 from jobs.lake import Lake
-from tests.helpers import image_bytes, ok, run_cli, write_source
+from tests.helpers import Ran, image_bytes, ok, run_cli, write_source
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 KEPT = 1500
@@ -58,14 +58,16 @@ class Nights:
 
     def run(self, night: str, *more: str) -> dict[str, list[dict[str, Any]]]:
         """Reports by job."""
+        told: dict[str, list[dict[str, Any]]] = {}
+        for report in ok(self.ran(night, "--json", *more)).json:
+            told.setdefault(report["job"], []).append(report)
+        return told
+
+    def ran(self, night: str, *more: str) -> Ran:
         path = self.folder / "nightly.yaml"
         path.write_text(yaml.safe_dump(self.settings))
         env = {"PREFECT_HOME": str(self.folder / "prefect")}
-        ran = ok(run_cli("nightly", "--config", path, "--night", night, "--json", *more, env=env))
-        told: dict[str, list[dict[str, Any]]] = {}
-        for report in ran.json:
-            told.setdefault(report["job"], []).append(report)
-        return told
+        return run_cli("nightly", "--config", path, "--night", night, *more, env=env)
 
     def summary(self) -> str:
         return self._prefect("SELECT data FROM artifact WHERE key = 'summary-d' ORDER BY created")[
@@ -93,41 +95,60 @@ def test_a_changed_camera_and_a_worse_model_do_not_slip_through(tmp_path: Path) 
     assert list(first) == ["stage", "train", "evaluate", "embed", "drift"]
     champion = nights.champion()
 
-    # A worse challenger on request, and a night of another camera.
+    # A night of another camera.
     write_inverted(nights.source / "b.parquet", range(KEPT, KEPT + 200))
-    good = nights.settings["train"]
-    nights.settings["train"] = good | {"epochs": 1, "learning_rate": 1e-6}
-    second = nights.run("2026-01-02", "--retrain")
-    (decided,) = second["promote"]
-    assert decided["counts"]["promoted"] is False
-    assert nights.champion() == champion
+    second = nights.run("2026-01-02")
+    assert "train" not in second
     (found,) = second["drift"]
     assert found["counts"]["drifted"] is True
     assert "have drifted" in nights.summary()
-    assert decided["counts"]["why"] in nights.summary()
     assert "latentlake.drift.found" in nights.events()
-    assert nights.events().count("latentlake.model.promoted") == 1  # the first night's
-    flagged = views.sql(
-        nights.lake, "SELECT calibration_valid FROM anomalies WHERE night = '2026-01-02'"
-    )
+    night_two = "WHERE night = '2026-01-02'"
+    flagged = views.sql(nights.lake, f"SELECT calibration_valid FROM anomalies {night_two}")
     assert flagged.num_rows
     assert not any(flagged["calibration_valid"].to_pylist())
     assert "calibration" in nights.page("2026-01-02")
     asked = ["--model", "m", "--flagged", "--night", "2026-01-02", "--lake", tmp_path / "lake"]
     assert "drift was found" in ok(run_cli("query", "anomalies", *asked)).out
 
-    # The next night trains because of it; a better model passes the gate.
-    nights.settings["train"] = good | {"epochs": 15}
+    # The next night trains because of it, a worse model, which the gate refuses.
+    good = nights.settings["train"]
+    nights.settings["train"] = good | {"epochs": 1, "learning_rate": 1e-6}
     nights.settings["retrain"] = {"drift": True}
     third = nights.run("2026-01-03")
-    assert "images have drifted" in nights.summary()
     (decided,) = third["promote"]
+    assert decided["counts"]["promoted"] is False
+    assert nights.champion() == champion
+    assert "images have drifted" in nights.summary()
+    assert decided["counts"]["why"] in nights.summary()
+    assert nights.events().count("latentlake.model.promoted") == 1  # the first night's
+    assert "train" not in nights.run("2026-01-04")  # it has had those images
+
+    # A better one passes; rolled back, it does not come again by itself.
+    nights.settings["train"] = good | {"epochs": 15}
+    fifth = nights.run("2026-01-05", "--retrain")
+    (decided,) = fifth["promote"]
     assert decided["counts"]["promoted"] is True, decided
-    assert nights.champion() == third["train"][0]["counts"]["version"]
+    assert nights.champion() == fifth["train"][0]["counts"]["version"] != champion
     assert nights.events().count("latentlake.model.promoted") == 2
-    assert "nothing was asked" not in nights.page("2026-01-03")
-    # And no more: the new champion has seen such images.
-    fourth = nights.run("2026-01-04")
-    assert "train" not in fourth
+    ok(run_cli("rollback", "m", "--reason", "blurred", "--lake", tmp_path / "lake"))
+    assert "promote" not in nights.run("2026-01-06", "--retrain")
+    assert "was rolled back: it is not promoted by itself" in nights.summary()
+    assert nights.champion() == champion
     runs = views.sql(nights.lake, "SELECT counts FROM runs WHERE job = 'promote' ORDER BY night")
     assert [json.loads(row)["promoted"] for row in runs["counts"].to_pylist()] == [False, True]
+
+
+def test_a_mistake_in_training_is_told_once_the_champion_has_embedded(tmp_path: Path) -> None:
+    nights = Nights(tmp_path)
+    nights.run("2026-01-01")
+    write_source(nights.source / "b.parquet", range(KEPT, KEPT + 60))
+    nights.settings["train"] |= {"batch_size": 10**6}
+    ran = nights.ran("2026-01-02", "--retrain")
+    assert ran.code == 2
+    assert "Traceback" not in ran.err
+    assert "batch_size" in ran.err
+    assert "Not done: train m" in nights.summary()
+    embedded = views.sql(nights.lake, "SELECT image_id FROM embeddings WHERE night = '2026-01-02'")
+    assert embedded.num_rows == 60
+    assert "60 were embedded" in nights.page("2026-01-02")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from jobs.alias_history import before
+from jobs.alias_history import before, was_taken_back
 
 
 def told(*steps: str) -> list[dict[str, Any]]:
@@ -37,3 +37,19 @@ def told(*steps: str) -> list[dict[str, Any]]:
 )
 def test_a_rollback_undoes_the_last_promotion_that_still_holds(steps: str, goes_to) -> None:
     assert before(told(*steps.split())) == goes_to
+
+
+@pytest.mark.parametrize(
+    ("steps", "version", "taken_back"),
+    [
+        ("a b <a", "b", True),
+        ("a b <a", "a", False),
+        ("a b c", "b", False),  # another one was promoted on top
+        ("a b <a b c", "b", False),  # promoted again on purpose
+        ("a", "a", False),
+        ("a", "b", False),
+    ],
+)
+def test_what_was_rolled_back_is_known(steps: str, version: str, taken_back: bool) -> None:
+    """So that no night promotes it by itself."""
+    assert was_taken_back(told(*steps.split()), version) is taken_back

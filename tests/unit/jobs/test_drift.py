@@ -168,7 +168,7 @@ def test_the_table_tells_where_the_change_lies(changed: Lake) -> None:
     assert drifts.latest(changed, "m", version(changed), "d", NIGHTS[1]) == []
     first, *others = rows
     assert (first["test"], first["drifted"], first["sequence"]) == ("combined", True, 1)
-    assert "standard deviations is found in 80% of nights" in first["note"]
+    assert "so few images of embeddings of 4 dimensions" in first["note"]
     assert first["last_version"] >= first["first_version"] > 0
     whole = {(row["sample"], row["test"]) for row in others if row["of"] is None}
     families = ("embeddings", "scores", "pixels", "source")
@@ -375,7 +375,7 @@ def test_rows_of_an_older_release_are_told(changed: Lake, monkeypatch) -> None:
 def test_too_few_blocks_are_told(changed: Lake) -> None:
     report = judge(changed, block_images=16, nights=10, relabellings=999)
     assert "blocks of arrivals" in report.counts["note"]
-    assert "see --block-images" in report.counts["note"]
+    assert "smaller blocks (--block-images)" in report.counts["note"]
     assert report.counts["drifted"] is None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -243,6 +244,11 @@ def test_refusals_decide_alone_and_cost_the_images_a_tenth_of_the_level() -> Non
     assert many.drifted
     known = stats.fisher_exact([[15, 5], [10, 190]])[1]
     assert many.p_value == pytest.approx(known * 10.0)
+
+
+def test_a_night_says_what_shift_it_could_show() -> None:
+    told = r"by about 0\.\d\d standard deviations is found in 80% of nights"
+    assert re.search(told, decide(small(), rule()).note)
 
 
 def test_drift_can_be_found_with_the_fewest_relabellings_that_the_rule_allows() -> None:

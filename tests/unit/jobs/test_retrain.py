@@ -64,6 +64,29 @@ def test_a_training_that_was_given_up_is_gone_on_with(trained: Lake, tmp_path: P
     assert reason_to_train(trained, other, rule, "2026-01-03", asked=False) is None
 
 
+def test_a_challenger_that_was_refused_is_not_trained_again_each_night(
+    trained: Lake, tmp_path: Path
+) -> None:
+    write_source(tmp_path / "more" / "b.parquet", range(600, 650))
+    job.run(InlineStage(trained, tmp_path / "more", night="2026-01-08"))
+    rule = RetrainSettings(every_nights=7, new_images=50)
+    assert reason_to_train(trained, MODEL, rule, "2026-01-08", asked=False)
+    job.run(InlineTrain(trained, night="2026-01-08"))  # which leaves the champion alone
+    assert reason_to_train(trained, MODEL, rule, "2026-01-09", asked=False) is None
+    why = reason_to_train(trained, MODEL, rule, "2026-01-15", asked=False)
+    assert why is not None
+    assert why.endswith("7 nights old")
+
+
+def test_a_plan_that_the_night_would_not_go_on_with_is_no_reason(trained: Lake, tmp_path) -> None:
+    write_source(tmp_path / "more" / "b.parquet", range(600, 650))
+    job.run(InlineStage(trained, tmp_path / "more", night="2026-01-02"))
+    by_hand = InlineTrain(trained, promote=True)
+    records.save_plan(trained, by_hand.plan())
+    of_the_night = by_hand.settings.model_copy(update={"promote": False})
+    assert reason_to_train(trained, of_the_night, RetrainSettings(), "2026-01-03", False) is None
+
+
 def test_without_a_champion_there_is_always_a_reason() -> None:
     assert why_train(RetrainSettings(), None, "2026-01-01", 5, False) == "there is no champion yet"
 
@@ -106,6 +129,17 @@ NIGHT = {
         ({"retrain": {"nights": 3}}, "known: every_nights, new_images"),
         ({"timeouts": {"stage_s": 0}}, "timeouts.stage_s"),
         ({"embed": {"dataset": "e", "model": "m"}}, r"different datasets \(d, e\)"),
+        ({"evaluate": None}, "gate reads evaluations"),
+        ({"retrain": {"drift": True}, "drift": None}, "retrain.drift needs drift"),
+        (
+            {"train": {"dataset": "d", "model": "m", "alias": "trial"}},
+            "write embed.model: m@trial",
+        ),
+        (
+            {"retrain": {"drift": True}, "embed": {"dataset": "d", "model": "other"}},
+            "retrain.drift trains m, but drift is looked for in what other embeds",
+        ),
+        ({"drift": {"alpha": 0.01, "relabellings": 99}}, "no drift could be found"),
     ],
 )
 def test_what_a_night_cannot_be_told(more: dict, message: str) -> None:
