@@ -13,6 +13,7 @@ from flows.explore_parts import Notice, Pictures, Rows, filters, number
 from flows.output import to_records
 from jobs.errors import LatentlakeError
 from jobs.nights import Night, nights
+from jobs.report_blocks import percent
 
 PAGE = 24
 MOST = 40  # pages: an anomaly list is read from its top
@@ -96,9 +97,13 @@ class Anomalies:
 
     def _say(self, night: Night, any_rows: bool, flagged: bool) -> None:
         if night.calibration_valid:
-            told = f"Calibration valid: {night.flagged:,} of {night.tested:,} images were flagged "
-            told += f"at a false-discovery rate of {night.alpha:.0%}, on average over calibrations."
-            self.validity.say(told, "good")
+            told = f"{night.flagged:,} of {night.tested:,} images were flagged at a "
+            told += f"false-discovery rate of {percent(night.alpha)}, on average over calibrations"
+            if night.drift_tested:
+                self.validity.say(f"Calibration valid: {told}.", "good")
+            else:
+                unknown = "Drift was not tested: whether p- and q-values can be believed is unknown"
+                self.validity.say(f"{unknown}. If they can, {told}.", "warning")
         else:
             told = "CALIBRATION NOT VALID on this night: p- and q-values cannot be believed, and "
             told += f"no rate of false alarms is kept. Why: {night.why}."

@@ -75,16 +75,19 @@ def _page(held: Held) -> pmui.Page:
     parts = {name: pmui.Column(sizing_mode="stretch_width", margin=(12, 16)) for name in makers}
     tabs = pmui.Tabs(*parts.items(), dynamic=True, sizing_mode="stretch_width", sx=NARROW)
 
+    begun: set[str] = set()
+
     def fill(*_: param.parameterized.Event) -> None:
         name = list(parts)[tabs.active]
-        if not len(parts[name]):
+        if name not in begun:
+            begun.add(name)
             parts[name].extend(makers[name]())
 
-    tabs.param.watch(fill, "active")
     location = pn.state.location
     if location is not None:
         location.sync(tabs, {"active": "tab"})
-    fill()
+    tabs.param.watch(fill, "active")
+    pn.state.onload(fill, threaded=True)  # the server answers others meanwhile
     prefers = Prefers(width=0, height=0, margin=0)
     made = pmui.Page(
         title=TITLE,

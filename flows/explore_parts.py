@@ -23,6 +23,7 @@ from jobs.images import encode_png
 
 THUMBNAIL = 128  # pixels on a page, a side
 LARGE = 768
+LONGEST = 2000  # characters of a cell
 LINE = "1px solid color-mix(in srgb, currentColor 22%, transparent)"
 FONT = ":host { font: 14px/1.45 Roboto, system-ui, sans-serif; color: inherit; max-width: 100%; }"
 NODE = """
@@ -153,7 +154,9 @@ button {{ font: inherit; color: inherit; background: none; border: 0; padding: 0
     ) -> None:
         """records: with the same keys, in order."""
         columns = list(records[0]) if records else []
-        rows = [[cell(name, value) for name, value in record.items()] for record in records]
+        rows = [
+            [cell(name, value)[:LONGEST] for name, value in record.items()] for record in records
+        ]
         self.param.update(columns=columns, rows=rows, ids=list(ids), caption=caption)
         self.visible = bool(rows)
 

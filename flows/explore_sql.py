@@ -12,6 +12,7 @@ from flows.explore_image import ImageDialog
 from flows.explore_parts import Notice, Rows, filters
 from flows.output import to_records
 from jobs.errors import LatentlakeError
+from jobs.report_blocks import counted
 from jobs.views import SPECS
 
 SETTLE_S = 0.3
@@ -69,12 +70,14 @@ class Sql:
         started = time.monotonic()
         try:
             found, more = self.held.guarded.ask(statement, SQL_ROWS, SQL_S)
-        except LatentlakeError as error:
+            records = to_records(found)
+        except (LatentlakeError, OverflowError, ValueError) as error:  # a date that Python has not
             self.table.fill([])
             self.notice.say(str(error), "error")
             return
-        took = f"{len(found):,} rows in {time.monotonic() - started:.2f} s"
+        first = found.column_names[:1] == ["image_id"]
+        ids = [str(record["image_id"] or "") for record in records] if first else []
+        self.table.fill(records, ids)
+        took = f"{counted(len(found), 'row')} in {time.monotonic() - started:.2f} s"
         more_told = f"; there are more, the first {SQL_ROWS} are shown" if more else ""
         self.notice.say(took + more_told, "warning" if more else "good")
-        ids = found["image_id"].to_pylist() if found.column_names[:1] == ["image_id"] else []
-        self.table.fill(to_records(found), [str(i) for i in ids if i])

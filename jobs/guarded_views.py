@@ -45,14 +45,18 @@ class GuardedViews(Views):
         """At most so many rows of a SELECT's answer, and whether it has more.
 
         Raises InputError with DuckDB's own words, for anything but one SELECT, and where there is
-        no answer after so many seconds.
+        no answer after so many seconds, or another question has not ended by then.
         """
-        with self._asking:
+        if not self._asking.acquire(timeout=seconds):
+            raise InputError("SQL: another question is still running; ask again later")
+        try:
             self._require_select(statement)
             try:
                 found = self._limited(statement, self.named(statement), rows + 1, seconds)
             except duckdb.CatalogException:  # one of ours, named where a look at the text misses it
                 found = self._all_opened(statement, rows + 1, seconds)
+        finally:
+            self._asking.release()
         return found.slice(0, rows), found.num_rows > rows
 
     def _require_select(self, statement: str) -> None:

@@ -9,7 +9,8 @@ from jobs.query import Embeddings
 
 @dataclasses.dataclass(frozen=True)
 class Night:
-    """calibration_valid: of all its batches, and no drift was found. why: it is not."""
+    """calibration_valid: of all its batches, and no drift was found. why: it is not.
+    drift_tested: of every dataset that has a batch."""
 
     night: str
     tested: int
@@ -17,6 +18,7 @@ class Night:
     alpha: float
     calibration_valid: bool
     why: str = ""
+    drift_tested: bool = True
 
 
 def nights(of: Embeddings) -> list[Night]:
@@ -27,10 +29,11 @@ def nights(of: Embeddings) -> list[Night]:
         f"""
         SELECT b.night, sum(tested) AS tested, sum(flagged) AS flagged, max(alpha) AS alpha,
                bool_and(coalesce(calibration_valid, true)) AS computed_alike,
-               coalesce(any_value(d.drifted), false) AS drifted
+               bool_or(d.drifted) AS drifted, bool_and(d.drifted IS NOT NULL) AS drift_tested
         FROM (SELECT * FROM batches WHERE {mine}) b
-        LEFT JOIN (SELECT night, bool_or(drifted) AS drifted FROM drift
-                   WHERE {mine} AND test = 'combined' GROUP BY night) d ON d.night = b.night
+        LEFT JOIN (SELECT night, dataset, bool_or(drifted) AS drifted FROM drift
+                   WHERE {mine} AND test = 'combined' GROUP BY night, dataset) d
+               ON d.night = b.night AND d.dataset = b.dataset
         GROUP BY b.night ORDER BY b.night DESC
         """,
         [*params, *params],
@@ -51,4 +54,5 @@ def _night(row: dict) -> Night:
         float(row["alpha"] or 0.0),
         not why,
         "; ".join(why),
+        row["drift_tested"],
     )

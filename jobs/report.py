@@ -6,16 +6,17 @@ Derived from the tables: the same tables give the same file, and it may be made 
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from jobs.derived import replace
-from jobs.errors import InputError
+from jobs.errors import InputError, LatentlakeError
 from jobs.lake import Lake
 from jobs.report_anomalies import anomalies_section
 from jobs.report_blocks import Limits, Missing, Say, Section
 from jobs.report_data import data_section
-from jobs.report_headline import Headline, headline_of
+from jobs.report_headline import Headline, headline_of, unknown_headline
 from jobs.report_judged import drift_section, evaluation_section
 from jobs.report_lineage import commands_section, lineage_section
 from jobs.report_map import map_section
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from jobs.report_pictures import Paintings
 
 MOST_BYTES = 5 << 20
+log = logging.getLogger("latentlake")
 SHARES = (1.0, 0.7, 0.5, 0.25, 0.1, 0.0)  # of the pictures and points that there is room for
 
 
@@ -60,12 +62,11 @@ def write_report(
     InputError for an unknown dataset, version or alias, or where most_bytes is too few.
     """
     found = look(lake, dataset, model, night)
-    painted = _painted(found)
-    page, notes = _fitting(found, painted, most_bytes)
+    headline, painted = _headline(found), _painted(found)
+    page, notes = _fitting(found, headline, painted, most_bytes)
     uri = report_uri(lake, dataset, night)
     replace(uri, page)
-    paintings = None if isinstance(painted, str) else painted
-    return Report(uri, night, headline_of(found), sheets(found, paintings), notes, len(page))
+    return Report(uri, night, headline, _pictures(found, painted), notes, len(page))
 
 
 def report_uri(lake: Lake, dataset: str, night: str) -> str:
@@ -73,22 +74,41 @@ def report_uri(lake: Lake, dataset: str, night: str) -> str:
     return join(lake.run(f"night-{dataset}-{night}"), "report.html")
 
 
+def _headline(night: Night) -> Headline:
+    try:
+        return headline_of(night)
+    except (Missing, LatentlakeError) as error:
+        log.warning("the headline of %s, night %s: %s", night.dataset, night.night, error)
+        return unknown_headline(str(error))
+
+
+def _pictures(night: Night, painted: Paintings | str) -> dict[str, bytes]:
+    """None where they cannot be made: the page is there already."""
+    try:
+        return sheets(night, None if isinstance(painted, str) else painted)
+    except Exception:
+        log.exception("no pictures of the report of %s, night %s", night.dataset, night.night)
+        return {}
+
+
 def _painted(night: Night) -> Paintings | str:
     """What the model makes of images, or why there is nothing to see."""
     try:
         return paintings_of(night)
-    except (Missing, InputError) as missing:
+    except (Missing, LatentlakeError) as missing:
         return str(missing)
 
 
-def _fitting(night: Night, painted: Paintings | str, most_bytes: int) -> tuple[bytes, list[str]]:
+def _fitting(
+    night: Night, headline: Headline, painted: Paintings | str, most_bytes: int
+) -> tuple[bytes, list[str]]:
     """The fullest page that is small enough, and what was left out for it."""
     size = 0
     for share in SHARES:
         notes = [] if share == 1.0 else [_cut(share, most_bytes)]
         title = f"{night.dataset}, night {night.night}"
         told = sections(night, painted, Limits(share))
-        page = render(title, headline_of(night), told, notes).encode()
+        page = render(title, headline, told, notes).encode()
         if len(page) <= most_bytes:
             return page, notes
         size = len(page)
@@ -132,5 +152,5 @@ def sections(night: Night, painted: Paintings | str, limits: Limits) -> list[Sec
 def _made(name: str, title: str, make: Callable[[], Section]) -> Section:
     try:
         return make()
-    except (Missing, InputError) as missing:
+    except (Missing, LatentlakeError) as missing:
         return Section(name, title, [Say(str(missing))])

@@ -17,6 +17,7 @@ from jobs.report_blocks import (
     Say,
     Section,
     number,
+    percent,
 )
 from jobs.report_images import (
     LARGE,
@@ -78,7 +79,7 @@ def _batches(night: Night) -> Rows:
             row["batch"],
             number(row["tested"]),
             number(row["flagged"]),
-            f"{row['alpha']:.0%}",
+            percent(row["alpha"]),
             number(row["calibration_images"]),
             number(row["fewest_flaggable"]),
             row["decision_score"],

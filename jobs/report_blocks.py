@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 NONE = "–"  # of a number that there is not
+LEFT_OUT = "Left out to keep this page small."
 LEAST_P = 1e-4
 
 
@@ -139,6 +140,11 @@ def p_text(value: float | None) -> str:
     if value is None:
         return "no p-value"
     return f"p < {LEAST_P:.4f}" if value < LEAST_P else f"p = {value:.2g}"
+
+
+def percent(share: float) -> str:
+    """`5%`, `0.4%`."""
+    return f"{100 * share:.3g}%"
 
 
 def counted(count: int, one: str, many: str | None = None) -> str:

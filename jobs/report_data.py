@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jobs.card import dataset_card
-from jobs.report_blocks import FoldedRows, Limits, Pictures, Rows, Say, Section, number
+from jobs.report_blocks import LEFT_OUT, FoldedRows, Limits, Pictures, Rows, Say, Section, number
 from jobs.report_images import cell
 from jobs.report_night import Night
 
@@ -79,7 +79,10 @@ def shown_images(night: Night, most: int) -> tuple[str, list[str]]:
 
 
 def _sheet(night: Night, limits: Limits) -> Pictures | Say:
-    title, ids = shown_images(night, limits.of(SHOWN))
+    most = limits.of(SHOWN)
+    if not most:
+        return Say(LEFT_OUT)
+    title, ids = shown_images(night, most)
     images = night.images(ids)
     if not images:
         return _nothing()

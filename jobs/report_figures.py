@@ -82,7 +82,10 @@ def embedded(name: str, chart: Any) -> str:
     figure is the same text.
     """
     numbers: dict[str, str] = {}
-    item = _renumbered(json_item(chart, ID(f"chart-{name}")), numbers)
+    made: dict[str, Any] = dict(json_item(chart, ID(f"chart-{name}")))
+    # Of other libraries' models, where the process has loaded some: no chart uses them.
+    made["doc"].pop("defs", None)
+    item = _renumbered(made, numbers)
     item["root_id"] = numbers[item["root_id"]]
     return json.dumps(item, separators=(",", ":"))
 
@@ -116,6 +119,7 @@ def _empty(x: str, y: str, height: int = 320, **more: Any) -> Any:
         **more,
     )
     made.toolbar.logo = None
+    made.toolbar.active_drag = None  # so that a finger on it moves the page
     return made
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from jobs.report_blocks import counted, p_text
+from jobs.report_blocks import counted, p_text, percent
 from jobs.report_night import Night
 
 GOOD, LOOK, ALARM, QUIET = "good", "look", "alarm", "quiet"
@@ -40,6 +40,16 @@ class Headline:
 
 def headline_of(night: Night) -> Headline:
     return Headline(_status(night), _happened(night), _is_good(night), _look_at(night))
+
+
+def unknown_headline(why: str) -> Headline:
+    """Where the tables could not be read."""
+    return Headline(
+        LOOK,
+        f"What happened could not be read: {_ended(why)}",
+        "Whether the p-values are valid is not known.",
+        "Make this report again.",
+    )
 
 
 def _status(night: Night) -> str:
@@ -161,10 +171,11 @@ def _look_at(night: Night) -> str:
         )
     alpha = max(row["alpha"] for row in night.batches)
     what = "image" if night.flagged == 1 else "images"
-    doubt = "" if night.calibration_is_valid else " once the drift is understood"
+    rate = f", at a false-discovery rate of {percent(alpha)}"
+    doubt = "; their p-values are not valid, so no rate of false alarms is kept"
     return (
-        f"Look at the {night.flagged:,} {what} flagged as anomalies among {tested:,} scored, at a "
-        f"false-discovery rate of {alpha:.0%}{doubt}."
+        f"Look at the {night.flagged:,} {what} flagged as anomalies among {tested:,} scored"
+        f"{rate if night.calibration_is_valid else doubt}."
     )
 
 

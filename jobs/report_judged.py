@@ -13,8 +13,10 @@ from jobs.report_blocks import (
     Rows,
     Say,
     Section,
+    counted,
     number,
     p_text,
+    percent,
 )
 from jobs.report_figures import bars_figure, p_values_figure
 from jobs.report_night import Night, Row
@@ -111,8 +113,8 @@ def _over_nights(rows: Sequence[Row]) -> list[Block]:
     levels = [row["alpha"] for row in rows]
     alarms = sum(bool(row["drifted"]) for row in rows)
     told = (
-        f"The combined p-value of {len(rows)} nights, {alarms} of them with drift (red diamonds); "
-        "below the dashed line a night counts as drifted."
+        f"The combined p-value of {counted(len(rows), 'night')}, {alarms} of them with drift (red "
+        "diamonds); below the dashed line a night counts as drifted."
     )
     chart = p_values_figure(nights, p_values, levels)
     columns = ("night", "p-value", "level", "drift")
@@ -139,20 +141,23 @@ def evaluation_section(night: Night) -> Section:
             f"{_target(night)}."
         )
     before = {_key(row): row for row in night.evaluated(night.previous)}
+    version = rows[0]["images_version"]
+    other = next((r["images_version"] for r in before.values()), version)
     confidence = next((r["confidence"] for r in rows if r["confidence"]), None)
-    interval = f", with intervals of {confidence:.0%}" if confidence else ""
+    interval = f", with intervals of {percent(confidence)}" if confidence else ""
     columns = ["number", night.name]
     if before:
-        columns += [f"champion before: {night.previous}", "compared"]
+        where = "" if other == version else f", on version {other}"
+        columns += [f"champion before: {night.previous}{where}", "compared"]
     columns += ["unit", "images", "note"]
     told = [
         _line(row, before.get(_key(row)), bool(before))
         for row in sorted(rows, key=_order)
         if row["metric"] != PER_DIMENSION
     ]
-    caption = f"On the test split of {night.dataset}, version {rows[0]['images_version']}{interval}"
+    caption = f"On the test split of {night.dataset}, version {version}{interval}"
     blocks: list[Block] = [Rows(caption, columns, told)]
-    blocks.append(Say(_compared_with(night, bool(before))))
+    blocks.append(Say(_compared_with(night, bool(before), other == version)))
     blocks += _gate(night)
     blocks += _per_dimension(rows)
     return Section("evaluation", "Evaluation", blocks)
@@ -174,7 +179,9 @@ def _passed(value: bool | None) -> str:
     return "not asked" if value is None else _yes(value)
 
 
-def _compared_with(night: Night, is_there: bool) -> str:
+def _compared_with(night: Night, is_there: bool, same_images: bool) -> str:
+    if is_there and not same_images:
+        return "Better and worse are not said: the two were evaluated on different versions."
     if is_there:
         return (
             "Better and worse are said only where the two intervals do not meet; pairs of the same "
@@ -215,6 +222,8 @@ def _value(row: Row) -> str:
 
 def _difference(row: Row, before: Row | None) -> str:
     if before is None or row["better"] not in ("higher", "lower"):
+        return ""
+    if row["images_version"] != before["images_version"]:
         return ""
     ends = [each[end] for each in (row, before) for end in ("low", "high")]
     if any(end is None for end in ends):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jobs import catalog
-from jobs.report_blocks import Block, Chart, Limits, Missing, Say, Section, p_text
+from jobs.report_blocks import LEFT_OUT, Block, Chart, Limits, Missing, Say, Section, p_text
 from jobs.report_figures import COLOURS, FLAGGED, Points, float32, map_figure
 from jobs.report_images import data_uri, rgb, smaller
 from jobs.report_night import Night, Row
@@ -18,25 +18,30 @@ from jobs.report_night import Night, Row
 POINTS = 2000
 THUMB = 28  # pixels of a thumbnail's longer side
 SHOWN = 84  # CSS pixels of it
+AT_ONCE = 100  # images that are read before they are made small
 LABELS = 10  # that have a colour each
 METHODS = ("umap", "pca")  # a map by the first of these that there is
 
 
 def map_section(night: Night, limits: Limits) -> Section:
     """A sample by id, with the night's anomalies. Raises Missing where nothing is embedded."""
-    rows = _sample(night, limits.of(POINTS))
+    most = limits.of(POINTS)
+    rows = _sample(night, most)
+    if not most:
+        raise Missing(LEFT_OUT)
     if not rows:
         raise Missing(f"{night.name} has embedded no image of {night.dataset} yet.")
     points_N2, way = _plane(night, rows)
-    flagged = {row["image_id"] for row in night.anomalies(limits.of(POINTS))}
+    flagged = {row["image_id"] for row in rows if row["flagged"]}
     sheet = _sprites(night, [row["image_id"] for row in rows])
     groups = _Drawn(night, rows, points_N2, flagged, sheet).groups()
     size = sheet.shown
     chart = map_figure(groups, (*size, sheet.columns * size[0], sheet.pixelated))
     told = (
         f"{len(rows):,} images of {night.dataset} as {night.name} embeds them, {way}. Near points "
-        f"are images that the model takes to be alike. {_told_of_flagged(rows, flagged)} Drag to "
-        "move, turn the wheel to zoom; a click on a name in the legend hides its points."
+        f"are images that the model takes to be alike. {_told_of_flagged(flagged)} To move it, "
+        "choose Pan beside it and drag; turn the wheel to zoom; a click on a name in the legend "
+        "hides its points."
     )
     blocks: list[Block] = [Chart("map", "Embeddings on a plane", told, chart, sheet.uri)]
     if not night.has_labels:
@@ -44,11 +49,13 @@ def map_section(night: Night, limits: Limits) -> Section:
     return Section("map", "Latent map", blocks)
 
 
-def _told_of_flagged(rows: Sequence[Row], flagged: set[str]) -> str:
-    count = sum(row["image_id"] in flagged for row in rows)
-    if not count:
+def _told_of_flagged(flagged: set[str]) -> str:
+    if not flagged:
         return "None of them was flagged this night."
-    return f"The {count:,} that were flagged this night are red diamonds."
+    return (
+        "Images that were flagged this night are chosen first; the "
+        f"{len(flagged):,} among these are red diamonds."
+    )
 
 
 def _sample(night: Night, most: int) -> list[Row]:
@@ -64,7 +71,8 @@ def _sample(night: Night, most: int) -> list[Row]:
             FROM embeddings WHERE model = ? AND model_version = ? AND dataset = ? AND night <= ?
             ORDER BY image_id NOT IN (SELECT image_id FROM flagged), image_id LIMIT ?
         )
-        SELECT e.image_id, e.p_value, e.night, {night.label} AS label
+        SELECT e.image_id, e.p_value, e.night, {night.label} AS label,
+               e.image_id IN (SELECT image_id FROM flagged) AS flagged
         FROM chosen e JOIN images i USING (image_id, dataset) ORDER BY e.image_id
         """,
         *(night.model, night.version, night.dataset, night.night),
@@ -129,24 +137,29 @@ class Sprites:
     pixelated: bool
 
 
+def _thumbs(night: Night, ids: Sequence[str]) -> dict[str, np.ndarray]:
+    """By image id; read once for pages of all sizes, and never all images in full."""
+    new = [image_id for image_id in ids if image_id not in night.thumbs]
+    for at in range(0, len(new), AT_ONCE):
+        for image_id, image in night.images(new[at : at + AT_ONCE]).items():
+            night.thumbs[image_id] = smaller(image, THUMB)
+    return {image_id: night.thumbs[image_id] for image_id in ids if image_id in night.thumbs}
+
+
 def _sprites(night: Night, ids: Sequence[str]) -> Sprites:
-    images = night.images(ids)
-    first = next(iter(images.values()))
-    small = smaller(first, THUMB)
-    height, width = small.shape[:2]
-    columns = math.ceil(math.sqrt(len(images)))
-    lines = math.ceil(len(images) / columns)
-    channels = first.shape[2]
+    thumbs = _thumbs(night, ids)
+    height, width, channels = next(iter(thumbs.values())).shape
+    columns = math.ceil(math.sqrt(len(thumbs)))
+    lines = math.ceil(len(thumbs) / columns)
     sheet = np.zeros((lines * height, columns * width, channels), np.uint8)
-    shown = (SHOWN * width // max(small.shape[:2]), SHOWN * height // max(small.shape[:2]))
+    shown = (SHOWN * width // max(height, width), SHOWN * height // max(height, width))
     places = {}
-    for index, (image_id, image) in enumerate(images.items()):
+    for index, (image_id, thumb) in enumerate(thumbs.items()):
         line, column = divmod(index, columns)
-        thumb = smaller(image, THUMB)
         sheet[line * height : (line + 1) * height, column * width : (column + 1) * width] = thumb
         places[image_id] = f"{-column * shown[0]}px {-line * shown[1]}px"
     uri = data_uri(rgb(sheet), lossy=True)
-    return Sprites(uri, places, columns, shown, pixelated=max(first.shape[:2]) <= THUMB)
+    return Sprites(uri, places, columns, shown, pixelated=max(night.image_shape[:2]) <= THUMB)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -68,12 +68,21 @@ class Night:
             [self.dataset],
             {"wanted": wanted},
         )
-        shape = image_shape_of(catalog.images_snapshot(self.lake, self.dataset).schema)
         found = {
-            row["image_id"]: np.frombuffer(row["image"], np.uint8).reshape(shape)
+            row["image_id"]: np.frombuffer(row["image"], np.uint8).reshape(self.image_shape)
             for row in rows.to_pylist()
         }
         return {image_id: found[image_id] for image_id in ids if image_id in found}
+
+    @functools.cached_property
+    def image_shape(self) -> tuple[int, int, int]:
+        """H, W, C of the dataset."""
+        return image_shape_of(catalog.images_snapshot(self.lake, self.dataset).schema)
+
+    @functools.cached_property
+    def thumbs(self) -> dict[str, np.ndarray]:
+        """Small pictures by image id, kept by whoever has made them."""
+        return {}
 
     @functools.cached_property
     def has_labels(self) -> bool:
@@ -98,10 +107,12 @@ class Night:
         ]
 
     def counts(self, job: str) -> Counter[str]:
-        """The numbers of all the night's runs of a job, added up."""
+        """The numbers of all the night's runs of a job, added up; those of other versions of the
+        model are left out."""
         total: Counter[str] = Counter()
         for run in self.runs:
-            if run["job"] == job:
+            version = run["counts"].get("model_version")
+            if run["job"] == job and version in (None, self.version):
                 told = run["counts"].items()
                 total.update({k: v for k, v in told if isinstance(v, int | float)})
         return total
@@ -196,8 +207,12 @@ class Night:
 
     @functools.cached_property
     def drift(self) -> list[Row]:
-        """The night's rows, of its last test; empty where there was none."""
-        return _last([row for row in self._drift if row["night"] == self.night], "last_version")
+        """The night's rows of this version, of its last test; empty where there was none."""
+        mine = (self.night, self.version)
+        return _last(
+            [row for row in self._drift if (row["night"], row["model_version"]) == mine],
+            "last_version",
+        )
 
     @functools.cached_property
     def drift_by_night(self) -> list[Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
@@ -144,6 +145,8 @@ def _named(parser: duckdb.DuckDBPyConnection, statement: str) -> set[str]:
     try:
         # It takes no parameters; which tables are named does not hang on them.
         names = parser.get_table_names(statement.replace("?", "NULL"))
+    except duckdb.BinderException:  # JOIN … USING, which it cannot look up without the tables
+        return {name for name in VIEWS if re.search(rf"\b{name}\b", statement, re.IGNORECASE)}
     except duckdb.Error:
         return set()
     return {name.lower() for name in names} & VIEWS

@@ -90,12 +90,15 @@ def _names(lake: Lake) -> dict[str, str]:
     return {"model": catalog.models(lake)[0], "dataset": catalog.datasets(lake)[0]}
 
 
-def add_evaluation(lake: Lake, version: str, night: str, better_by: float = 0.0) -> None:
+def add_evaluation(
+    lake: Lake, version: str, night: str, better_by: float = 0.0, images_version: int = 1
+) -> None:
     """Invented numbers, with intervals of ± 1; one that could not be had."""
 
     def row(metric: str, of: str | None, value: float | None, unit: str, better: str, **more: Any):
         ends = {} if value is None else {"low": value - 1.0, "high": value + 1.0}
-        names = {"model_version": version, "images_version": 1, "metric": metric, "of": of}
+        names = {"model_version": version, "images_version": images_version}
+        names |= {"metric": metric, "of": of}
         told = {"value": value, "unit": unit, "better": better, "confidence": 0.95, "images": 40}
         job_id = {"night": night, "job_id": f"evaluate-{version}", **_names(lake)}
         return _row(EVALUATIONS, **names, **ends, **told, **job_id, **more)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from jobs import job
 from jobs.evidence import evidence
+from jobs.lake import Lake as Stored
 from jobs.nights import nights
 from jobs.query import Lake
 from tests.explored import NIGHTS, make_lake
 from tests.helpers import image_ids
+from tests.inline import InlineEmbed
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +45,7 @@ def test_nights_come_newest_first_and_drift_makes_their_calibration_invalid(lake
     second, first = nights(lake.embeddings("m"))
     assert (first.night, second.night) == NIGHTS
     assert first.calibration_valid
+    assert first.drift_tested
     assert not second.calibration_valid
     assert "drift" in second.why
     for night in (first, second):
@@ -49,3 +53,20 @@ def test_nights_come_newest_first_and_drift_makes_their_calibration_invalid(lake
         assert len(asked) == night.flagged > 0
         assert night.tested >= night.flagged
         assert night.alpha == 0.5
+
+
+def test_of_a_night_whose_drift_was_not_tested_validity_is_not_known(trained: Stored) -> None:
+    job.run(InlineEmbed(trained))
+    (night,) = nights(Lake(trained.uri).embeddings("m"))
+    assert not night.drift_tested
+    assert night.calibration_valid
+
+
+def test_a_p_value_of_a_night_that_drifted_is_doubted(lake: Lake) -> None:
+    of = lake.embeddings("m")
+    told = {}
+    for night in NIGHTS:
+        (worst,) = of.anomalies(night=night, top=1).to_pylist()
+        told[night] = evidence(lake, worst["image_id"], of).doubt
+    assert told[NIGHTS[0]] == ""
+    assert "drift was found" in told[NIGHTS[1]]

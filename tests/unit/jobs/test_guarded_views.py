@@ -135,3 +135,9 @@ def test_threads_may_share_it(guarded: GuardedViews) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(ask, range(8))) == [600 + number for number in range(8)]
+
+
+def test_who_waits_too_long_for_another_question_is_told(guarded: GuardedViews) -> None:
+    with guarded._asking, pytest.raises(InputError, match="another question is still running"):
+        guarded.ask("SELECT 1", 1, 0.1)
+    assert guarded.ask("SELECT 1 AS n", 1, SECONDS)[0]["n"].to_pylist() == [1]

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from sklearn.decomposition import PCA
 
-from jobs.report_blocks import Chart, Limits, Rows, Say, Section, number, p_text
+from jobs.report_blocks import Chart, Limits, Rows, Say, Section, number, p_text, percent
 from jobs.report_figures import (
     Line,
     bars_figure,
@@ -64,6 +64,11 @@ def test_p_values_are_never_told_to_be_zero() -> None:
     assert p_text(0.0) == "p < 0.0001"
     assert p_text(0.04) == "p = 0.04"
     assert p_text(None) == "no p-value"
+
+
+def test_shares_below_a_hundredth_are_not_told_to_be_zero() -> None:
+    told = [percent(share) for share in (0.004, 0.05, 0.1, 0.999, 1.0)]
+    assert told == ["0.4%", "5%", "10%", "99.9%", "100%"]
 
 
 def test_limits_leave_one_of_what_there_is_and_none_at_nothing() -> None:
@@ -194,8 +199,10 @@ def test_the_policy_names_the_scripts_that_are_there() -> None:
     ],
 )
 def test_better_is_said_only_where_intervals_are_apart(ours, theirs, better, told) -> None:
-    row = {"low": ours[0], "high": ours[1], "better": better}
-    assert _difference(row, {"low": theirs[0], "high": theirs[1], "better": better}) == told
+    same = {"better": better, "images_version": 1}
+    row, before = ({"low": low, "high": high, **same} for low, high in (ours, theirs))
+    assert _difference(row, before) == told
+    assert _difference(row, before | {"images_version": 2}) == ""
     assert _difference(row, None) == ""
 
 
@@ -240,7 +247,16 @@ def test_a_headline_of_a_good_night() -> None:
         ({"drifted": True, "calibration_is_valid": False}, "alarm", "not valid tonight"),
         ({"drifted": False, "calibration_is_valid": False}, "alarm", "in different ways"),
         ({"drift": [], "drifted": None}, "look", "Drift was not tested"),
-        ({"flagged": 1}, "look", "Look at the 1 image flagged"),
+        (
+            {"flagged": 1},
+            "look",
+            "image flagged as anomalies among 3 scored, at a false-discovery rate of 5%.",
+        ),
+        (
+            {"flagged": 2, "drifted": False, "calibration_is_valid": False},
+            "alarm",
+            "among 3 scored; their p-values are not valid, so no rate of false alarms is kept.",
+        ),
         ({"counts": {"stage": Counter(staged=90, refused=9, rows_in=99)}}, "alarm", "9 were"),
         ({"counts": {"stage": Counter(staged=98, refused=1, rows_in=99)}}, "look", "1 was refused"),
         ({"counts": {"stage": Counter(), "embed": Counter()}}, "quiet", "no new image"),
@@ -269,3 +285,11 @@ def test_a_headline_by_rule(more: dict[str, Any], status: str, told: str) -> Non
     assert found.status == status
     assert told.lower() in str(found).lower()
     assert all(sentence.endswith(".") for sentence in found.sentences)
+
+
+def test_other_libraries_models_are_not_embedded() -> None:
+    first = embedded("a", a_figure())
+    assert '"defs"' not in first
+    import panel  # noqa: F401  its models are known to the whole process
+
+    assert embedded("a", a_figure()) == first

@@ -106,3 +106,21 @@ def test_files_of_a_store_are_read_by_ranges_and_nothing_is_asked() -> None:
     with pytest.raises(FileNotFoundError):
         files.info("/bucket/other")
     assert not asked
+
+
+@pytest.mark.parametrize(
+    ("statement", "named"),
+    [
+        ("SELECT * FROM images JOIN Embeddings USING (image_id)", {"images", "embeddings"}),
+        ("FROM runs NATURAL JOIN (SELECT 1 AS job)", {"runs"}),
+        ("SELECT * FROM images i, anomalies", {"images", "anomalies"}),
+    ],
+)
+def test_only_what_is_named_is_opened(held: Views, statement: str, named: set[str]) -> None:
+    assert set(held.named(statement)) == named
+
+
+def test_a_join_by_a_common_column_is_answered(held: Views) -> None:
+    asked = "SELECT count(*) AS n FROM images JOIN embeddings USING (image_id, dataset)"
+    assert held.sql(asked).to_pylist() == [{"n": 600}]
+    assert held._opened == {"images", "embeddings"}
