@@ -8,7 +8,6 @@ from flows.environment import prepare_prefect, quiet_prefect
 
 prepare_prefect()
 
-from jobs.report import Report, write_report  # noqa: E402
 from prefect import Task, task  # noqa: E402
 from prefect.artifacts import create_markdown_artifact  # noqa: E402
 from prefect.runtime import flow_run  # noqa: E402
@@ -26,6 +25,7 @@ from jobs.job_report import JobReport  # noqa: E402
 from jobs.judge_config import DriftSettings, EvaluateSettings, PromoteSettings  # noqa: E402
 from jobs.lake import Lake  # noqa: E402
 from jobs.maintain import maintained_text  # noqa: E402
+from jobs.report import Report, write_report  # noqa: E402
 from jobs.work import Work  # noqa: E402
 
 quiet_prefect()

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -127,9 +128,18 @@ class Page:
     def named(self, element: WebElement, label: str) -> bool:
         return element.accessible_name.startswith(label)
 
-    def upload(self, path: Path) -> None:
+    def upload(self, path: Path, told: str) -> None:
+        """Until it is told. Sent again where nothing is done: a busy page drops an upload."""
         hidden = FOUND.replace("one.checkVisibility()", "true")
-        self.browser.execute_script(hidden, "input[type=file]", "")[0].send_keys(str(path))
+        for _ in range(5):
+            self.browser.execute_script(hidden, "input[type=file]", "")[0].send_keys(str(path))
+            deadline = time.monotonic() + 8
+            while time.monotonic() < deadline:
+                if self.all(SAID, "Embedding it") or self.all(SAID, told):
+                    self.see(SAID, told)
+                    return
+                time.sleep(0.05)
+        self.see(SAID, told)
 
     def cards(self) -> list[str]:
         return [one.get_attribute("data-id") for one in self.all(CARDS)]

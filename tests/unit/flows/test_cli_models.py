@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 import pytest
-from jobs.compare import Difference
 
 from flows.cli import cli
 from jobs import catalog, publish
+from jobs.compare import Difference
 from jobs.errors import InputError, JobError
 from jobs.lake import Lake
 from jobs.schema import ALIASES

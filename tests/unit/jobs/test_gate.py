@@ -8,9 +8,9 @@ import random
 from typing import Any
 
 import pytest
-from jobs.compare import Difference
 
 from jobs import gate
+from jobs.compare import Difference
 from jobs.gate import Check, Verdict
 from jobs.judge_config import GateRule
 

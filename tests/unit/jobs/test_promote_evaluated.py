@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from jobs.evaluate import EvaluateJob
 
 from jobs import catalog, job
 from jobs.config import RaySettings
 from jobs.errors import InputError
+from jobs.evaluate import EvaluateJob
 from jobs.judge_config import EvaluateSettings, GateRule
 from jobs.lake import Lake
 from tests.inline import NIGHT, Inline, InlineTrain
