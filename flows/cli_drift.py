@@ -7,8 +7,7 @@ from typing import Any
 
 import click
 
-from flows.options import common, given, lake_of, work_of
-from jobs.errors import InputError
+from flows.options import common, given, lake_of, share, work_of
 from jobs.judge_config import DriftSettings
 from jobs.settings import build
 
@@ -60,7 +59,8 @@ def drift(alpha: str | None, **options: Any) -> None:
     Example: latentlake drift --dataset photos --model photos --block-by camera
     """
     values = given(
-        alpha=_share(alpha) if alpha else None, **{name: options[name] for name in SETTINGS.split()}
+        alpha=share("--alpha", alpha) if alpha else None,
+        **{name: options[name] for name in SETTINGS.split()},
     )
     work = work_of(build(DriftSettings, values), options | NO_WORKERS)
     from flows.output import emit, records_text
@@ -110,10 +110,3 @@ def _marked(report: dict[str, Any]) -> str:
     if not counts.get("drifted"):
         return ""
     return f" The p-values of {counts['marked']:,} flagged anomalies cannot be believed."
-
-
-def _share(text: str) -> float:
-    try:
-        return float(text[:-1]) / 100.0 if text.endswith("%") else float(text)
-    except ValueError as error:
-        raise InputError(f"--alpha {text!r}: write 5% or 0.05") from error

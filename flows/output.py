@@ -62,10 +62,6 @@ def csv_text(table: pa.Table) -> str:
     return buffer.getvalue()
 
 
-def _csv_cell(value: Any) -> Any:
-    return json.dumps(value, default=str) if isinstance(value, list) else value
-
-
 def write_parquet(table: pa.Table, path: str) -> None:
     """Raises InputError where the file cannot be written."""
     import pyarrow.parquet as pq

@@ -45,8 +45,7 @@ class Steps:
             return self.do(task, settings, seconds)
         except InputError as error:
             self.mistakes.append(error)
-            self.notes.append(f"Not done: {task.name} {settings.model}: {error}.")
-            return None
+            return self._not_done(task, settings, error)
 
     def end(self) -> list[JobReport]:
         """What was reported. Raises the first mistake, now that all else is done and told."""
@@ -66,10 +65,12 @@ class Steps:
         try:
             return self.do(task, settings, seconds)
         except (InputError, JobError, TimeoutError) as error:
-            note = f"{task.name} {settings.model}: {error}"
-            log.warning("%s", note)
-            self.notes.append(f"Not done: {note}.")
-            return None
+            return self._not_done(task, settings, error)
+
+    def _not_done(self, task: Task[Any, JobReport], settings: Any, error: Exception) -> None:
+        note = f"{task.name} {settings.model}: {error}"
+        log.warning("%s", note)
+        self.notes.append(f"Not done: {note}.")
 
     def report(self) -> Report | None:
         """The night's page; None where none is wanted, or none could be made."""

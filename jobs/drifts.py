@@ -27,10 +27,11 @@ def latest(
     return sorted(found, key=lambda row: (row["test"] != "combined", row["p_value"] or 0.0))
 
 
-def drift_found(lake: Lake, model: str, version: str, dataset: str) -> bool:
-    """Whether the last judgement that tested anything found drift."""
+def drift_found(lake: Lake, model: str, version: str, dataset: str, after: int = -1) -> bool:
+    """Whether the last judgement that tested anything found drift, in images of a later version
+    than `after`."""
     tested = [r for r in judgements(lake, model, version, dataset) if r["drifted"] is not None]
-    return bool(tested) and tested[-1]["drifted"]
+    return bool(tested) and tested[-1]["drifted"] and tested[-1]["last_version"] > after
 
 
 def _rows(lake: Lake, model: str, version: str, dataset: str) -> list[dict[str, Any]]:

@@ -6,9 +6,10 @@ import dataclasses
 import datetime as dt
 import json
 
-from jobs import catalog, drifts, records
+from jobs import catalog, records
 from jobs.bundle_about import read_about
 from jobs.config import TrainSettings
+from jobs.drifts import drift_found
 from jobs.lake import Lake
 from jobs.nightly_config import RetrainSettings
 
@@ -42,7 +43,9 @@ def champion_of(lake: Lake, settings: TrainSettings) -> Champion | None:
         name=f"{settings.model}@{version}",
         night=nights.get(last["job_id"]),
         images=_rows(lake, data["dataset"], data["images_version"]),
-        drifted=_has_drifted(lake, settings, version, data["images_version"]),
+        drifted=drift_found(
+            lake, settings.model, version, settings.dataset, after=data["images_version"]
+        ),
     )
 
 
@@ -57,13 +60,6 @@ def _last_trained(lake: Lake, settings: TrainSettings) -> str | None:
 
 def _dataset(lake: Lake, settings: TrainSettings, version: str) -> str:
     return read_about(lake, settings.model, version)["data"]["dataset"]
-
-
-def _has_drifted(lake: Lake, settings: TrainSettings, version: str, images_version: int) -> bool:
-    """Whether the last judgement found drift in images that the last training did not have."""
-    judged = drifts.judgements(lake, settings.model, version, settings.dataset)
-    tested = [row for row in judged if row["drifted"] is not None]
-    return bool(tested) and tested[-1]["drifted"] and tested[-1]["last_version"] > images_version
 
 
 def why_train(

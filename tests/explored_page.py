@@ -3,35 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
-import os
-import shutil
-import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from selenium import webdriver
 from selenium.common.exceptions import TimeoutException, WebDriverException
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
+from tests.browser import SCREENSHOTS, browsing, save_picture
 from tests.explored import Explored
-from tests.helpers import ROOT
-from tests.serving import descendants
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-OPTIONS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run "
-    "--disable-background-networking --disable-component-update --disable-sync "
-    "--disable-dev-shm-usage --window-size=1280,1000 --hide-scrollbars --lang=en-US"
-)
 PATIENCE_S = 60  # on a busy machine
 WIDE, NARROW = (1280, 900), (390, 844)
 # The library's parts have shadow roots, into which no selector looks by itself.
@@ -146,8 +133,7 @@ class Page:
 
     def picture(self, name: str) -> None:
         """For the docs, by `make screenshots`."""
-        folder = os.environ.get("LATENTLAKE_SCREENSHOTS")
-        if not folder:
+        if not SCREENSHOTS:
             return
         shots = [b""]
 
@@ -156,9 +142,7 @@ class Page:
             return shots[-1] == shots[-2]
 
         self.until(same, "nothing stands still")
-        with Image.open(io.BytesIO(shots[-1])) as shot:
-            few = shot.convert("RGB").quantize(256, dither=Image.Dither.NONE)
-            few.save(ROOT / folder / f"{name}.png", optimize=True)
+        save_picture(shots[-1], name)
 
     def requests(self) -> list[str]:
         """Addresses that the browser has asked for since the last time."""
@@ -185,25 +169,9 @@ class Page:
 
 
 @contextlib.contextmanager
-def browsing(explored: Explored, profile: Path) -> Iterator[Page]:
+def explored_by(explored: Explored, folder: Path) -> Iterator[Page]:
     """A browser at the page; when the block ends, nothing may have gone wrong."""
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    for option in [*OPTIONS.split(), f"--user-data-dir={profile}"]:
-        options.add_argument(option)
-    service = Service(executable_path=DRIVER)
-    browser = webdriver.Chrome(options=options, service=service)
-    try:
+    with browsing(folder, hears=True) as browser:
         made = Page(browser, explored)
         yield made
         made.nothing_went_wrong()
-    finally:
-        own = descendants(service.process.pid)
-        try:
-            browser.quit()
-        finally:
-            service.stop()
-            for pid in own:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)

@@ -18,14 +18,11 @@ from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.websocket import websocket_connect
 
 from jobs.lake import Lake
+from tests.browser import NEEDS_BROWSER
 from tests.explored import HOSTILE, NIGHTS, Explored, exploring, make_lake
-from tests.explored_page import CARDS, CHROMIUM, DRIVER, NARROW, SAID, Page, browsing
+from tests.explored_page import CARDS, NARROW, SAID, Page, explored_by
 from tests.helpers import LATENTLAKE, free_port, image_bytes, image_ids, run_cli
 
-needs_browser = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER),
-    reason="no Chromium with its driver: apt-get install chromium chromium-driver",
-)
 pytestmark = pytest.mark.integration
 
 
@@ -43,11 +40,11 @@ def explored(lake: Lake) -> Iterator[Explored]:
 @pytest.fixture
 def page(explored: Explored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Page]:
     monkeypatch.setenv("SE_OFFLINE", "true")  # it downloads no driver
-    with browsing(explored, tmp_path / "profile") as made:
+    with explored_by(explored, tmp_path) as made:
         yield made
 
 
-@needs_browser
+@NEEDS_BROWSER
 def test_anomalies_are_shown_by_night_and_drift_is_told_loudly(page: Page) -> None:
     page.see(SAID, "CALIBRATION NOT VALID on this night")
     page.see(SAID, "drift was found")
@@ -63,7 +60,7 @@ def test_anomalies_are_shown_by_night_and_drift_is_told_loudly(page: Page) -> No
     page.picture("explore")
 
 
-@needs_browser
+@NEEDS_BROWSER
 def test_an_anomaly_opens_with_its_reconstruction_and_its_neighbours(page: Page) -> None:
     page.choose("Night", NIGHTS[0])
     page.see(SAID, "Calibration valid")
@@ -82,7 +79,7 @@ def test_an_anomaly_opens_with_its_reconstruction_and_its_neighbours(page: Page)
     page.until(lambda: not page.all("figcaption"), "it does not close")
 
 
-@needs_browser
+@NEEDS_BROWSER
 def test_an_uploaded_file_finds_itself_and_one_that_is_no_image_is_told(
     page: Page, tmp_path: Path
 ) -> None:
@@ -98,7 +95,7 @@ def test_an_uploaded_file_finds_itself_and_one_that_is_no_image_is_told(
     assert page.cards() == []
 
 
-@needs_browser
+@NEEDS_BROWSER
 def test_a_search_by_id_finds_others_and_an_unknown_id_is_told(page: Page) -> None:
     page.tab("Search")
     known = image_ids([5])[0]
@@ -110,7 +107,7 @@ def test_a_search_by_id_finds_others_and_an_unknown_id_is_told(page: Page) -> No
     page.see(SAID, "no embedded image has an id that starts with 'ffffffffffff'")
 
 
-@needs_browser
+@NEEDS_BROWSER
 def test_images_are_leafed_through_and_narrowed_down(page: Page) -> None:
     page.tab("Images")
     page.see(SAID, "1 to 48 of 660 images")
@@ -126,7 +123,7 @@ def test_images_are_leafed_through_and_narrowed_down(page: Page) -> None:
     assert page.see(CARDS).text.startswith(HOSTILE[:20])
 
 
-@needs_browser
+@NEEDS_BROWSER
 def test_a_hostile_label_is_text_wherever_it_is_shown(page: Page) -> None:
     page.choose("Night", NIGHTS[1])
     page.see("span", HOSTILE)
@@ -147,7 +144,7 @@ def ask(page: Page, statement: str) -> None:
     page.click("button", "Run")
 
 
-@needs_browser
+@NEEDS_BROWSER
 def test_sql_is_answered_cut_off_and_refused(page: Page) -> None:
     page.tab("SQL")
     ask(page, "SELECT split, count(*) AS many FROM images GROUP BY ALL")
@@ -169,7 +166,7 @@ def test_sql_is_answered_cut_off_and_refused(page: Page) -> None:
         page.see(SAID, told)
 
 
-@needs_browser
+@NEEDS_BROWSER
 def test_the_overview_lists_what_there_is(page: Page) -> None:
     page.tab("Overview")
     page.see("caption", "Datasets")
@@ -178,7 +175,7 @@ def test_the_overview_lists_what_there_is(page: Page) -> None:
     page.see("td", "embed")
 
 
-@needs_browser
+@NEEDS_BROWSER
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_telephone_shows_all_of_it_light_and_dark(page: Page, scheme: str) -> None:
     page.prefer(scheme)

@@ -1,5 +1,5 @@
 """Lakes that are made once and copied for each test: 600 staged images with a trained model; two
-nights of a champion each."""
+nights of a champion each; a night of changed images."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 from jobs import job
 from jobs.lake import Lake
 from jobs.storage import local_path
-from tests import reported
+from tests import drifted, reported
 from tests.helpers import write_source
-from tests.inline import InlineEvaluate, InlineStage, InlineTrain
+from tests.inline import InlineEmbed, InlineEvaluate, InlineStage, InlineTrain
 from tests.labelled import write_labelled
 
 
@@ -84,3 +84,34 @@ def judged(judged_once: Path, tmp_path: Path) -> Lake:
 def nights(reported_once: Path, tmp_path: Path) -> Lake:
     shutil.copytree(reported_once / "lake", tmp_path / "reported")
     return Lake((tmp_path / "reported").as_uri())
+
+
+@pytest.fixture(scope="session")
+def embedded_once(trained_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("embedded")
+    shutil.copytree(trained_once / "lake", folder / "lake")
+    job.run(InlineEmbed(Lake((folder / "lake").as_uri()), alpha=drifted.ALPHA))
+    return folder
+
+
+@pytest.fixture
+def embedded(embedded_once: Path, tmp_path: Path) -> Lake:
+    shutil.copytree(embedded_once / "lake", tmp_path / "lake")
+    return Lake((tmp_path / "lake").as_uri())
+
+
+@pytest.fixture(scope="session")
+def changed_once(embedded_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("changed")
+    shutil.copytree(embedded_once / "lake", folder / "lake")
+    lake = Lake((folder / "lake").as_uri())
+    drifted.arrive(lake, folder, range(600, 700), drifted.negative)
+    return folder
+
+
+@pytest.fixture
+def changed(changed_once: Path, tmp_path: Path) -> Lake:
+    """A second night of the same things as negatives, embedded."""
+    shutil.copytree(changed_once / "lake", tmp_path / "lake")
+    shutil.copytree(changed_once / "more", tmp_path / "more")
+    return Lake((tmp_path / "lake").as_uri())

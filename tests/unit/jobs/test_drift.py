@@ -1,137 +1,32 @@
-"""Drift: judged once whatever happens; anomalies say whether they can be believed."""
+"""Drift: what is found, what is marked, what is told where nothing can be tested."""
 
 from __future__ import annotations
 
-import io
 import json
-import shutil
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from PIL import Image
 
 from flows.cli import cli
-from jobs import catalog, drifts, job, records, views
-from jobs.drift import DriftJob
-from jobs.drop import DropJob
+from jobs import catalog, drifts, job, views
 from jobs.errors import InputError
-from jobs.job_report import JobReport
-from jobs.judge_config import DriftSettings
 from jobs.lake import Lake
-from jobs.tables import Snapshot
-from tests.helpers import image_bytes, labels, write_source
-from tests.inline import InlineCompact, InlineEmbed, InlineStage, InlineTrain, Overtaken
-
-NIGHTS = ("2026-01-02", "2026-01-03")
-EASY = {"alpha": 0.05, "nights": 1, "relabellings": 99, "block_images": 1, "least_images": 10}
-ALPHA = 0.6  # of embed: of so few images something has to be flagged
-
-Change = Callable[[np.ndarray], np.ndarray]
-
-
-def drift_job(lake: Lake, night: str = NIGHTS[0], **settings) -> DriftJob:
-    told = {"dataset": "d", "model": "m"} | EASY | settings
-    return DriftJob(lake, DriftSettings(**told), night)
-
-
-def judge(lake: Lake, night: str = NIGHTS[0], **settings) -> JobReport:
-    return job.run(drift_job(lake, night, **settings))
-
-
-class OvertakenDrift(Overtaken, DriftJob):
-    @classmethod
-    def of(cls, lake: Lake, rival: job.Job, **settings) -> OvertakenDrift:
-        made = cls(lake, drift_job(lake, **settings).settings, NIGHTS[0])
-        made.rival = rival
-        return made
-
-
-def negative(x_HW: np.ndarray) -> np.ndarray:
-    return 255 - x_HW
-
-
-def same(x_HW: np.ndarray) -> np.ndarray:
-    return x_HW
-
-
-def write_changed(path: Path, rows: Iterable[int], change: Change) -> None:
-    rows = list(rows)
-    images = []
-    for data in image_bytes(rows):
-        buffer = io.BytesIO()
-        Image.fromarray(change(np.array(Image.open(io.BytesIO(data))))).save(buffer, "PNG")
-        images.append({"bytes": buffer.getvalue(), "path": ""})
-    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table({"image": pa.array(images, kind), "label": labels(rows)}), path)
-
-
-def arrive(
-    lake: Lake, folder: Path, rows: Iterable[int], change: Change, night: str = NIGHTS[0], **how
-) -> None:
-    write_changed(folder / "more" / f"{night}.parquet", rows, change)
-    job.run(InlineStage(lake, folder / "more", night=night))
-    job.run(InlineEmbed(lake, night=night, alpha=ALPHA, **how))
-
-
-@pytest.fixture(scope="session")
-def first_night(trained_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("embedded")
-    shutil.copytree(trained_once / "lake", folder / "lake")
-    job.run(InlineEmbed(Lake((folder / "lake").as_uri()), alpha=ALPHA))
-    return folder
-
-
-@pytest.fixture
-def embedded(first_night: Path, tmp_path: Path) -> Lake:
-    shutil.copytree(first_night / "lake", tmp_path / "lake")
-    return Lake((tmp_path / "lake").as_uri())
-
-
-@pytest.fixture(scope="session")
-def changed_once(first_night: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("changed")
-    shutil.copytree(first_night / "lake", folder / "lake")
-    arrive(Lake((folder / "lake").as_uri()), folder, range(600, 700), negative)
-    return folder
-
-
-@pytest.fixture
-def changed(changed_once: Path, tmp_path: Path) -> Lake:
-    """A second night of the same things as negatives, embedded."""
-    shutil.copytree(changed_once / "lake", tmp_path / "lake")
-    shutil.copytree(changed_once / "more", tmp_path / "more")
-    return Lake((tmp_path / "lake").as_uri())
-
-
-def version(lake: Lake) -> str:
-    return catalog.resolve_model(lake, "m")[1]
-
-
-def rows_of(lake: Lake, name: str, order: str) -> pa.Table:
-    return views.sql(lake, f"SELECT * FROM {name} ORDER BY {order}")
-
-
-def combined(lake: Lake) -> list[dict]:
-    return drifts.judgements(lake, "m", version(lake), "d")
-
-
-def held_out(lake: Lake) -> int:
-    found = views.sql(lake, "SELECT count(*) AS n FROM embeddings WHERE model_split = 'test'")
-    return found["n"][0].as_py()
-
-
-def believed(lake: Lake, table: str) -> dict[str, set[bool]]:
-    """By night."""
-    found: dict[str, set[bool]] = {}
-    for row in rows_of(lake, table, "night").to_pylist():
-        found.setdefault(row["night"], set()).add(row["calibration_valid"])
-    return found
+from tests.drifted import (
+    ALPHA,
+    NIGHTS,
+    arrive,
+    believed,
+    combined,
+    held_out,
+    judge,
+    negative,
+    rows_of,
+    same,
+    version,
+)
+from tests.helpers import write_source
+from tests.inline import InlineEmbed, InlineStage, InlineTrain
 
 
 def test_a_changed_camera_is_found_and_its_anomalies_are_not_believed(changed: Lake) -> None:
@@ -241,107 +136,6 @@ def test_images_that_both_sides_have_are_left_out(embedded: Lake, tmp_path: Path
 
 def test_the_largest_sample_is_what_the_rule_says(changed: Lake) -> None:
     assert judge(changed, max_images=50).counts["arrivals"] == 50
-
-
-@pytest.mark.parametrize("name", ["reconstructions", "anomalies", "batches", "drift"])
-def test_a_crash_between_two_tables_is_made_good(changed: Lake, monkeypatch, name: str) -> None:
-    rows = rows_of(changed, "anomalies", "batch, rank")
-    real = Snapshot.commit
-
-    def commit(self, *arguments, **how):
-        if self.uri.endswith(name):
-            raise KeyboardInterrupt
-        return real(self, *arguments, **how)
-
-    monkeypatch.setattr(Snapshot, "commit", commit)
-    with pytest.raises(KeyboardInterrupt):
-        judge(changed)
-    monkeypatch.setattr(Snapshot, "commit", real)
-    # Another job of the same model goes on, with other settings and on another night.
-    report = judge(changed, NIGHTS[1], seed=5)
-    assert report.counts["drifted"] is True
-    assert len(combined(changed)) == 1
-    assert combined(changed)[0]["night"] == NIGHTS[0]
-    after = rows_of(changed, "anomalies", "batch, rank")
-    assert after["image_id"].equals(rows["image_id"])
-    assert believed(changed, "anomalies")[NIGHTS[0]] == {False}
-    assert judge(changed, NIGHTS[1]).job_ids == []
-    assert records.unfinished_plans(changed, "drift", "m") == []
-
-
-def test_of_two_at_once_one_judges(changed: Lake) -> None:
-    rival = drift_job(changed, NIGHTS[1], seed=7)
-    report = job.run(OvertakenDrift.of(changed, rival))
-    assert report.job_ids == []
-    assert [row["night"] for row in combined(changed)] == [NIGHTS[1]]
-    assert believed(changed, "anomalies")[NIGHTS[0]] == {False}
-
-
-def test_an_embed_meanwhile_is_judged_next(changed: Lake, tmp_path: Path) -> None:
-    write_changed(tmp_path / "more" / "late.parquet", range(700, 760), negative)
-    job.run(InlineStage(changed, tmp_path / "more", night=NIGHTS[1]))
-    rival = InlineEmbed(changed, night=NIGHTS[1], alpha=ALPHA)
-    job.run(OvertakenDrift.of(changed, rival))
-    ids = rows_of(changed, "anomalies", "image_id")["image_id"].to_pylist()
-    assert len(ids) == len(set(ids))
-    assert believed(changed, "batches")[NIGHTS[1]] == {True}
-    report = judge(changed, NIGHTS[1])
-    assert report.counts["arrivals"] == 60
-    assert believed(changed, "batches")[NIGHTS[1]] == {False}
-
-
-def test_a_compaction_meanwhile_loses_nothing(changed: Lake) -> None:
-    before = rows_of(changed, "anomalies", "batch, rank").drop_columns(["calibration_valid"])
-    compaction = InlineCompact.of(changed, "model", "m", NIGHTS[1])
-    job.run(OvertakenDrift.of(changed, compaction))
-    assert compaction.executed
-    after = rows_of(changed, "anomalies", "batch, rank")
-    assert after.drop_columns(["calibration_valid"]).equals(before)
-    assert believed(changed, "batches") == {"2026-01-01": {True}, NIGHTS[0]: {False}}
-
-
-def test_a_compaction_that_drift_overtakes_loses_nothing(changed: Lake) -> None:
-    class OvertakenCompact(Overtaken, InlineCompact):
-        pass
-
-    compaction = OvertakenCompact.of(changed, "model", "m", NIGHTS[1])
-    compaction.rival = drift_job(changed)
-    job.run(compaction)
-    assert believed(changed, "batches") == {"2026-01-01": {True}, NIGHTS[0]: {False}}
-    assert len(rows_of(changed, "batches", "batch")) == 2
-
-
-def test_images_that_are_embedded_again_are_judged_again(changed: Lake) -> None:
-    """Their new batch says that its p-values hold, and is not to be believed either."""
-    judge(changed)
-    job.run(InlineEmbed(changed, night=NIGHTS[1], alpha=ALPHA, redo=True))
-    assert believed(changed, "batches") == {NIGHTS[1]: {True}}
-    assert judge(changed, NIGHTS[1]).counts["drifted"]
-    assert believed(changed, "batches") == {NIGHTS[1]: {False}}
-
-
-def test_images_that_are_embedded_again_meanwhile_are_judged_as_they_are(changed: Lake) -> None:
-    rival = InlineEmbed(changed, night=NIGHTS[1], alpha=ALPHA, redo=True)
-    report = job.run(OvertakenDrift.of(changed, rival))
-    assert report.counts["drifted"]
-    assert believed(changed, "batches") == {NIGHTS[1]: {False}}
-    assert len(combined(changed)) == 1
-
-
-def test_a_plan_whose_embeddings_were_dropped_is_given_up(changed: Lake, monkeypatch) -> None:
-    monkeypatch.setattr(DriftJob, "execute", _die)
-    with pytest.raises(KeyboardInterrupt):
-        judge(changed)
-    monkeypatch.undo()
-    job.run(DropJob(changed, f"m@{version(changed)}", None, NIGHTS[1]))
-    report = judge(changed, NIGHTS[1])
-    assert report.counts["drifted"] is None
-    assert "has embedded no images" in report.counts["note"]
-    assert judge(changed, NIGHTS[1]).job_ids == []
-
-
-def _die(*arguments) -> None:
-    raise KeyboardInterrupt
 
 
 def test_a_model_that_has_embedded_nothing(trained: Lake) -> None:

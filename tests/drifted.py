@@ -1,0 +1,96 @@
+"""A lake of model `m` with a night of changed images, and drift as tests ask for it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from jobs import catalog, drifts, job, views
+from jobs.drift import DriftJob
+from jobs.job_report import JobReport
+from jobs.judge_config import DriftSettings
+from jobs.lake import Lake
+from tests.helpers import image_bytes, labels
+from tests.inline import InlineEmbed, InlineStage, Overtaken
+
+NIGHTS = ("2026-01-02", "2026-01-03")
+EASY = {"alpha": 0.05, "nights": 1, "relabellings": 99, "block_images": 1, "least_images": 10}
+ALPHA = 0.6  # of embed: of so few images something has to be flagged
+
+Change = Callable[[np.ndarray], np.ndarray]
+
+
+def drift_job(lake: Lake, night: str = NIGHTS[0], **settings) -> DriftJob:
+    told = {"dataset": "d", "model": "m"} | EASY | settings
+    return DriftJob(lake, DriftSettings(**told), night)
+
+
+def judge(lake: Lake, night: str = NIGHTS[0], **settings) -> JobReport:
+    return job.run(drift_job(lake, night, **settings))
+
+
+class OvertakenDrift(Overtaken, DriftJob):
+    @classmethod
+    def of(cls, lake: Lake, rival: job.Job, **settings) -> OvertakenDrift:
+        made = cls(lake, drift_job(lake, **settings).settings, NIGHTS[0])
+        made.rival = rival
+        return made
+
+
+def negative(x_HW: np.ndarray) -> np.ndarray:
+    return 255 - x_HW
+
+
+def same(x_HW: np.ndarray) -> np.ndarray:
+    return x_HW
+
+
+def write_changed(path: Path, rows: Iterable[int], change: Change) -> None:
+    rows = list(rows)
+    images = []
+    for data in image_bytes(rows):
+        buffer = io.BytesIO()
+        Image.fromarray(change(np.array(Image.open(io.BytesIO(data))))).save(buffer, "PNG")
+        images.append({"bytes": buffer.getvalue(), "path": ""})
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"image": pa.array(images, kind), "label": labels(rows)}), path)
+
+
+def arrive(
+    lake: Lake, folder: Path, rows: Iterable[int], change: Change, night: str = NIGHTS[0], **how
+) -> None:
+    write_changed(folder / "more" / f"{night}.parquet", rows, change)
+    job.run(InlineStage(lake, folder / "more", night=night))
+    job.run(InlineEmbed(lake, night=night, alpha=ALPHA, **how))
+
+
+def version(lake: Lake) -> str:
+    return catalog.resolve_model(lake, "m")[1]
+
+
+def rows_of(lake: Lake, name: str, order: str) -> pa.Table:
+    return views.sql(lake, f"SELECT * FROM {name} ORDER BY {order}")
+
+
+def combined(lake: Lake) -> list[dict]:
+    return drifts.judgements(lake, "m", version(lake), "d")
+
+
+def held_out(lake: Lake) -> int:
+    found = views.sql(lake, "SELECT count(*) AS n FROM embeddings WHERE model_split = 'test'")
+    return found["n"][0].as_py()
+
+
+def believed(lake: Lake, table: str) -> dict[str, set[bool]]:
+    """By night."""
+    found: dict[str, set[bool]] = {}
+    for row in rows_of(lake, table, "night").to_pylist():
+        found.setdefault(row["night"], set()).add(row["calibration_valid"])
+    return found
