@@ -82,7 +82,7 @@ $(VENV)/.dev: $(VENV)/.runtime requirements-dev.lock
 	touch $@
 
 # What a few tests need of the machine itself. Where it cannot be had they skip, and say why.
-machine:                 ## a browser and ip, for the tests, where apt-get may install them
+machine:                 ## a browser, ip and prometheus, for the tests, where apt-get may
 	@want=; \
 	command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
 		want="chromium chromium-driver"; \
@@ -95,6 +95,13 @@ machine:                 ## a browser and ip, for the tests, where apt-get may i
 	{ apt-get update -qq; DEBIAN_FRONTEND=noninteractive \
 		apt-get install -y -qq --no-install-recommends $$want; } >/dev/null 2>&1 || \
 		echo "machine: that did not work; some tests skip"
+	@# Unpacked, not installed: the package would start a server.
+	@command -v prometheus >/dev/null || test -d $(VENV)/prometheus || \
+		! command -v apt-get >/dev/null || { mkdir -p $(VENV)/unpack && cd $(VENV)/unpack && \
+		{ apt-get download -qq prometheus || { apt-get update -qq && \
+		apt-get download -qq prometheus; }; } >/dev/null 2>&1 && \
+		dpkg -x prometheus_*.deb ../unpacked && mv ../unpacked ../prometheus && \
+		rm -r ../unpack; } || echo "machine: prometheus cannot be had; a test skips"
 
 # Writes both lock files anew. torch's CPU build must be the one that is found (PIP_FIND_LINKS),
 # else its CUDA packages would be locked, too.

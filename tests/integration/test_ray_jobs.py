@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -13,7 +13,6 @@ import sys
 import textwrap
 import threading
 import time
-import urllib.request
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +27,8 @@ from jobs.config import RaySettings, StageSettings, TrainSettings
 from jobs.errors import InputError
 from jobs.lake import Lake
 from jobs.work import Work
-from tests.helpers import ROOT, ok, run_cli, write_source
+from tests.helpers import ROOT, Ran, ok, run_cli, write_source
+from tests.prometheus import PROMETHEUS, dashboard_metrics, exported, panels, prometheus
 from tests.ray_head import RayHead, running_head
 from tests.serving import Served, command_of, descendants, serving, settings_of, until
 
@@ -80,68 +80,74 @@ def stage_of(source: Path, lake: Lake, ray: RaySettings, dataset: str, **more: A
     return Work.of(settings, lake.uri, NIGHT, ray)
 
 
-@contextlib.contextmanager
-def exported(head: RayHead) -> Iterator[set[str]]:
-    """Names of all metrics that Prometheus could read meanwhile."""
-    found: set[str] = set()
-    over = threading.Event()
-
-    def scrape() -> None:
-        while not over.wait(0.3):
-            # Not there at first, and slow while workers start.
-            with contextlib.suppress(OSError):
-                asked = urllib.request.urlopen(f"http://{head.metrics_host}/metrics", timeout=30)
-                lines = asked.read().decode().splitlines()
-                found.update(re.split(r"[{ ]", line, maxsplit=1)[0] for line in lines)
-
-    thread = threading.Thread(target=scrape)
-    thread.start()
-    try:
-        yield found
-    finally:
-        over.set()
-        thread.join()
+@dataclasses.dataclass(frozen=True)
+class ClusterNight:
+    told: Ran
+    lake: Lake
+    exported: set[str]
+    drawn: dict[str, list[list[float]]]  # by panel: the highest values of each query's series
 
 
-def dashboard_metrics() -> set[str]:
-    """That the panels of the Grafana dashboard ask for."""
-    held = json.loads((ROOT / "infra" / "grafana" / "dashboards" / "latentlake.json").read_text())
-    asked = [target["expr"] for panel in held["panels"] for target in panel["targets"]]
-    assert all("ray_" in query for query in asked)
-    return {name for query in asked for name in re.findall(r"\bray_\w+", query)}
-
-
-def test_a_night_on_a_cluster(head: RayHead, tmp_path: Path) -> None:
-    write_source(tmp_path / "source" / "a.parquet", range(300), broken=[5])
+@pytest.fixture(scope="module")
+def night(head: RayHead, tmp_path_factory: pytest.TempPathFactory) -> ClusterNight:
+    """A whole one, and what Prometheus made of it."""
+    folder = tmp_path_factory.mktemp("night")
+    write_source(folder / "source" / "a.parquet", range(300), broken=[5])
     settings = {
-        "lake": str(tmp_path / "lake"),
-        "stage": {"source": str(tmp_path / "source"), "dataset": "far", "height": 28, "width": 28}
+        "lake": str(folder / "lake"),
+        "stage": {"source": str(folder / "source"), "dataset": "far", "height": 28, "width": 28}
         | {"channels": 1},
         "train": {"dataset": "far", "model": "far", "epochs": 2, "latent_dim": 4}
         | {"network": {"kind": "mlp", "widths": [32]}, "workers": 2},
         "embed": {"dataset": "far", "model": "far"},
         "ray": {"address": head.address},
     }
-    (tmp_path / "n.yaml").write_text(yaml.safe_dump(settings))
-    night = ("nightly", "--config", tmp_path / "n.yaml", "--night", NIGHT, "--json")
-    with exported(head) as metrics:
-        first = ok(run_cli(*night, env=head.environment))
-    wanted = dashboard_metrics()
-    assert len(wanted) > 10
-    assert wanted <= metrics, f"not exported: {sorted(wanted - metrics)}"
+    (folder / "n.yaml").write_text(yaml.safe_dump(settings))
+    command = ("nightly", "--config", folder / "n.yaml", "--night", NIGHT, "--json")
+    drawn: dict[str, list[list[float]]] = {}
+    with contextlib.ExitStack() as stack:
+        metrics = stack.enter_context(exported(head))
+        asked = stack.enter_context(prometheus(head)) if PROMETHEUS else None
+        told = ok(run_cli(*command, env=head.environment))
+        if asked is not None:
+            time.sleep(5)  # what the last job did is on its way
+            for panel in panels():
+                queries = [target["expr"] for target in panel["targets"]]
+                drawn[panel["title"]] = [asked.most(query) for query in queries]
+    return ClusterNight(told, Lake((folder / "lake").as_uri()), metrics, drawn)
+
+
+def test_a_night_on_a_cluster(head: RayHead, night: ClusterNight) -> None:
     kinds = ("stage", "train", "evaluate", "embed", "drift")
-    assert tuple(report["job"] for report in first.json) == kinds
-    assert first.json[0]["counts"]["staged"] == 299
+    assert tuple(report["job"] for report in night.told.json) == kinds
+    assert night.told.json[0]["counts"]["staged"] == 299
     held = submissions(head, "far")
     assert [str(job.submission_id)[:-15] for job in held] == [
         f"latentlake-{kind}-far-{NIGHT}" for kind in kinds
     ]
     # What the jobs logged over there is told here.
-    assert "submitted as the Ray job latentlake-train-far" in first.err
-    assert "nats" in first.err
-    assert "Traceback" not in first.err
-    lake = Lake((tmp_path / "lake").as_uri())
-    assert len(views.sql(lake, "SELECT image_id FROM embeddings")) == 299
+    assert "submitted as the Ray job latentlake-train-far" in night.told.err
+    assert "nats" in night.told.err
+    assert "Traceback" not in night.told.err
+    assert len(views.sql(night.lake, "SELECT image_id FROM embeddings")) == 299
+
+
+def test_every_metric_of_the_dashboard_is_exported(night: ClusterNight) -> None:
+    wanted = dashboard_metrics()
+    assert len(wanted) > 10
+    assert wanted <= night.exported, f"not exported: {sorted(wanted - night.exported)}"
+
+
+@pytest.mark.skipif(PROMETHEUS is None, reason="no prometheus on this machine")
+def test_a_real_prometheus_draws_every_panel_of_a_short_night(night: ClusterNight) -> None:
+    assert len(night.drawn) > 10
+    for title, queries in night.drawn.items():
+        assert all(queries), f"nothing to draw in {title}"
+    # A counter that comes with its last value, as a short job's does, counts in full.
+    assert 60 * 5 * max(night.drawn["Rows a second"][0]) >= 299
+    assert max(night.drawn["Refused rows, by reason"][0]) == 1
+    units = sum(report["units"] for report in night.told.json if report["job"] != "train")
+    assert 5 * sum(night.drawn["Units a minute"][0]) == pytest.approx(units)
 
 
 def test_a_flow_is_cancelled_with_its_job_and_finds_it_again(
