@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from jobs.compare_sides import Side, sides
-from jobs.evaluations import MEANS, METRICS
+from jobs.evaluations import MEANS, METRICS, is_by_measure
 from jobs.lake import Lake
 from vae_core.aggregate import active_units
 from vae_core.bootstrap import Interval, Statistic, difference, intervals, mean
@@ -22,7 +22,10 @@ from vae_core.score_names import SCORES
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """difference: second - first, on the images of both; low, high: its interval, None without."""
+    """difference: second - first, on the images of both; low, high: its interval, None without.
+
+    comparable: whether both numbers mean the same; else the note says why not.
+    """
 
     metric: str
     of: str | None
@@ -35,6 +38,7 @@ class Difference:
     better: str
     images: int
     note: str | None
+    comparable: bool = True
 
 
 def compare(
@@ -142,6 +146,7 @@ def _difference(pair: _Pair, found: list[Interval | None], first: Side, second: 
         better=METRICS[pair.metric].better,
         images=pair.images,
         note="; ".join(_notes(pair, first, second)) or None,
+        comparable=first.measure == second.measure or not is_by_measure(pair.metric),
     )
 
 
@@ -149,9 +154,7 @@ def _notes(pair: _Pair, first: Side, second: Side) -> Iterator[str]:
     metric = pair.metric
     if pair.first is None or pair.second is None:
         yield f"{(first if pair.first is None else second).name} has none"
-    # The target of a binarised pixel is another, too.
-    by_measure = METRICS[metric].unit in ("nats", "bits") or metric == "recon_mse"
-    if by_measure and metric != "kl" and first.measure != second.measure:
+    if is_by_measure(metric) and first.measure != second.measure:
         told = f"{first.measure} against {second.measure}"
         yield f"of different likelihoods ({told}): the numbers cannot be compared"
     if metric == "log_likelihood" and first.each("samples") != second.each("samples"):

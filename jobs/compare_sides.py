@@ -11,11 +11,11 @@ import pyarrow as pa
 from jobs import catalog, evaluations
 from jobs.bundle_about import read_about
 from jobs.errors import InputError
-from jobs.evaluations import MEANS
+from jobs.evaluations import MEANS, measure_of
 from jobs.lake import Lake
 from jobs.nearest import vectors_of
 from jobs.tables import Snapshot, open_snapshot
-from vae_core.score_names import DISCRETE, SCORES, scores_of
+from vae_core.score_names import SCORES, scores_of
 
 COLUMNS = ("image_id", "images_version", "samples", "embedding", "probe_right", "is_anomaly")
 
@@ -85,7 +85,7 @@ def _side(lake: Lake, model: str, version: str, dataset: str, held: Snapshot | N
     told = evaluations.latest(lake, model, version, dataset)
     label = next((row["of"] for row in told if row["metric"] == "probe_accuracy"), None)
     judged = scores_of(config["posterior"], config["likelihood"]["kind"])
-    measure = _measure(config["likelihood"])
+    measure = measure_of(config["likelihood"])
     return Side(f"{model}@{version}", rows, measure, judged, label)
 
 
@@ -94,14 +94,6 @@ def _not_evaluated(model: str, version: str, dataset: str) -> InputError:
         f"{model}@{version} has not been evaluated on {dataset!r}; run latentlake evaluate "
         f"--dataset {dataset} --model {model}@{version}"
     )
-
-
-def _measure(likelihood: dict[str, Any]) -> str:
-    """Densities, and masses of other events, are not of the same measure."""
-    kind = likelihood["kind"]
-    if kind == "bernoulli":
-        return f"pixels binarised by {likelihood['binarisation']}, {likelihood['threshold']}"
-    return "values of 256" if kind in DISCRETE else "densities"
 
 
 def _common_dataset(lake: Lake, names: list[tuple[str, str]], held: list[Snapshot | None]) -> str:

@@ -251,9 +251,8 @@ class Summary:
             rows += [self._row((name, label), None, note=self._probe[1]) for name in names]
         if self._anomaly_problem is not None:
             rows += [
-                self._row((name, score), None, note=self._anomaly_problem)
+                self._row((name, None), None, note=self._anomaly_problem)
                 for name in ("auroc", "average_precision")
-                for score in self._scores
             ]
         return rows
 

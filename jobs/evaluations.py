@@ -8,6 +8,7 @@ from typing import Any
 from jobs import catalog
 from jobs.judgements import EVALUATIONS
 from jobs.lake import Lake
+from vae_core.score_names import DISCRETE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,24 @@ METRICS: dict[str, Metric] = {
 }
 # Of each image, in `evaluated`; the metric is their mean.
 MEANS = ("log_likelihood", "neg_elbo", "recon_nll", "kl", "bits_per_dim", "recon_mse")
+# Binarised pixels are another target of recon_mse, too.
+_BY_MEASURE = ("log_likelihood", "neg_elbo", "recon_nll", "bits_per_dim", "recon_mse")
+
+
+def is_by_measure(metric: str) -> bool:
+    """Whether its numbers of two models mean the same only where `measure_of` is the same."""
+    return metric in _BY_MEASURE
+
+
+def measure_of(likelihood: dict[str, Any]) -> str:
+    """What a likelihood's nats are of: densities, and masses of other events, do not compare.
+
+    likelihood: as a bundle's config has it.
+    """
+    kind = likelihood["kind"]
+    if kind == "bernoulli":
+        return f"pixels binarised by {likelihood['binarisation']}, {likelihood['threshold']}"
+    return "values of 256" if kind in DISCRETE else "densities"
 
 
 def latest(

@@ -68,15 +68,6 @@ def verdict(
     return Verdict(all(check.passes is not False for check in checks), checks)
 
 
-def without_nats(differences: Sequence[Difference], note: str) -> list[Difference]:
-    """The differences of two likelihoods: those in nats or bits are void, for the reason given."""
-    void: dict[str, Any] = {"difference": None, "low": None, "high": None, "note": note}
-    return [
-        dataclasses.replace(each, **void) if each.unit in ("nats", "bits") else each
-        for each in differences
-    ]
-
-
 def _bound(
     rule: GateRule, differences: Sequence[Difference], challenger: Rows, champion: Rows
 ) -> Check:
@@ -89,7 +80,7 @@ def _bound(
     )
     found = _difference(differences, metric, None)
     ends = _ends(found)
-    if found is None or ends is None:
+    if found is None or ends is None or not found.comparable:
         why = found.note if found is not None and found.note else "its paired difference is missing"
         return Check("bound", False, f"the {what} cannot be compared: {why}")
     low, middle, high = ends

@@ -186,10 +186,6 @@ class PromoteJob(Job):
         differences = compare(
             self.lake, first, second, self._dataset(version), confidence=gate.CONFIDENCE
         )
-        kinds = [_likelihood(self.lake, self.target, each) for each in (held, version)]
-        if kinds[0] != kinds[1]:
-            told = f"their likelihoods differ ({kinds[0]}, now {kinds[1]})"
-            differences = gate.without_nats(differences, f"{told}: of two, nats mean two things")
         return gate.verdict(rule, differences, challenger, self._evaluations(held, version))
 
     def _evaluated(self, version: str, held: str | None) -> str | None:
@@ -261,11 +257,3 @@ def _model(lake: Lake, settings: PromoteSettings) -> str:
     if settings.model not in known:
         raise unknown_name("model", settings.model, known, f"; {lake.uri} has no models")
     return settings.model
-
-
-def _likelihood(lake: Lake, model: str, version: str) -> str:
-    """What has to be the same for nats to be comparable, in words."""
-    told = read_about(lake, model, version)["config"]["likelihood"]
-    if told["kind"] != "bernoulli":
-        return told["kind"]
-    return f"bernoulli, {told['binarisation']} at {told['threshold']:g}"

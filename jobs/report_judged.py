@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from jobs.evaluations import is_by_measure, measure_of
 from jobs.report_blocks import (
     NONE,
     Block,
@@ -150,14 +151,15 @@ def evaluation_section(night: Night) -> Section:
         where = "" if other == version else f", on version {other}"
         columns += [f"champion before: {night.previous}{where}", "compared"]
     columns += ["unit", "images", "note"]
+    measures = _measures(night)
     told = [
-        _line(row, before.get(_key(row)), bool(before))
+        _line(row, before.get(_key(row)), bool(before), len(measures) < 2)
         for row in sorted(rows, key=_order)
         if row["metric"] != PER_DIMENSION
     ]
     caption = f"On the test split of {night.dataset}, version {version}{interval}"
     blocks: list[Block] = [Rows(caption, columns, told)]
-    blocks.append(Say(_compared_with(night, bool(before), other == version)))
+    blocks.append(Say(_compared_with(night, bool(before), other == version, measures)))
     blocks += _gate(night)
     blocks += _per_dimension(rows)
     return Section("evaluation", "Evaluation", blocks)
@@ -179,14 +181,24 @@ def _passed(value: bool | None) -> str:
     return "not asked" if value is None else _yes(value)
 
 
-def _compared_with(night: Night, is_there: bool, same_images: bool) -> str:
+def _measures(night: Night) -> list[str]:
+    """What the likelihoods of both champions are of: two where they do not compare."""
+    both = (night.version, night.previous)
+    found = [about for version, about in night.versions.items() if version in both]
+    return sorted({measure_of(about["config"]["likelihood"]) for about in found})
+
+
+def _compared_with(night: Night, is_there: bool, same_images: bool, measures: Sequence[str]) -> str:
     if is_there and not same_images:
         return "Better and worse are not said: the two were evaluated on different versions."
     if is_there:
-        return (
+        told = (
             "Better and worse are said only where the two intervals do not meet; pairs of the same "
             "images tell smaller differences apart (latentlake compare)."
         )
+        if len(measures) < 2:
+            return told
+        return f"{told} Likelihoods are not compared: one is of {' and one of '.join(measures)}."
     if night.previous is None:
         return "There was no champion before this one to compare with."
     return f"The champion before, {night.previous}, was not evaluated on this dataset."
@@ -202,11 +214,13 @@ def _order(row: Row) -> tuple[int, str, str]:
     return place, row["metric"], row["of"] or ""
 
 
-def _line(row: Row, before: Row | None, has_before: bool) -> list[str]:
+def _line(row: Row, before: Row | None, has_before: bool, same_measure: bool) -> list[str]:
     of = f" ({row['of']})" if row["of"] else ""
     cells = [f"{METRICS.get(row['metric'], row['metric'])}{of}", _value(row)]
     if has_before:
-        cells += [_value(before) if before else NONE, _difference(row, before)]
+        cells += [_value(before) if before else NONE]
+        compares = same_measure or not is_by_measure(row["metric"])
+        cells.append(_difference(row, before) if compares else "")
     unit = "" if row["unit"] in (None, "1") else row["unit"]
     return [*cells, unit, number(row["images"]), row["note"] or ""]
 

@@ -126,17 +126,6 @@ def test_an_alias_may_name_the_challenger(lake: Lake) -> None:
     assert champion(lake) == SECOND
 
 
-def test_other_likelihoods_do_not_pass_on_nats(lake: Lake, evaluated) -> None:
-    path = folder(lake, SECOND) / "model.json"
-    about = json.loads(path.read_text())
-    assert about["config"]["likelihood"]["kind"] != "categorical"
-    about["config"]["likelihood"]["kind"] = "categorical"
-    path.write_text(json.dumps(about))
-    why = gated(lake, SECOND).counts["why"]
-    assert "the bound cannot be compared: their likelihoods differ" in why
-    assert "categorical" in why
-
-
 def test_there_and_back_and_there_again_are_moves_of_their_own(lake: Lake) -> None:
     first = champion(lake)
     for version in (SECOND, first, SECOND):

@@ -70,7 +70,7 @@ def test_another_likelihood_and_one_without_a_prior_do_not_pass_on_the_bound(
     first = champion(trained)
     evaluate(trained, first)
     for settings, told in (
-        ({"likelihood": {"kind": "categorical"}}, "likelihoods differ"),
+        ({"likelihood": {"kind": "categorical"}}, "different likelihoods"),
         (
             {"posterior": "deterministic", "objective": {"kind": "reconstruction"}},
             "the other has none",

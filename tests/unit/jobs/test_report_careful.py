@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+from pathlib import Path
 
 import pytest
 
@@ -110,6 +111,20 @@ def test_a_champion_of_other_images_is_not_compared(lake: Lake) -> None:
     assert page.says("evaluation", "Better and worse are not said")
     assert not page.says("evaluation", " better ")
     assert not page.says("evaluation", "intervals meet")
+
+
+def test_likelihoods_of_other_measures_are_not_compared(lake: Lake) -> None:
+    before, now = reported.versions(lake)
+    reported.add_evaluation(lake, before, FIRST)
+    reported.add_evaluation(lake, now, SECOND, better_by=60.0)
+    assert page_of(write_report(lake, "d", "m", SECOND)).says("evaluation", " better nats")
+    path = Path(lake.bundle("m", before).removeprefix("file://")) / "model.json"
+    about = json.loads(path.read_text())
+    about["config"]["likelihood"]["kind"] = "categorical"
+    path.write_text(json.dumps(about))
+    page = page_of(write_report(lake, "d", "m", SECOND))
+    assert not page.says("evaluation", " better nats")
+    assert page.says("evaluation", "of values of 256")
 
 
 def test_the_smallest_page_says_what_it_leaves_out(lake: Lake) -> None:
