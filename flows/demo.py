@@ -341,7 +341,7 @@ def _text(lake: Lake, lake_uri: str, result: dict[str, Any]) -> str:
         f"  took {result['seconds']:.0f} s",
         f"  tables   {_shown(lake.uri)}",
         f"  picture  {result['picture']}",
-        f"  report   {_shown(report_uri(lake, NAME, NIGHTS[1]))}",
+        f"  report   {_shown(report_uri(lake, NAME, NAME, NIGHTS[1]))}",
         "",
         "Try next",
         f"  latentlake query anomalies --model {NAME} --night {NIGHTS[1]} --top 10{option}",

@@ -10,7 +10,7 @@ from prefect import flow  # noqa: E402
 
 from flows import tasks  # noqa: E402
 from flows.opened import Night, named, opened  # noqa: E402
-from flows.shown import OF_FLOWS, show  # noqa: E402
+from flows.shown import OF_FLOWS  # noqa: E402
 from flows.steps import Steps  # noqa: E402
 from jobs.job_report import JobReport  # noqa: E402
 from jobs.retrain import reason_to_train  # noqa: E402
@@ -32,13 +32,15 @@ def nightly(
         lake: Root URI of the lake; the config's if none.
     """
     run = opened(config, night, lake)
-    settings, limit, steps = run.settings, run.settings.timeouts, Steps(run)
-    steps.do(tasks.stage, settings.stage, limit.stage_s)
-    why = reason_to_train(run.lake, settings.training, settings.retrain, run.night, retrain)
-    if why is not None:
-        steps.train(promote=True, why=why)
-    steps.judge(tasks.evaluate, settings.evaluation(settings.embed.model), limit.evaluate_s)
-    steps.work(tasks.embed, settings.embed, limit.embed_s)
-    steps.judge(tasks.drift, settings.drift_test, limit.drift_s)
-    show(run, steps.reports, steps.notes, page=steps.report())
+    settings, limit = run.settings, run.settings.timeouts
+    with Steps(run) as steps:
+        steps.do(tasks.stage, settings.stage, limit.stage_s)
+        why = reason_to_train(run.lake, settings.training, settings.retrain, run.night, retrain)
+        if why is not None:
+            # A model that has been trained with tonight's images cannot tell that they differ.
+            steps.look_for_drift(only_by_a_champion=True)
+            steps.train(promote=True, why=why)
+        steps.judge(tasks.evaluate, settings.evaluation(settings.embed.model), limit.evaluate_s)
+        steps.look_for_drift()
+        steps.report()
     return steps.end()

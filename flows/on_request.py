@@ -14,7 +14,7 @@ from prefect import flow  # noqa: E402
 
 from flows import tasks  # noqa: E402
 from flows.opened import Night, named, opened  # noqa: E402
-from flows.shown import OF_FLOWS, show  # noqa: E402
+from flows.shown import OF_FLOWS  # noqa: E402
 from flows.steps import Steps  # noqa: E402
 from jobs.config import MaintainSettings  # noqa: E402
 from jobs.job_report import JobReport  # noqa: E402
@@ -37,9 +37,8 @@ def train(
         lake: Root URI of the lake; the config's if none.
     """
     run = opened(config, night, lake)
-    steps = Steps(run)
-    steps.train(promote=promote)
-    show(run, steps.reports, steps.notes)
+    with Steps(run) as steps:
+        steps.train(promote=promote)
     return steps.end()
 
 
@@ -57,10 +56,9 @@ def embed(
         lake: Root URI of the lake; the config's if none.
     """
     run = opened(config, night, lake)
-    task = tasks.limited(tasks.embed, run.settings.timeouts.embed_s)
-    reports = [task(run.settings.embed, *run.at)]
-    show(run, reports)
-    return reports
+    with Steps(run) as steps:
+        steps.do(tasks.embed, run.settings.embed, run.settings.timeouts.embed_s)
+    return steps.end()
 
 
 @flow(name="backfill", flow_run_name=named("backfill"), **OF_FLOWS)
@@ -87,10 +85,9 @@ def backfill(
     if model is not None:
         asked["model"] = model
     settings = build(type(run.settings.embed), run.settings.embed.model_dump() | asked)
-    task = tasks.limited(tasks.embed, run.settings.timeouts.embed_s)
-    reports = [task(settings, *run.at)]
-    show(run, reports, model=settings.model)
-    return reports
+    with Steps(run, model=settings.model) as steps:
+        steps.do(tasks.embed, settings, run.settings.timeouts.backfill_s)
+    return steps.end()
 
 
 @flow(name="maintain", flow_run_name=named("maintain"), **OF_FLOWS)
@@ -110,7 +107,9 @@ def maintain(
     """
     run = opened(config, night, lake)
     settings = MaintainSettings(
-        dataset=run.dataset, model=run.settings.train.model, keep_days=keep_days
+        dataset=run.dataset,
+        model=run.settings.embed.model.partition("@")[0],
+        keep_days=keep_days,
     )
     task = tasks.limited(tasks.maintain, run.settings.timeouts.maintain_s)
     return task(settings, *run.at)

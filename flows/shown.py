@@ -10,7 +10,11 @@ from flows.environment import prepare_prefect
 
 prepare_prefect()
 
-from prefect.artifacts import create_markdown_artifact, create_table_artifact  # noqa: E402
+from prefect.artifacts import (  # noqa: E402
+    create_link_artifact,
+    create_markdown_artifact,
+    create_table_artifact,
+)
 from prefect.events import emit_event  # noqa: E402
 from prefect.runtime import flow_run as runtime  # noqa: E402
 
@@ -68,6 +72,11 @@ def show(
         create_table_artifact(flagged, key=f"anomalies-{key}", description=about)
         about = "The flagged anomalies, most certain first, with their q-values"
         _show_picture(grid(run.lake, flagged), f"pictures-{key}", about)
+    if page is not None:
+        about = f"The night's report: {page.headline.word}"
+        create_link_artifact(
+            link=page.uri, link_text=page.uri, key=f"report-{key}", description=about
+        )
     for name, png in (page.pictures if page is not None else {}).items():
         if name != "anomalies":  # shown above, with more of them
             _show_picture(png, f"{_key(name)}-{key}", f"From the night's report: {name}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from flows.environment import prepare_prefect
 
@@ -13,8 +14,10 @@ from prefect import Task  # noqa: E402
 
 from flows import tasks  # noqa: E402
 from flows.opened import Opened  # noqa: E402
+from flows.shown import show  # noqa: E402
 from jobs import alias_history, catalog  # noqa: E402
-from jobs.errors import InputError, JobError, LatentlakeError  # noqa: E402
+from jobs.bundle_about import is_there  # noqa: E402
+from jobs.errors import InputError, JobError  # noqa: E402
 from jobs.job_report import JobReport  # noqa: E402
 from jobs.judge_config import PromoteSettings  # noqa: E402
 from jobs.report import Report  # noqa: E402
@@ -23,18 +26,43 @@ log = logging.getLogger("latentlake")
 
 
 class Steps:
-    """notes: sentences for whoever reads the run's summary."""
+    """A run's, in a block: at its end, also by an error, what was done is shown and told.
 
-    def __init__(self, run: Opened) -> None:
+    notes: sentences for whoever reads the run's summary. model: that embedded; the config's if
+    None.
+    """
+
+    def __init__(self, run: Opened, model: str | None = None) -> None:
         self.run = run
+        self.model = model
+        self.page: Report | None = None
         self.reports: list[JobReport] = []
         self.notes: list[str] = []
         self.mistakes: list[InputError] = []
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
+    ) -> None:
+        if error is not None and not isinstance(error, Exception):
+            return  # it is being stopped, and has no time
+        if error is not None:
+            self.notes.append(f"**The run ended early**: {error}")
+        try:
+            show(self.run, self.reports, self.notes, self.model, self.page)
+        except Exception:
+            if error is None:
+                raise
+            log.exception("what was done cannot be shown")
+
     def do(self, task: Task[Any, JobReport], settings: Any, seconds: float | None) -> JobReport:
         """One job; given up after as many seconds."""
         report = tasks.limited(task, seconds)(settings, *self.run.at)
-        self.reports.append(report)
+        done = {(each.job, each.target) for each in self.reports}
+        if report.job_ids or (report.job, report.target) not in done:
+            self.reports.append(report)
         return report
 
     def work(
@@ -72,17 +100,38 @@ class Steps:
         log.warning("%s", note)
         self.notes.append(f"Not done: {note}.")
 
-    def report(self) -> Report | None:
-        """The night's page; None where none is wanted, or none could be made."""
+    def look_for_drift(self, only_by_a_champion: bool = False) -> None:
+        """Embeds what is new, and holds it against the images that the model learnt from.
+
+        only_by_a_champion: not at all where there is none yet.
+        """
+        settings, limit = self.run.settings, self.run.settings.timeouts
+        if only_by_a_champion and (settings.drift is None or not self._has_champion()):
+            return
+        # What a champion cannot embed any more, the next one may.
+        do = self.judge if only_by_a_champion else self.work
+        do(tasks.embed, settings.embed, limit.embed_s)
+        self.judge(tasks.drift, settings.drift_test, limit.drift_s)
+
+    def _has_champion(self) -> bool:
+        try:
+            model, version = catalog.resolve_model(self.run.lake, self.run.settings.embed.model)
+        except InputError:
+            return False
+        return is_there(self.run.lake, model, version)
+
+    def report(self) -> None:
+        """Writes the night's page where one is wanted. A night is no worse where it fails."""
         settings = self.run.settings
         if not settings.report:
-            return None
+            return
         write = tasks.limited(tasks.report, settings.timeouts.report_s)
         try:
-            return write(self.run.dataset, settings.embed.model, self.run.lake.uri, self.run.night)
-        except LatentlakeError as error:
-            self.notes.append(f"No report: {error}.")
-            return None
+            at = self.run.lake.uri, self.run.night
+            self.page = write(self.run.dataset, settings.embed.model, *at)
+        except Exception as error:
+            log.exception("no report")
+            self.notes.append(f"No report: {error or type(error).__name__}.")
 
     def train(self, promote: bool, why: str | None = None) -> None:
         """Trains, and lets the gate decide about the new model; the first one has no rival.

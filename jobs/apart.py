@@ -1,4 +1,4 @@
-"""Waiting for Ray where signals are heard: a timeout, a cancel, ^C."""
+"""Waiting where signals are heard: a timeout, a cancel, ^C."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ def apart(action: Callable[[], T], stop: Callable[[], None]) -> T:
     """What the action returns, done on a thread of its own while this one waits for it.
 
     Ray's waits hear signals, and drop what their handlers raise, other than KeyboardInterrupt
-    (2.60): Prefect's timeout of a task, an alarm, was lost there. A wait for an event drops
-    nothing. stop: makes the action end soon; it is called where the wait is cut short.
+    (2.60): Prefect's timeout of a task, an alarm, was lost there; DuckDB turns it into an error
+    of its own, and numpy does not hear it before it is done. A wait for an event drops nothing.
+    stop: makes the action end soon; it is called where the wait is cut short. An action that it
+    cannot end goes on in the background.
     """
     done: Future[T] = Future()
     over = threading.Event()

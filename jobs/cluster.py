@@ -20,7 +20,7 @@ from ray._private import ray_constants
 from ray.autoscaler.sdk import request_resources
 
 from jobs.config import RaySettings
-from jobs.errors import InputError, JobError
+from jobs.errors import ClusterError, InputError
 
 log = logging.getLogger("latentlake")
 
@@ -73,8 +73,11 @@ def _connect(settings: RaySettings) -> None:
     _quiet()
     try:
         ray.init(address=settings.address, log_to_driver=False, logging_level=logging.WARNING)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise JobError(f"cannot reach the Ray cluster at {settings.address}: {error}") from error
+    except (ConnectionError, RuntimeError) as error:
+        told = f"cannot reach the Ray cluster at {settings.address}: {error}"
+        raise ClusterError(told) from error
+    except ValueError as error:
+        raise InputError(f"{settings.address} is no Ray cluster's address: {error}") from error
 
 
 def still(settings: RaySettings, workers: int | None) -> int:
@@ -134,7 +137,8 @@ def _poll_for_cpus(workers: int, settings: RaySettings, deadline: float) -> None
             return
         hopeless = workers > total and not settings.autoscaling
         if hopeless or time.monotonic() > deadline:
-            raise InputError(
+            # One that others keep busy, or that is slow to grow, may have room the next time.
+            raise (InputError if hopeless else ClusterError)(
                 f"{workers} workers asked for, one CPU each, but the cluster has {total} CPUs, "
                 f"{free} of them free; ask for fewer workers, free some, or, if the cluster "
                 "scales up by itself, say --autoscaling and --resource-timeout"

@@ -28,10 +28,14 @@ def latest(
 
 
 def drift_found(lake: Lake, model: str, version: str, dataset: str, after: int = -1) -> bool:
-    """Whether the last judgement that tested anything found drift, in images of a later version
+    """Whether drift was found on the last night that tested anything, in images of a later version
     than `after`."""
     tested = [r for r in judgements(lake, model, version, dataset) if r["drifted"] is not None]
-    return bool(tested) and tested[-1]["drifted"] and tested[-1]["last_version"] > after
+    return any(
+        row["drifted"] and row["last_version"] > after
+        for row in tested
+        if row["night"] == tested[-1]["night"]
+    )
 
 
 def _rows(lake: Lake, model: str, version: str, dataset: str) -> list[dict[str, Any]]:

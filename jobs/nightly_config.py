@@ -58,16 +58,20 @@ class RetrainSettings(Settings):
     )
 
 
+HOUR = 3600.0
+
+
 class TimeoutSettings(Settings):
     """Seconds after which a night gives a job up; what that got done stays for the next."""
 
-    stage_s: float | None = Field(default=None, gt=0, description="of staging; none if null")
-    train_s: float | None = Field(default=None, gt=0, description="of training; none if null")
-    embed_s: float | None = Field(default=None, gt=0, description="of embedding; none if null")
-    evaluate_s: float | None = Field(default=None, gt=0, description="of each evaluation")
-    drift_s: float | None = Field(default=None, gt=0, description="of the drift tests")
-    report_s: float | None = Field(default=None, gt=0, description="of the report")
-    maintain_s: float | None = Field(default=None, gt=0, description="of maintenance")
+    stage_s: float | None = Field(default=20 * HOUR, gt=0, description="of staging; none if null")
+    train_s: float | None = Field(default=20 * HOUR, gt=0, description="of training")
+    embed_s: float | None = Field(default=20 * HOUR, gt=0, description="of embedding")
+    backfill_s: float | None = Field(default=168 * HOUR, gt=0, description="of a backfill")
+    evaluate_s: float | None = Field(default=4 * HOUR, gt=0, description="of each evaluation")
+    drift_s: float | None = Field(default=HOUR, gt=0, description="of the drift tests")
+    report_s: float | None = Field(default=HOUR, gt=0, description="of the report")
+    maintain_s: float | None = Field(default=20 * HOUR, gt=0, description="of maintenance")
 
 
 class NightlySettings(Settings):

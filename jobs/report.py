@@ -56,7 +56,7 @@ class Report:
 def write_report(
     lake: Lake, dataset: str, model: str, night: str, *, most_bytes: int = MOST_BYTES
 ) -> Report:
-    """Writes `<lake>/runs/night-<dataset>-<night>/report.html`.
+    """Writes `<lake>/runs/night-<dataset>-<night>/report-<model>.html`.
 
     model: NAME, NAME@VERSION or NAME@ALIAS; the champion of that night if only NAME. Raises
     InputError for an unknown dataset, version or alias, or where most_bytes is too few.
@@ -64,14 +64,14 @@ def write_report(
     found = look(lake, dataset, model, night)
     headline, painted = _headline(found), _painted(found)
     page, notes = _fitting(found, headline, painted, most_bytes)
-    uri = report_uri(lake, dataset, night)
+    uri = report_uri(lake, dataset, model, night)
     replace(uri, page)
     return Report(uri, night, headline, _pictures(found, painted), notes, len(page))
 
 
-def report_uri(lake: Lake, dataset: str, night: str) -> str:
-    """Where the page of a night lies."""
-    return join(lake.run(f"night-{dataset}-{night}"), "report.html")
+def report_uri(lake: Lake, dataset: str, model: str, night: str) -> str:
+    """Where the page of a night lies; model: as it was asked for."""
+    return join(lake.run(f"night-{dataset}-{night}"), f"report-{model}.html")
 
 
 def _headline(night: Night) -> Headline:

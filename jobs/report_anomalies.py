@@ -63,11 +63,7 @@ def anomalies_section(night: Night, paintings: Paintings | None, limits: Limits)
 def _warning(night: Night) -> list[Block]:
     if night.calibration_is_valid:
         return []
-    why = (
-        "the night's images differ from those that the model was calibrated on (see Drift)"
-        if night.drifted
-        else "scores and calibration were computed in different ways"
-    )
+    why = f"{night.why_not_valid}{' (see Drift)' if night.drifted else ''}"
     text = f"Calibration not valid: {why}. The p-values and q-values below promise nothing."
     return [Say(text, "bad")]
 

@@ -110,12 +110,14 @@ def _of_the_model(night: Night) -> str:
     name = f"{night.model}@{version}"
     match fate:
         case "promoted":
-            return f" {name} became champion: {_ended(why)}"
+            return f" {name} became {night.alias}: {_ended(why)}"
         case "refused":
-            told = f"{name} was held against the champion and refused: "
+            told = f"{name} was held against the {night.alias} and refused: "
             return f" {'' if name in why else told}{_ended(why)}"
+        case "other":
+            return f" {_ended(why)}"
         case "trained":
-            return f" {name} was trained, and is not the champion."
+            return f" {name} was trained, and is not the {night.alias}."
     return ""
 
 
@@ -132,7 +134,11 @@ def _challenge(night: Night) -> tuple[str, str, str]:
         counts = run["counts"]
         version = str(counts.get("version", ""))
         if run["job"] == "promote":
-            return "refused", version, str(counts.get("why") or "no reason was given")
+            why = str(counts.get("why") or "no reason was given")
+            if not counts.get("promoted"):
+                return "refused", version, why
+            alias = counts.get("alias") or "an alias"
+            return "other", version, f"{night.model}@{version} was given the alias {alias}: {why}"
         if run["job"] == "train":
             return "trained", version, ""
     return "", "", ""
@@ -141,14 +147,20 @@ def _challenge(night: Night) -> tuple[str, str, str]:
 def _is_good(night: Night) -> str:
     if night.version is None:
         return night.no_model
-    combined = next((row for row in night.drift if row["test"] == "combined"), None)
+    combined = night.verdict
+    if night.drifted and combined is not None and night.was_judged_before:
+        before = f"{night.model}@{combined['model_version']}"
+        return (
+            f"The night's images differ from those of {before}, the {night.alias} before "
+            f"({p_text(combined['p_value'])}); {night.name} was trained with them."
+        )
     if night.drifted and combined is not None:
         return (
             f"The night's images differ from those that {night.name} was calibrated on "
             f"({p_text(combined['p_value'])}): its p-values are not valid tonight."
         )
     if not night.calibration_is_valid:
-        return "The p-values are not valid: scores and calibration were computed in different ways."
+        return f"The p-values are not valid: {night.why_not_valid}."
     if combined is None:
         return "Drift was not tested, so whether the p-values are valid is not known."
     if combined["drifted"] is None:

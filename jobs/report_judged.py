@@ -57,10 +57,9 @@ PER_DIMENSION = "kl_dimension"
 def drift_section(night: Night) -> Section:
     """The night's verdict, its tests, and the nights before. Raises Missing."""
     _ = night.name
-    combined = next((row for row in night.drift if row["test"] == "combined"), None)
-    if combined is None:
+    if night.verdict is None:
         raise Missing(f"Drift was not tested on this night: latentlake drift {_target(night)}.")
-    blocks: list[Block] = [_verdict(combined)]
+    blocks: list[Block] = [_verdict(night, row) for row in night.verdicts]
     others = [row for row in night.drift if row["test"] != "combined"]
     if others:
         blocks.append(_tests(others))
@@ -74,16 +73,21 @@ def _target(night: Night) -> str:
     return f"--dataset {night.dataset} --model {night.model}"
 
 
-def _verdict(row: Row) -> Say:
+def _verdict(night: Night, row: Row) -> Say:
     note = f" {row['note']}" if row["note"] else ""
     if row["drifted"] is None:
         return Say(f"Not tested.{note or ' No reason was given.'}", "bad")
     sizes = f"{number(row['arrivals'])} arrivals against {number(row['reference'])} of the model's"
     told = f"{p_text(row['p_value'])}; the night may spend {number(row['alpha'], 2)}; {sizes}"
+    by = ""
+    if night.was_judged_before:
+        by = f" by {night.model}@{row['model_version']}, the {night.alias} before"
     if row["drifted"]:
-        text = f"Drift ({told}). The p-values of the night's anomalies are not valid.{note}"
-        return Say(text, "bad")
-    return Say(f"No drift ({told}).{note}", "good")
+        invalid = " The p-values of the night's anomalies are not valid."
+        if by:
+            invalid = f" {night.name} was trained with these images."
+        return Say(f"Drift{by} ({told}).{invalid}{note}", "bad")
+    return Say(f"No drift{by} ({told}).{note}", "good")
 
 
 def _tests(rows: Sequence[Row]) -> Rows:
@@ -149,7 +153,7 @@ def evaluation_section(night: Night) -> Section:
     columns = ["number", night.name]
     if before:
         where = "" if other == version else f", on version {other}"
-        columns += [f"champion before: {night.previous}{where}", "compared"]
+        columns += [f"{night.alias} before: {night.previous}{where}", "compared"]
     columns += ["unit", "images", "note"]
     measures = _measures(night)
     told = [
@@ -200,8 +204,8 @@ def _compared_with(night: Night, is_there: bool, same_images: bool, measures: Se
             return told
         return f"{told} Likelihoods are not compared: one is of {' and one of '.join(measures)}."
     if night.previous is None:
-        return "There was no champion before this one to compare with."
-    return f"The champion before, {night.previous}, was not evaluated on this dataset."
+        return f"There was no {night.alias} before this one to compare with."
+    return f"The {night.alias} before, {night.previous}, was not evaluated on this dataset."
 
 
 def _key(row: Row) -> tuple[str, str | None]:

@@ -32,7 +32,8 @@ Row = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Night:
-    """version: of the model's bundle; None where there was none yet, and `no_model` says why."""
+    """version: of the model's bundle; None where there was none yet, and `no_model` says why.
+    alias: that it had on the night, or would have."""
 
     lake: Lake
     dataset: str
@@ -40,6 +41,7 @@ class Night:
     version: str | None
     no_model: str
     night: str
+    alias: str = CHAMPION
 
     @property
     def name(self) -> str:
@@ -141,12 +143,12 @@ class Night:
 
     @functools.cached_property
     def moves(self) -> list[Row]:
-        """Of the champion's alias up to the night, oldest first, each with its night."""
-        return _moves(self.lake, self.model, CHAMPION, self.night)
+        """Of the alias up to the night, oldest first, each with its night."""
+        return _moves(self.lake, self.model, self.alias, self.night)
 
     @functools.cached_property
     def previous(self) -> str | None:
-        """The version that was champion before this one; None where there was none."""
+        """The version that had the alias before this one; None where there was none."""
         named = [row["version"] for row in self.moves]
         if self.version in named:
             last = len(named) - 1 - named[::-1].index(self.version)
@@ -206,40 +208,81 @@ class Night:
         )
 
     @functools.cached_property
-    def drift(self) -> list[Row]:
-        """The night's rows of this version, of its last test; empty where there was none."""
-        mine = (self.night, self.version)
-        return _last(
-            [row for row in self._drift if (row["night"], row["model_version"]) == mine],
-            "last_version",
+    def verdicts(self) -> list[Row]:
+        """The combined rows of the night, oldest first: of this version, or, where it had none
+        and was trained with the night's images, of the version before it."""
+        for version in (self.version, self.previous if self._is_new else None):
+            mine = [row for row in self._verdicts if row["model_version"] == version]
+            found = [row for row in mine if row["night"] == self.night]
+            if found:
+                return found
+        return []
+
+    @property
+    def _is_new(self) -> bool:
+        return any(
+            (row["night"], row["version"]) == (self.night, self.version) for row in self.moves
         )
 
     @functools.cached_property
+    def verdict(self) -> Row | None:
+        """The one of the night that counts; None where drift was not tested."""
+        return _decisive(self.verdicts)
+
+    @functools.cached_property
+    def drift(self) -> list[Row]:
+        """All rows of the judgement whose verdict counts; empty where there was none."""
+        if self.verdict is None:
+            return []
+        mine = self.verdict["job_id"], self.verdict["model_version"]
+        return [row for row in self._drift if (row["job_id"], row["model_version"]) == mine]
+
+    @functools.cached_property
     def drift_by_night(self) -> list[Row]:
-        """The combined row of each night that was tested, oldest first."""
-        nights = sorted({row["night"] for row in self._drift})
-        last = [_last([r for r in self._drift if r["night"] == n], "last_version") for n in nights]
-        return [row for rows in last for row in rows if row["test"] == "combined"]
+        """The verdict that counts of each night that was tested, oldest first."""
+        nights = sorted({row["night"] for row in self._verdicts if row["night"] <= self.night})
+        found = [_decisive([r for r in self._verdicts if r["night"] == n]) for n in nights]
+        return [row for row in found if row is not None]
 
     @functools.cached_property
     def _drift(self) -> list[Row]:
-        return [
-            row
-            for row in catalog.catalog_rows(self.lake, "drift")
-            if (row["model"], row["dataset"]) == (self.model, self.dataset)
-            and row["night"] <= self.night
-        ]
+        mine = (self.model, self.dataset)
+        rows = catalog.catalog_rows(self.lake, "drift")
+        return [row for row in rows if (row["model"], row["dataset"]) == mine]
+
+    @functools.cached_property
+    def _verdicts(self) -> list[Row]:
+        found = [row for row in self._drift if row["test"] == "combined"]
+        return sorted(found, key=lambda row: (row["sequence"] or 0, row["night"]))
 
     @property
     def drifted(self) -> bool | None:
-        """None where it was not tested."""
-        found = [row["drifted"] for row in self.drift if row["test"] == "combined"]
-        return found[0] if found else None
+        """Whether the night's images differ from those before; None where it was not tested."""
+        return self.verdict["drifted"] if self.verdict is not None else None
+
+    @property
+    def was_judged_before(self) -> bool:
+        """Whether the verdict is of the version before, whose p-values the night does not show."""
+        return self.verdict is not None and self.verdict["model_version"] != self.version
 
     @property
     def calibration_is_valid(self) -> bool:
         """Whether the night's p-values can be believed."""
-        return not self.drifted and all(row["calibration_valid"] for row in self.batches)
+        return not self.why_not_valid
+
+    @functools.cached_property
+    def why_not_valid(self) -> str:
+        """Empty where the night's p-values can be believed."""
+        if self.drifted and not self.was_judged_before:
+            return "the night's images differ from those that the model was calibrated on"
+        doubtful = {row["job_id"] for row in self.batches if not row["calibration_valid"]}
+        if not doubtful:
+            return ""
+        for row in self._verdicts:
+            is_mine = row["model_version"] == self.version and row["drifted"]
+            if is_mine and doubtful & set(row["embed_jobs"] or ()):
+                return f"drift was found later, on {row['night']}, with the night's images among it"
+        return "scores and calibration were computed in different ways"
 
     def evaluated(self, version: str | None) -> list[Row]:
         """Rows of `evaluations` of a version on this dataset, of its last evaluation."""
@@ -265,6 +308,7 @@ def look(lake: Lake, dataset: str, model: str, night: str) -> Night:
     name, _, label = model.partition("@")
     valid_name("model", name)
     found = _moves(lake, name, label or CHAMPION, night)
+    alias = label if found and label else CHAMPION
     version, why = (found[-1]["version"] if found else None), ""
     if version is None and label:
         known = catalog.bundle_versions(lake, name)
@@ -275,7 +319,16 @@ def look(lake: Lake, dataset: str, model: str, night: str) -> Night:
     if version is None:
         train = f"latentlake train --dataset {dataset} --model {name}"
         why = f"The model {name} had no champion on {night}; {train} makes one."
-    return Night(lake, dataset, name, version, why, night)
+    return Night(lake, dataset, name, version, why, night, alias)
+
+
+def _decisive(verdicts: list[Row]) -> Row | None:
+    """Of several in one night: the last that found drift, or else the last that tested anything."""
+    for wanted in (True, False, None):
+        found = [row for row in verdicts if row["drifted"] is wanted]
+        if found:
+            return found[-1]
+    return None
 
 
 def last_night(lake: Lake, dataset: str, model: str) -> str:

@@ -25,7 +25,7 @@ from tests.s3_server import WEED, running_server
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 NIGHT = "2026-01-01"
-IMAGES = 2000
+IMAGES = 16000  # so that each host has some seconds of embedding to do
 # A host is missed after some 15 s; a busy machine is none that is lost.
 WATCHFUL = {
     "RAY_health_check_initial_delay_ms": "20000",
@@ -83,6 +83,14 @@ def nodes(head: RayHead) -> int:
     return sum(node["raylet"]["state"] == "ALIVE" for node in told)
 
 
+def has_actor(head: RayHead, address: str) -> bool:
+    """Whether one is alive on the host."""
+    told = json.loads(head.open("/nodes?view=summary"))["data"]["summary"]
+    (node,) = [node["raylet"]["nodeId"] for node in told if node["ip"] == address]
+    held = json.loads(head.open("/api/v0/actors?detail=true"))["data"]["result"]["result"]
+    return any(actor["node_id"] == node and actor["state"] == "ALIVE" for actor in held)
+
+
 def until(found: Any, seconds: float = 120) -> Any:
     deadline = time.monotonic() + seconds
     while not (value := found()):
@@ -120,9 +128,9 @@ def test_a_night_over_hosts_of_which_two_are_cut_off_ends_correct(
     bucket.put("source/a.parquet", (tmp_path / "a.parquet").read_bytes())
     settings = {
         "lake": "s3://lake/l",
-        "stage": {"source": "s3://lake/source/*.parquet", "dataset": "d", "rows_per_unit": 50}
+        "stage": {"source": "s3://lake/source/*.parquet", "dataset": "d", "rows_per_unit": 400}
         | {"height": 28, "width": 28, "channels": 1},
-        "train": {"dataset": "d", "model": "d", "epochs": 8, "latent_dim": 8, "workers": 3}
+        "train": {"dataset": "d", "model": "d", "epochs": 1, "latent_dim": 8, "workers": 3}
         | {"network": {"kind": "conv", "widths": [32, 64], "hidden": 128}, "batch_size": 96}
         | {"run": {"checkpoint_s": 1, "min_workers": 1}},
         "embed": {"dataset": "d", "model": "d"},
@@ -147,7 +155,9 @@ def test_a_night_over_hosts_of_which_two_are_cut_off_ends_correct(
         at_work(checkpoints)
         net.cut("second")
         at_work(lambda: nodes(cluster) == 2)
-        at_work(lambda: len(bucket.names("l/units/embed", "/completions/")))
+        at_work(lambda: bucket.names("l/units/embed", "/plan"))
+        at_work(lambda: has_actor(cluster, net.addresses["third"]))
+        time.sleep(0.3)  # it has its units by now, and some seconds to go
         net.cut("third")
         assert night.wait(700) == 0, told()
     finally:

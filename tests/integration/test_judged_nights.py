@@ -79,7 +79,7 @@ class Nights:
         return [name for (name,) in self._prefect(asked)]
 
     def page(self, night: str) -> str:
-        return (self.folder / "lake" / "runs" / f"night-d-{night}" / "report.html").read_text()
+        return (self.folder / "lake" / "runs" / f"night-d-{night}" / "report-m.html").read_text()
 
     def champion(self) -> str:
         return catalog.aliases(self.lake, "m")["champion"]
@@ -124,11 +124,17 @@ def test_a_changed_camera_and_a_worse_model_do_not_slip_through(tmp_path: Path) 
     assert nights.events().count("latentlake.model.promoted") == 1  # the first night's
     assert "train" not in nights.run("2026-01-04")  # it has had those images
 
-    # A better one passes; rolled back, it does not come again by itself.
+    # A better one passes, on a night of the other camera: that it differs is told all the same.
+    write_inverted(nights.source / "c.parquet", range(KEPT + 200, KEPT + 400))
     nights.settings["train"] = good | {"epochs": 15}
     fifth = nights.run("2026-01-05", "--retrain")
     (decided,) = fifth["promote"]
     assert decided["counts"]["promoted"] is True, decided
+    assert [report["counts"].get("drifted") for report in fifth["drift"]] == [True]
+    assert nights.events().count("latentlake.drift.found") == 2
+    assert f"differ from those of m@{champion}" in nights.page("2026-01-05")
+
+    # Rolled back, it does not come again by itself.
     assert nights.champion() == fifth["train"][0]["counts"]["version"] != champion
     assert nights.events().count("latentlake.model.promoted") == 2
     ok(run_cli("rollback", "m", "--reason", "blurred", "--lake", tmp_path / "lake"))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.helpers import ROOT, ok, run_cli, write_source
+from tests.helpers import ROOT, free_port, ok, run_cli, write_source
 
 pytestmark = pytest.mark.integration
 JOBS = ["stage", "train", "evaluate", "embed", "drift"]
@@ -62,11 +62,15 @@ def test_two_nights_through_prefect(config: Path, tmp_path: Path) -> None:
     ]
     assert second.json[0]["counts"]["rows_in"] == 40
     assert second.json[2]["counts"]["embedded"] == 40
+    # A report that takes too long takes nothing of the night with it.
+    settings = yaml.safe_load(config.read_text()) | {"timeouts": {"report_s": 0.01}}
+    config.write_text(yaml.safe_dump(settings))
+    ok(run_cli("nightly", "--config", config, "--night", "2026-01-03", env=env))
     with sqlite3.connect(home / "prefect.db") as database:
         runs = database.execute("SELECT name, state_type FROM flow_run ORDER BY created").fetchall()
         tasks = database.execute("SELECT name, state_type FROM task_run").fetchall()
         artifacts = database.execute(
-            "SELECT key, data FROM artifact WHERE type = 'markdown'"
+            "SELECT key, data FROM artifact WHERE type = 'markdown' ORDER BY created"
         ).fetchall()
         tables = dict(
             database.execute("SELECT key, data FROM artifact WHERE type = 'table'").fetchall()
@@ -74,17 +78,28 @@ def test_two_nights_through_prefect(config: Path, tmp_path: Path) -> None:
         bars = database.execute(
             "SELECT key, data, description FROM artifact WHERE type = 'progress' ORDER BY created"
         ).fetchall()
-    assert runs == [("nightly d 2026-01-01", "COMPLETED"), ("nightly d 2026-01-02", "COMPLETED")]
-    assert {state for _, state in tasks} == {"COMPLETED"}
+    assert runs == [(f"nightly d 2026-01-0{day}", "COMPLETED") for day in (1, 2, 3)]
+    reports = [f"report d 2026-01-0{day}" for day in (1, 2, 3)]
+    assert [name for name, state in tasks if state != "COMPLETED"] == [reports[2]]
     assert {name for name, _ in tasks} == {
         *("stage d", "train m", "evaluate m", "embed d", "drift d"),
-        *("report d 2026-01-01", "report d 2026-01-02"),
+        *reports,
     }
     keys = [key for key, _ in artifacts]
-    assert keys.count("pictures-d") == keys.count("summary-d") == 2
-    assert set(keys) - {"pictures-d", "summary-d"} == {f"{name}-d" for name in OF_THE_REPORT}
-    assert all("rows in" in data for key, data in artifacts if key == "summary-d")
-    assert all("data:image/png" in data for key, data in artifacts if key != "summary-d")
+    assert [keys.count(key) for key in ("summary-d", "pictures-d", "report-d")] == [3, 2, 2]
+    assert "No report: " in artifacts[-1][1]
+    links = [data for key, data in artifacts if key == "report-d"]
+    assert all(re.search(r"\]\(file://.*/report-m\.html\)", data) for data in links)
+    assert set(keys) - {"pictures-d", "summary-d", "report-d"} == {
+        f"{name}-d" for name in OF_THE_REPORT
+    }
+    assert ["rows in" in data for key, data in artifacts if key == "summary-d"] == [
+        *(True, True),
+        False,
+    ]
+    assert all(
+        "data:image/png" in data for key, data in artifacts if key not in ("summary-d", "report-d")
+    )
     moving = ["stage-d", "train-m", "evaluate-m", "embed-d"]
     assert [key for key, _, _ in bars] == [*moving, *(key for key in moving if key != "train-m")]
     assert {float(data) for _, data, _ in bars} == {100.0}
@@ -108,7 +123,25 @@ def test_a_users_mistake_in_a_flow_is_a_sentence_and_no_retry(config: Path, tmp_
     assert "Traceback" not in ran.err
     with sqlite3.connect(home / "prefect.db") as database:
         runs = database.execute("SELECT name, run_count, state_type FROM task_run").fetchall()
+        (summary,) = database.execute("SELECT data FROM artifact").fetchone()
+        (event,) = database.execute("SELECT event FROM events WHERE event LIKE 'latentlake.%'")
     assert runs == [("stage d", 1, "FAILED")]
+    assert "The run ended early" in summary
+    assert "does not exist" in summary
+    assert event == ("latentlake.run.failed",)
+
+
+def test_a_storage_that_does_not_answer_is_tried_again(config: Path, tmp_path) -> None:
+    settings = yaml.safe_load(config.read_text())
+    settings["stage"]["source"] = "s3://bucket/photos"
+    config.write_text(yaml.safe_dump(settings))
+    env = {"PREFECT_HOME": str(tmp_path / "prefect"), "AWS_ACCESS_KEY_ID": "a"}
+    env |= {"AWS_SECRET_ACCESS_KEY": "b", "AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}"}
+    ran = run_cli("nightly", "--config", config, env=env)
+    assert ran.code == 1, ran.err
+    with sqlite3.connect(tmp_path / "prefect" / "prefect.db") as database:
+        runs = database.execute("SELECT name, run_count, state_type FROM task_run").fetchall()
+    assert runs == [("stage d", 3, "FAILED")]
 
 
 def test_only_faults_of_storage_or_cluster_are_tried_again() -> None:

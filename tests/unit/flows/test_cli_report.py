@@ -44,14 +44,14 @@ def test_the_last_night_is_reported_in_sentences(lake: Lake, shown: list[str]) -
     ran = report(lake)
     assert ran.exit_code == 0, ran.output
     assert "39 new images arrived and 1 was refused." in ran.output
-    assert f"{lake.uri}/runs/night-d-{NIGHT}/report.html" in ran.output
+    assert f"{lake.uri}/runs/night-d-{NIGHT}/report-m.html" in ran.output
     assert shown == []
 
 
 def test_json_tells_the_same(lake: Lake) -> None:
     told = json.loads(report(lake, "--json").stdout)
     assert told["night"] == NIGHT
-    assert told["uri"] == f"{lake.uri}/runs/night-d-{NIGHT}/report.html"
+    assert told["uri"] == f"{lake.uri}/runs/night-d-{NIGHT}/report-m.html"
     assert told["status"] == "look"
     assert len(told["headline"]) == 3
     assert told["file"] is None
@@ -67,7 +67,7 @@ def test_out_is_a_copy_and_open_shows_it(lake: Lake, shown: list[str], tmp_path:
 
 def test_open_shows_the_page_itself_where_it_lies_here(lake: Lake, shown: list[str]) -> None:
     assert report(lake, "--open").exit_code == 0
-    assert shown == [f"{lake.uri}/runs/night-d-{NIGHT}/report.html"]
+    assert shown == [f"{lake.uri}/runs/night-d-{NIGHT}/report-m.html"]
 
 
 def test_without_a_browser_it_says_where_the_page_is(

@@ -85,7 +85,7 @@ def test_all_sections_are_there_in_order_and_none_says_that_it_is_missing(
     assert page.says("evaluation", "better")
     assert page.says("evaluation", "intervals meet")
     assert page.says("lineage", "champion before")
-    assert made.uri == report_uri(written.lake, "d", SECOND)
+    assert made.uri == report_uri(written.lake, "d", "m", SECOND)
 
 
 def test_the_headline_tells_what_happened_whether_it_is_good_and_where_to_look(

@@ -29,14 +29,17 @@ def lake(nights: Lake) -> Lake:
     return nights
 
 
-def test_drift_is_that_of_the_version(lake: Lake) -> None:
+def test_drift_is_that_of_the_version_or_of_the_one_that_it_followed(lake: Lake) -> None:
     before, now = reported.versions(lake)
     reported.add_drift(lake, before, SECOND, 1e-6)
     night = look(lake, "d", "m", SECOND)
     assert night.version == now
-    assert night.drift == []
-    assert night.drifted is None
-    assert night.calibration_is_valid
+    assert night.drifted
+    assert night.was_judged_before
+    assert night.calibration_is_valid  # it was trained with those images
+    page = page_of(write_report(lake, "d", "m", SECOND))
+    assert page.says("drift", f"Drift by m@{before}, the champion before")
+    assert page.says("drift", f"m@{now} was trained with these images")
     assert look(lake, "d", f"m@{before}", SECOND).drifted
     assert len(night.drift_by_night) == 1
 

@@ -8,14 +8,14 @@ import io
 import json
 import re
 from collections import Counter
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn.decomposition import PCA
 
+from jobs.lake import Lake
 from jobs.report_blocks import Chart, Limits, Rows, Say, Section, number, p_text, percent
 from jobs.report_figures import (
     Line,
@@ -206,29 +206,35 @@ def test_better_is_said_only_where_intervals_are_apart(ours, theirs, better, tol
     assert _difference(row, None) == ""
 
 
+def a_verdict(drifted: bool | None = False, **more: Any) -> dict[str, Any]:
+    told = {"test": "combined", "drifted": drifted, "p_value": 0.4, "note": None, "sequence": 1}
+    where = {"night": "2026-01-01", "model_version": "v", "job_id": "j", "embed_jobs": ["e"]}
+    return {**told, **where, **more}
+
+
 def a_night(**more: Any) -> Night:
-    """One of which a headline is made: three images came, all is well."""
+    """One of which a headline is made: three images came, all is well. more: what was read."""
     stage = Counter({"staged": 3, "rows_in": 3})
     jobs = {"stage": stage, "embed": Counter({"embedded": 3})} | more.pop("counts", {})
     batch = {"tested": 3, "flagged": 0, "alpha": 0.05, "fewest_flaggable": 1}
+    batch |= {"calibration_valid": more.pop("batch_valid", True), "job_id": "e"}
     held = {
-        "dataset": "d",
-        "model": "m",
-        "version": "v",
-        "no_model": "",
-        "name": "m@v",
-        "night": "2026-01-01",
         "runs": [{"job": "stage", "counts": {}}],
         "moves": [],
-        "drift": [{"test": "combined", "drifted": False, "p_value": 0.4, "note": None}],
-        "drifted": False,
+        "_drift": [a_verdict()],
         "batches": [batch],
         "flagged": 0,
-        "calibration_is_valid": True,
         "counts": lambda job: jobs.get(job, Counter()),
         "ran": lambda job: job in jobs,
     }
-    return cast(Night, SimpleNamespace(**(held | more)))
+    version, no_model = more.pop("version", "v"), more.pop("no_model", "")
+    found = Night(Lake("memory://"), "d", "m", version, no_model, "2026-01-01")
+    found.__dict__.update(held | more)
+    return found
+
+
+def moved(night: str, version: str) -> dict[str, Any]:
+    return {"night": night, "version": version, "reason": "it gained"}
 
 
 def test_a_headline_of_a_good_night() -> None:
@@ -244,16 +250,41 @@ def test_a_headline_of_a_good_night() -> None:
 @pytest.mark.parametrize(
     ("more", "status", "told"),
     [
-        ({"drifted": True, "calibration_is_valid": False}, "alarm", "not valid tonight"),
-        ({"drifted": False, "calibration_is_valid": False}, "alarm", "in different ways"),
-        ({"drift": [], "drifted": None}, "look", "Drift was not tested"),
+        ({"_drift": [a_verdict(True)]}, "alarm", "not valid tonight"),
+        ({"_drift": [a_verdict(True), a_verdict(sequence=2)]}, "alarm", "not valid tonight"),
+        ({"batch_valid": False}, "alarm", "in different ways"),
+        (
+            {
+                "batch_valid": False,
+                "_drift": [a_verdict(None), a_verdict(True, night="2026-01-02", sequence=2)],
+            },
+            "alarm",
+            "drift was found later, on 2026-01-02",
+        ),
+        (
+            {
+                "moves": [moved("2025-12-01", "old"), moved("2026-01-01", "v")],
+                "_drift": [a_verdict(True, model_version="old")],
+            },
+            "alarm",
+            "differ from those of m@old, the champion before (p = 0.4); m@v was trained with them.",
+        ),
+        (
+            {
+                "moves": [moved("2025-12-01", "old"), moved("2025-12-02", "v")],
+                "_drift": [a_verdict(True, model_version="old")],
+            },
+            "look",
+            "drift was not tested",
+        ),
+        ({"_drift": []}, "look", "Drift was not tested"),
         (
             {"flagged": 1},
             "look",
             "image flagged as anomalies among 3 scored, at a false-discovery rate of 5%.",
         ),
         (
-            {"flagged": 2, "drifted": False, "calibration_is_valid": False},
+            {"flagged": 2, "batch_valid": False},
             "alarm",
             "among 3 scored; their p-values are not valid, so no rate of false alarms is kept.",
         ),
@@ -264,7 +295,7 @@ def test_a_headline_of_a_good_night() -> None:
         ({"batches": []}, "good", "No image was scored"),
         ({"version": None, "no_model": "No champion.", "batches": []}, "good", "No champion."),
         (
-            {"moves": [{"night": "2026-01-01", "version": "w", "reason": "it gained"}]},
+            {"moves": [moved("2026-01-01", "w")]},
             "good",
             "m@w became champion: it gained.",
         ),
@@ -272,6 +303,19 @@ def test_a_headline_of_a_good_night() -> None:
             {"runs": [{"job": "promote", "counts": {"version": "w", "why": "m@w failed"}}]},
             "look",
             " m@w failed.",
+        ),
+        (
+            {
+                "runs": [
+                    {
+                        "job": "promote",
+                        "counts": {"version": "w", "why": "it passed"}
+                        | {"promoted": True, "alias": "staging"},
+                    }
+                ]
+            },
+            "good",
+            "m@w was given the alias staging: it passed.",
         ),
         (
             {"runs": [{"job": "train", "counts": {"version": "w"}}]},
