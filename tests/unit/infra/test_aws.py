@@ -11,8 +11,10 @@ import jsonschema
 import pytest
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from jobs.index import index_folder
 from jobs.lake import Lake
 from jobs.nightly_config import load_nightly
+from jobs.storage import join
 from tests.unit.infra.files import INFRA, ROOT, document
 
 CLUSTER = document("aws/ray-cluster.yaml")
@@ -113,6 +115,11 @@ def allows(policy: dict[str, Any], action: str, uri: str) -> bool:
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     is_list = action == "s3:ListBucket"
     resource = f"arn:aws:s3:::{bucket}" if is_list else f"arn:aws:s3:::{bucket}/{key}"
+    return decided(policy, action, resource, key if is_list else None)
+
+
+def decided(policy: dict[str, Any], action: str, resource: str, prefix: str | None) -> bool:
+    """prefix: that the request has; None for one without, such as GET and HEAD of an object."""
     for each in policy["Statement"]:
         assert each["Effect"] == "Allow"
         fits = any(fnmatch.fnmatchcase(resource, pattern) for pattern in listed(each["Resource"]))
@@ -121,24 +128,33 @@ def allows(policy: dict[str, Any], action: str, uri: str) -> bool:
         condition = each.get("Condition", {})
         prefixes = condition.get("StringLike", {}).get("s3:prefix")
         assert set(condition) <= {"StringLike"}
-        if not prefixes or any(fnmatch.fnmatchcase(key, p) for p in listed(prefixes)):
+        if not prefixes:
+            return True
+        # A condition on a key that the request does not have is not met.
+        if prefix is not None and any(fnmatch.fnmatchcase(prefix, p) for p in listed(prefixes)):
             return True
     return False
+
+
+def answer_of_missing(policy: dict[str, Any], uri: str) -> int:
+    """What S3 answers to GET and HEAD of a key that is not there: 403 to who may not list."""
+    bucket = uri.removeprefix("s3://").split("/")[0]
+    may_list = decided(policy, "s3:ListBucket", f"arn:aws:s3:::{bucket}", None)
+    return 404 if may_list and allows(policy, "s3:GetObject", uri) else 403
 
 
 @pytest.mark.parametrize("policy", [PIPELINE, READERS], ids=["pipeline", "readers"])
 def test_policies_name_actions_and_resources(policy: dict[str, Any]) -> None:
     assert policy["Version"] == "2012-10-17"
     for each in policy["Statement"]:
-        assert set(each) <= {"Sid", "Effect", "Action", "Resource", "Condition"}
+        # Without a condition: see test_a_listing_by_prefix_hides_that_a_key_is_missing.
+        assert set(each) == {"Sid", "Effect", "Action", "Resource"}
         assert not any("*" in action for action in listed(each["Action"]))
         for resource in listed(each["Resource"]):
             bucket, _, rest = resource.removeprefix("arn:aws:s3:::").partition("/")
             assert resource.startswith("arn:aws:s3:::")
             assert "*" not in bucket
             assert rest == "" or rest.endswith("/*")
-        # Without a prefix, a listing tells of the whole bucket.
-        assert ("s3:ListBucket" in listed(each["Action"])) == ("Condition" in each)
 
 
 # What each call of the storage module asks of S3. s3fs and deltalake write large objects in parts.
@@ -191,6 +207,36 @@ def test_the_pipeline_may_make_every_call_that_the_code_makes() -> None:
     ]
 
 
+def places_of_tables() -> list[str]:
+    lake = Lake(SETTINGS.lake)
+    tables = [lake.dataset("d", "images"), lake.model("m", "embeddings"), lake.catalog("runs")]
+    return [*tables, lake.bundle("m", "v"), index_folder(lake, "m", "v")]
+
+
+def test_a_missing_key_is_missing_and_not_forbidden() -> None:
+    """The first run asks for tables that are not there yet; a source's file may go meanwhile."""
+    lake = Lake(SETTINGS.lake)
+    kept = [*places_of_tables(), lake.units("j"), lake.run("r"), join(lake.uri, "config")]
+    source = SETTINGS.stage.source.replace("*", "a")
+    for uri in [*(f"{place}/_delta_log/_last_checkpoint" for place in kept), source]:
+        assert answer_of_missing(PIPELINE, uri) == 404, uri
+    for place in places_of_tables():
+        assert answer_of_missing(READERS, f"{place}/a.json") == 404, place
+    assert answer_of_missing(READERS, source) == 403
+    assert answer_of_missing(PIPELINE, "s3://elsewhere/production/a") == 403
+
+
+@pytest.mark.parametrize("policy", [PIPELINE, READERS], ids=["pipeline", "readers"])
+def test_a_listing_by_prefix_hides_that_a_key_is_missing(policy: dict[str, Any]) -> None:
+    by_prefix = copy.deepcopy(policy)
+    by_prefix["Statement"][0]["Condition"] = {"StringLike": {"s3:prefix": ["production/*"]}}
+    for place in places_of_tables():
+        assert allows(by_prefix, "s3:ListBucket", f"{place}/")
+        assert allows(by_prefix, "s3:GetObject", f"{place}/a.json")
+        assert answer_of_missing(by_prefix, f"{place}/a.json") == 403
+    assert not allows(by_prefix, "s3:ListBucket", SETTINGS.lake.rsplit("/", 1)[0] + "/other/")
+
+
 def test_the_pipeline_only_reads_its_source_and_nothing_else() -> None:
     source = SETTINGS.stage.source.replace("*", "a")
     assert allows(PIPELINE, "s3:GetObject", source)
@@ -199,18 +245,20 @@ def test_the_pipeline_only_reads_its_source_and_nothing_else() -> None:
         assert not allows(PIPELINE, action, source)
     bucket = SETTINGS.lake.rsplit("/", 1)[0]
     for beside in (f"{bucket}/other/a", f"{bucket}/production-2/a", "s3://elsewhere/production/a"):
-        for action in sorted(DELTALAKE):
+        for action in sorted(DELTALAKE - {"s3:ListBucket"}):
             assert not allows(PIPELINE, action, beside), (action, beside)
-    assert not allows(PIPELINE, "s3:ListBucket", bucket + "/")
+    assert not allows(PIPELINE, "s3:ListBucket", "s3://elsewhere/production/")
+    # Listed as a whole: the lake's bucket has to be its own.
+    assert bucket.split("/")[2] != source.split("/")[2]
 
 
 def test_readers_read_the_tables_and_write_nothing() -> None:
     lake = Lake(SETTINGS.lake)
-    for place in (lake.dataset("d", "images"), lake.model("m", "embeddings"), lake.catalog("runs")):
+    for place in places_of_tables():
         assert allows(READERS, "s3:GetObject", f"{place}/_delta_log/0.json")
         assert allows(READERS, "s3:ListBucket", f"{place}/_delta_log/")
     given = {action for each in READERS["Statement"] for action in listed(each["Action"])}
     assert given == {"s3:GetObject", "s3:ListBucket"}
     for hidden in (lake.units("j"), lake.run("r"), SETTINGS.stage.source):
         assert not allows(READERS, "s3:GetObject", f"{hidden}/a")
-        assert not allows(READERS, "s3:ListBucket", f"{hidden}/")
+    assert not allows(READERS, "s3:ListBucket", SETTINGS.stage.source.rsplit("/", 1)[0] + "/")
