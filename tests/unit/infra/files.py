@@ -13,7 +13,9 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[3]
 INFRA = ROOT / "infra"
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+_PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = _PYPROJECT["project"]
+PACKAGES = _PYPROJECT["tool"]["setuptools"]["packages"]
 VERSION = PROJECT["version"]
 OURS = "registry.example/latentlake"
 TARGETS = ("cpu", "cuda", "aws")

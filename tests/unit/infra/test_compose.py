@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shutil
@@ -14,7 +15,7 @@ import yaml
 
 from jobs.nightly_config import load_nightly
 from tests.s3_server import WEED
-from tests.unit.infra.files import INFRA, OURS, document, walk
+from tests.unit.infra.files import INFRA, OURS, PACKAGES, ROOT, document, walk
 from tests.unit.infra.told import words_of
 
 FILE = INFRA / "compose.yaml"
@@ -24,6 +25,7 @@ KEYS = {
     "image", "restart", "environment", "volumes", "healthcheck", "entrypoint", "command", "init",
     "depends_on", "ports", "stop_grace_period", "profiles", "shm_size", "deploy", "secrets",
 }  # fmt: skip
+DEFAULTS = {"RAY_WORKER_CPUS": "2"}  # what is no secret
 
 
 def variables(text: str) -> set[str]:
@@ -45,10 +47,18 @@ def test_env_example_has_every_variable_and_no_other() -> None:
     assert all(f"{name}:" in told or f"{name}," in told for name in names), "not explained"
 
 
-def test_every_variable_is_required() -> None:
+def test_every_variable_is_required_or_has_a_default_that_is_told() -> None:
+    told = (INFRA / "env.example").read_text()
     for keys, value in walk(COMPOSE):
         for given in re.findall(r"\$\{[^}]*\}?", value) if isinstance(value, str) else ():
-            assert re.fullmatch(r"\$\{[A-Z_0-9]+:\?[^}]+\}", given), (keys, given)
+            name = re.split(r"\W", given[2:])[0]
+            if name in DEFAULTS:
+                assert given == f"${{{name}:-{DEFAULTS[name]}}}", keys
+                assert re.search(
+                    rf"^# {name}: .*\b{DEFAULTS[name]} where it is left empty", told, re.M
+                )
+            else:
+                assert re.fullmatch(r"\$\{[A-Z_0-9]+:\?[^}]+\}", given), (keys, given)
 
 
 def test_services_have_known_keys() -> None:
@@ -134,6 +144,25 @@ def test_ray_has_shared_memory_and_a_token_everywhere() -> None:
     assert f"--port={port}" in words_of(SERVICES[host])
 
 
+def test_ray_workers_of_one_machine_take_no_more_than_their_share_of_its_cpus() -> None:
+    """Without the option each of them has all of the machine's."""
+    (given,) = [w for w in SERVICES["ray-worker"]["command"] if w.startswith("--num-cpus=")]
+    assert given.removeprefix("--num-cpus=") == "${RAY_WORKER_CPUS:-2}"
+    assert "--num-cpus=2" in words_of(SERVICES["ray-worker"])
+    assert "RAY_WORKER_CPUS" in (ROOT / "docs" / "clusters.md").read_text()
+
+
+def test_deploy_calls_what_is_in_the_image() -> None:
+    """Beside the commands of test_commands.py; on a real server: test_compose_deploy.py."""
+    (script,) = SERVICES["deploy"]["command"]
+    ((module, name, called),) = re.findall(
+        r"^python -c 'from (\S+) import (\w+); (\w+)\(\)'$", script, re.M
+    )
+    assert callable(getattr(importlib.import_module(module), name))
+    assert called == name
+    assert module.split(".")[0] in PACKAGES
+
+
 def test_all_of_ours_is_one_image() -> None:
     names = ("prefect-server", "prefect-worker", "deploy", "ray-head", "ray-worker")
     assert {SERVICES[name]["image"] for name in names} == {COMPOSE["x-image"]}
@@ -197,6 +226,6 @@ def test_docker_compose_reads_it(tmp_path: Path) -> None:
     done = config(dict.fromkeys(names_of_example(), "x"))
     assert done.returncode == 0, done.stderr
     assert set(yaml.safe_load(done.stdout)["services"]) >= set(SERVICES) - {"deploy"}
-    for name in names_of_example():
+    for name in set(names_of_example()) - set(DEFAULTS):
         without = config({other: "x" for other in names_of_example() if other != name})
         assert without.returncode != 0, name

@@ -26,11 +26,11 @@ def commands() -> list[tuple[str, list[str]]]:
 
 
 def words_of(container: dict[str, Any]) -> list[str]:
-    """What a container runs, entrypoint and all."""
+    """What a container runs, entrypoint and all; variables of compose as they are by default."""
     words: list[str] = []
     for part in (container.get(key) for key in ("entrypoint", "command", "args")):
         words += shlex.split(part) if isinstance(part, str) else [str(w) for w in part or []]
-    return words
+    return [re.sub(r"\$\{[A-Z_0-9]+:-([^}]*)\}", r"\1", word) for word in words]
 
 
 def _ran(path: Path) -> Iterator[list[str]]:
