@@ -229,14 +229,19 @@ def test_the_workers_secrets_are_references() -> None:
     # KubeRay puts the token into a Secret of the cluster's name.
     token = env["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"]
     assert token == {"name": cluster["metadata"]["name"], "key": "auth_token"}
-    made = "create secret generic latentlake-prefect --from-file=api-key="
-    assert env["PREFECT_API_KEY"]["valueFrom"]["secretKeyRef"]["name"] in made
+    # A server of one's own asks for Basic; a key is sent as Bearer, which it refuses.
+    made = "create secret generic latentlake-prefect --from-env-file=FILE"
+    auth = env["PREFECT_API_AUTH_STRING"]["valueFrom"]["secretKeyRef"]
+    assert auth["name"] in made
+    assert "PREFECT_API_KEY" not in env
     for page in (
         INFRA / "README.md",
         ROOT / "docs" / "clusters.md",
         FOLDER / "prefect-worker.yaml",
     ):
         assert made in page.read_text()
+    for page in (ROOT / "docs" / "clusters.md", FOLDER / "prefect-worker.yaml"):
+        assert f"{auth['key']}=USER:PASSWORD" in page.read_text()
 
 
 def test_labels_select_the_pods_of_the_deployment() -> None:
