@@ -22,6 +22,7 @@ import fsspec
 
 from jobs.draft import Draft
 from jobs.errors import AlreadyThere, InputError, LatentlakeError, Refused, StorageError
+from jobs.uris import refuse_credentials
 
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 15
@@ -37,6 +38,7 @@ T = TypeVar("T")
 
 def resolve_source(uri: str) -> str:
     """Like `resolve_uri`, for what is only read: also the object stores that fsspec reaches."""
+    refuse_credentials(uri)
     scheme, mark, _ = uri.partition("://")
     if not mark or scheme in SCHEMES:
         return resolve_uri(uri)
@@ -53,7 +55,11 @@ def resolve_source(uri: str) -> str:
 
 
 def resolve_uri(uri: str) -> str:
-    """An absolute URI without a trailing slash; plain paths become `file:///…`."""
+    """An absolute URI without a trailing slash; plain paths become `file:///…`.
+
+    Raises InputError for one that cannot be used, or that has credentials in it.
+    """
+    refuse_credentials(uri)
     scheme = urlsplit(uri).scheme
     if scheme == "" or len(scheme) == 1:
         return Path(uri).expanduser().absolute().as_uri().rstrip("/")

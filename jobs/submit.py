@@ -23,6 +23,7 @@ from jobs.lake import valid_name
 from jobs.storage import resolve_uri
 from jobs.submitted import VERSION, WORK, version
 from jobs.units import digest
+from jobs.uris import refuse_credentials
 from jobs.wire import Heard
 from jobs.work import Work
 
@@ -76,7 +77,10 @@ def _for_elsewhere(work: Work) -> Work:
         if (name := work.settings.get(kind)) is not None:
             valid_name(kind, name.partition("@")[0])
     source = work.settings.get("source")
-    if source is None or "://" in source:
+    if source is None:
+        return work
+    if "://" in source:
+        refuse_credentials(source)  # the cluster shows the settings of its jobs
         return work
     return work.model_copy(update={"settings": work.settings | {"source": resolve_uri(source)}})
 

@@ -1,0 +1,97 @@
+"""No credential is part of a URI: not of a flow's parameter, a config, or a command line."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from jobs.config import RaySettings, StageSettings
+from jobs.errors import InputError
+from jobs.settings import load_yaml
+from jobs.storage import resolve_source, resolve_uri
+from jobs.submit import run_on_cluster
+from jobs.uris import refuse_credentials
+from jobs.work import Work
+from tests.helpers import run_cli
+
+WITH_A_SECRET = [
+    "s3://AKEY:HUSH@bucket/p",
+    "s3://AKEY:HU/SH+x@bucket/p",  # as secrets of AWS are
+    "s3://AKEY:HU/SH@bucket",
+    "S3://AKEY:HUSH@bucket/p",
+    " s3://AKEY:HUSH@bucket/p",
+    "s3://AKEY@bucket/p",
+    "https://someone:HUSH@host/a.tar",
+    "https://HUSH@host:8443?x=1",
+    "ftp://someone:HUSH@host/a",
+    "abfs://container:HUSH@account.dfs.core.windows.net/p",
+]
+WITHOUT = [
+    "s3://bucket/some:one@home/a?b#c@d",
+    "s3://arn:aws:s3:eu-central-1:111122223333:accesspoint:name/p",
+    "https://host:8443/a@b.tar",
+    "https://host?at=@",
+    "abfs://container@account.dfs.core.windows.net/p",
+    "hf://datasets/who/what@main/a.parquet",
+    "file:///home/a:b@c/x",
+    "a:b@c/x",
+    "/data/a@b",
+]
+
+
+def secrets_in(text: str) -> list[str]:
+    return [word for word in ("HUSH", "HU/", "SH+", "AKEY", "someone") if word in text]
+
+
+@pytest.mark.parametrize("ask", [resolve_uri, resolve_source, refuse_credentials])
+@pytest.mark.parametrize("uri", WITH_A_SECRET)
+def test_a_uri_with_a_secret_is_refused_and_not_repeated(
+    uri: str, ask: Callable[[str], Any]
+) -> None:
+    with pytest.raises(InputError, match=r"environment .*profile") as refused:
+        ask(uri)
+    told = "".join(traceback.format_exception_only(refused.value))
+    assert secrets_in(told) == []
+    assert refused.value.__cause__ is refused.value.__context__ is None
+
+
+@pytest.mark.parametrize("uri", WITHOUT)
+def test_other_signs_are_no_secrets(uri: str) -> None:
+    refuse_credentials(uri)
+
+
+def test_a_config_is_not_read_from_one() -> None:
+    with pytest.raises(InputError, match="profile") as refused:
+        load_yaml(WITH_A_SECRET[0])
+    assert secrets_in(str(refused.value)) == []
+
+
+def test_a_source_with_one_is_not_sent_to_a_cluster() -> None:
+    far = RaySettings(address="http://127.0.0.1:9")
+    staged = StageSettings(source=WITH_A_SECRET[0], dataset="d")
+    with pytest.raises(InputError, match="profile"):
+        run_on_cluster(Work.of(staged, "s3://b/lake", "2026-01-01", far))
+
+
+def test_the_command_line_says_so() -> None:
+    refused = run_cli("list", "--lake", WITH_A_SECRET[0])
+    assert refused.code == 2
+    assert "AWS_PROFILE" in refused.err
+    assert secrets_in(refused.err + refused.out) == []
+    assert "Traceback" not in refused.err
+
+
+def test_a_flows_parameter_with_one_is_refused(tmp_path) -> None:
+    from flows.opened import opened
+
+    config = tmp_path / "n.yaml"
+    config.write_text(
+        "stage: {source: a, dataset: d}\ntrain: {dataset: d, model: d}\n"
+        "embed: {dataset: d, model: d}\n"
+    )
+    with pytest.raises(InputError, match="profile") as refused:
+        opened(str(config), None, WITH_A_SECRET[0])
+    assert secrets_in(str(refused.value)) == []
