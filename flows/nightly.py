@@ -9,7 +9,7 @@ prepare_prefect()
 from prefect import flow  # noqa: E402
 
 from flows import tasks  # noqa: E402
-from flows.opened import Night, named, opened  # noqa: E402
+from flows.opened import Night, Uri, named, opened  # noqa: E402
 from flows.shown import OF_FLOWS  # noqa: E402
 from flows.steps import Steps  # noqa: E402
 from jobs.job_report import JobReport  # noqa: E402
@@ -18,10 +18,10 @@ from jobs.retrain import reason_to_train  # noqa: E402
 
 @flow(name="nightly", flow_run_name=named("nightly"), **OF_FLOWS)
 def nightly(
-    config: str,
+    config: Uri,
     night: Night | None = None,
     retrain: bool = False,
-    lake: str | None = None,
+    lake: Uri | None = None,
 ) -> list[JobReport]:
     """Stages what is new, trains where it is time to, evaluates, embeds, looks for drift, reports.
 

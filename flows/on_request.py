@@ -13,7 +13,7 @@ prepare_prefect()
 from prefect import flow  # noqa: E402
 
 from flows import tasks  # noqa: E402
-from flows.opened import Night, named, opened  # noqa: E402
+from flows.opened import Night, Uri, named, opened  # noqa: E402
 from flows.shown import OF_FLOWS  # noqa: E402
 from flows.steps import Steps  # noqa: E402
 from jobs.config import MaintainSettings  # noqa: E402
@@ -23,10 +23,10 @@ from jobs.settings import build  # noqa: E402
 
 @flow(name="train", flow_run_name=named("train"), **OF_FLOWS)
 def train(
-    config: str,
+    config: Uri,
     night: Night | None = None,
     promote: bool = True,
-    lake: str | None = None,
+    lake: Uri | None = None,
 ) -> list[JobReport]:
     """Trains on the dataset as it is now.
 
@@ -44,9 +44,9 @@ def train(
 
 @flow(name="embed", flow_run_name=named("embed"), **OF_FLOWS)
 def embed(
-    config: str,
+    config: Uri,
     night: Night | None = None,
-    lake: str | None = None,
+    lake: Uri | None = None,
 ) -> list[JobReport]:
     """Embeds what the champion has not seen yet.
 
@@ -63,12 +63,12 @@ def embed(
 
 @flow(name="backfill", flow_run_name=named("backfill"), **OF_FLOWS)
 def backfill(
-    config: str,
+    config: Uri,
     since: Night | None = None,
     until: Night | None = None,
     model: str | None = None,
     night: Night | None = None,
-    lake: str | None = None,
+    lake: Uri | None = None,
 ) -> list[JobReport]:
     """Embeds history: images of a range of nights, or all, by a model version.
 
@@ -92,10 +92,10 @@ def backfill(
 
 @flow(name="maintain", flow_run_name=named("maintain"), **OF_FLOWS)
 def maintain(
-    config: str,
+    config: Uri,
     keep_days: Annotated[float, Field(ge=0, le=3650)] = 7.0,
     night: Night | None = None,
-    lake: str | None = None,
+    lake: Uri | None = None,
 ) -> dict[str, Any]:
     """Merges small shards and removes files that nothing needs any more.
 

@@ -27,6 +27,10 @@ from jobs.storage import resolve_uri  # noqa: E402
 _DATE = r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])$"
 Night = Annotated[dt.date, Field(json_schema_extra={"pattern": _DATE})]
 
+# Nor a key and its secret in front of a bucket: what a form takes is kept and shown.
+_NO_CREDENTIAL = r"^(?![sS]3://(?!arn:)[^/]*[@:])(?!https?://[^/]*@)"
+Uri = Annotated[str, Field(json_schema_extra={"pattern": _NO_CREDENTIAL})]
+
 
 @dataclasses.dataclass(frozen=True)
 class Opened:

@@ -25,7 +25,7 @@ from tests.s3_server import WEED, running_server
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 NIGHT = "2026-01-01"
-IMAGES = 16000  # so that each host has some seconds of embedding to do
+IMAGES = 10000  # so that each host has some seconds of embedding to do
 # A host is missed after some 15 s; a busy machine is none that is lost.
 WATCHFUL = {
     "RAY_health_check_initial_delay_ms": "20000",
