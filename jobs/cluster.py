@@ -83,7 +83,7 @@ def _connect(settings: RaySettings) -> None:
 def still(settings: RaySettings, workers: int | None) -> int:
     """How many of a running job's workers can go on: nodes may have gone since it began.
 
-    Raises InputError where not even one can.
+    Raises ClusterError where not even one can.
     """
     _wait_for_cpus(1, settings)
     total = int(ray.cluster_resources().get("CPU", 1))
@@ -135,7 +135,7 @@ def _poll_for_cpus(workers: int, settings: RaySettings, deadline: float) -> None
         total = int(ray.cluster_resources().get("CPU", 0))
         if workers <= free:
             return
-        hopeless = workers > total and not settings.autoscaling
+        hopeless = workers > total > 0 and not settings.autoscaling
         if hopeless or time.monotonic() > deadline:
             # One that others keep busy, or that is slow to grow, may have room the next time.
             raise (InputError if hopeless else ClusterError)(

@@ -7,7 +7,7 @@ import pytest
 
 from jobs import cluster
 from jobs.config import RaySettings
-from jobs.errors import InputError
+from jobs.errors import ClusterError, InputError
 
 
 def test_an_autoscaling_cluster_is_asked_for_cpus_and_waited_for(monkeypatch) -> None:
@@ -37,9 +37,21 @@ def test_an_autoscaling_cluster_that_does_not_grow_is_given_up(monkeypatch) -> N
     monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"CPU": 1.0})
     monkeypatch.setattr(cluster.ray, "is_initialized", lambda: True)
     started = time.monotonic()
-    with pytest.raises(InputError, match="4 workers asked for"):
+    with pytest.raises(ClusterError, match="4 workers asked for"):
         cluster.ensure(RaySettings(autoscaling=True, resource_timeout_s=1), 4)
     assert 1.0 <= time.monotonic() - started < 5.0
+
+
+def test_cpus_that_others_use_may_be_free_the_next_time(monkeypatch) -> None:
+    """More than there are is a mistake; more than are free now is a fault that passes."""
+    monkeypatch.setattr(cluster.ray, "available_resources", lambda: {"CPU": 1.0})
+    monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"CPU": 4.0})
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(cluster, "GRACE_S", 0.0)
+    with pytest.raises(ClusterError, match=r"4 workers asked for.*1 of them free"):
+        cluster.ensure(RaySettings(), 4)
+    with pytest.raises(InputError, match="5 workers asked for"):
+        cluster.ensure(RaySettings(), 5)
 
 
 def test_without_a_number_the_free_cpus_are_used(monkeypatch) -> None:
@@ -76,5 +88,5 @@ def test_a_job_that_has_begun_goes_on_with_what_nodes_are_left(monkeypatch, capl
     assert cluster.still(RaySettings(), None) == 1
     cpus["now"] = 0.0
     monkeypatch.setattr(cluster, "GRACE_S", 0.0)
-    with pytest.raises(InputError, match="1 workers asked for"):
+    with pytest.raises(ClusterError, match="1 workers asked for"):
         cluster.still(RaySettings(), 2)
