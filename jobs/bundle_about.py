@@ -14,6 +14,8 @@ from jobs.storage import exists, join, read_if_there
 from jobs.units import digest
 
 FORMAT = 1
+# Of every model.json: the bundle cannot be read without them.
+PARTS = {"files", "config", "data", "scoring", "decision_score", "metrics"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,6 +99,12 @@ def read_about(lake: Lake, model: str, model_version: str) -> dict[str, Any]:
         about = json.loads(data)
     except ValueError as error:
         raise InputError(f"{folder}/model.json is broken ({error}); train it again") from error
-    if about["format"] > FORMAT:
+    written = about.get("format") if isinstance(about, dict) else None
+    if isinstance(written, int) and written > FORMAT:
         raise InputError(f"{folder} was written by a newer latentlake; upgrade this one")
+    if not isinstance(written, int) or not about.keys() >= PARTS:
+        raise InputError(
+            f"{folder} holds no complete bundle: model.json is JSON, but not that of a bundle; "
+            "train it again"
+        )
     return about

@@ -24,6 +24,10 @@ ABOUT = {
     "format": 1,
     "data": {"dataset": "d", "images_version": 1},
     "config": {"likelihood": {"kind": "gaussian"}},
+    "files": {},
+    "scoring": {},
+    "metrics": {},
+    "decision_score": "neg_elbo",
 }
 
 

@@ -54,6 +54,17 @@ def test_a_bundle_that_says_half_of_what_it_is(trained: Lake) -> None:
     refused(trained, "model.json is broken")
 
 
+@pytest.mark.parametrize("text", ["[]", "{}", '{"format": 1}', '{"format": "one"}', '"no"'])
+def test_a_bundle_whose_json_is_not_ours(trained: Lake, text: str) -> None:
+    (bundle_folder(trained) / "model.json").write_text(text)
+    refused(trained, "holds no complete bundle: model.json is JSON, but not that of a bundle")
+
+
+def test_a_bundle_of_a_newer_release(trained: Lake) -> None:
+    (bundle_folder(trained) / "model.json").write_text('{"format": 99}')
+    refused(trained, "was written by a newer latentlake")
+
+
 def test_an_alias_that_points_nowhere(trained: Lake) -> None:
     shutil.rmtree(bundle_folder(trained))
     refused(trained, "holds no complete bundle: model.json is missing")
