@@ -60,6 +60,13 @@ def codes(latent_dim: int) -> list[pa.Field]:
     ]
 
 
+def dimension_of(schema: pa.Schema) -> int | None:
+    """Of the embeddings in a table; None where that is not told."""
+    place = schema.get_field_index("embedding")
+    told = (schema.field(place).metadata or {}).get(b"dimension") if place >= 0 else None
+    return int(told) if told is not None else None
+
+
 def scores() -> list[pa.Field]:
     return [
         column(name, pa.float64(), info.meaning, unit=info.unit, anomalous=info.anomalous)

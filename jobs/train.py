@@ -10,6 +10,7 @@ from typing import Any
 
 from jobs import alias_history, catalog
 from jobs.bundle_about import is_there
+from jobs.columns import dimension_of
 from jobs.config import RaySettings, TrainSettings
 from jobs.errors import InputError, JobError
 from jobs.job import Job
@@ -17,7 +18,7 @@ from jobs.lake import Lake, valid_name
 from jobs.records import load_completions, save_completion
 from jobs.schema import ALIASES, PREPROCESSING, image_shape_of
 from jobs.storage import delete_tree, join
-from jobs.tables import Snapshot, Table
+from jobs.tables import Snapshot, Table, open_snapshot
 from jobs.units import Completion, Plan, Settled, Unit, digest
 
 OWN = {"workers", "run"}  # settings that an unfinished training takes from whoever finishes it
@@ -115,6 +116,7 @@ class TrainJob(Job):
             return []
         if not done:
             _require_splits(images, settings.dataset)
+            self._require_room()
         inputs = {
             "version": version,
             "alias": settings.alias,
@@ -123,6 +125,22 @@ class TrainJob(Job):
             "moves": catalog.alias_moves(self.lake, self.target, settings.alias),
         }
         return [Unit.of(version, inputs)]
+
+    def _require_room(self) -> None:
+        """Raises InputError where no table of the model could take the new bundle's codes.
+
+        Told now, not by embed or evaluate when the training is paid for.
+        """
+        latent_dim = self.settings.latent_dim
+        for table in ("embeddings", "evaluated"):
+            held = open_snapshot(self.lake.model(self.target, table))
+            dimension = dimension_of(held.schema) if held is not None else None
+            if dimension not in (None, latent_dim):
+                what = "embeddings" if table == "embeddings" else "an evaluation"
+                raise InputError(
+                    f"model {self.target!r} has {what} of {dimension} latent dimensions, these "
+                    f"settings have {latent_dim}: use another model name"
+                )
 
     def idle(self, plan: Plan) -> tuple[str, dict[str, Any]]:
         """A finished fingerprint is not trained twice."""

@@ -128,7 +128,8 @@ def test_a_champion_that_does_not_exist_yet_is_told(trained: Lake) -> None:
         rows_of(trained, dataset="x")
 
 
-def test_another_latent_size_is_refused_before_any_work(judged: Lake) -> None:
-    job.run(InlineTrain(judged, latent_dim=6, alias="wide"))
+def test_another_latent_size_is_refused_before_any_work(trained: Lake) -> None:
+    job.run(InlineTrain(trained, latent_dim=6, alias="wide"))
+    job.run(InlineEvaluate(trained))
     with pytest.raises(InputError, match="'embedding' has dimension 4 in the table, 6 in this run"):
-        InlineEvaluate(judged, model="m@wide").plan()
+        InlineEvaluate(trained, model="m@wide").plan()

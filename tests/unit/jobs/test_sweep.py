@@ -7,10 +7,14 @@ from collections import Counter
 
 import pytest
 
+from jobs import job
+from jobs.config import RaySettings
 from jobs.errors import InputError
+from jobs.lake import Lake
 from jobs.settings import build
-from jobs.sweep import draw
+from jobs.sweep import draw, sweep
 from jobs.sweep_config import SweepSettings
+from tests.inline import NIGHT, InlineEmbed
 
 TRAIN = {"dataset": "d", "model": "m", "epochs": 4}
 
@@ -73,3 +77,25 @@ def test_a_draw_is_in_the_settings_of_its_trial() -> None:
 def test_mistakes_are_told(search: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         drawn(search, trials=3)
+
+
+def test_a_sweep_tries_latent_sizes_only_where_a_table_could_take_them(
+    trained: Lake, monkeypatch
+) -> None:
+    class Begun(Exception):
+        pass
+
+    def run_trials(*_arguments) -> None:
+        raise Begun
+
+    monkeypatch.setattr("jobs.sweep_launch.run_trials", run_trials)
+    asked = {
+        "train": {"dataset": "d", "model": "m", "epochs": 1},
+        "search": {"latent_dim": {"choice": [4, 8]}},
+    }
+    settings = SweepSettings.model_validate(asked)
+    with pytest.raises(Begun):
+        sweep(trained, settings, NIGHT, RaySettings())
+    job.run(InlineEmbed(trained))
+    with pytest.raises(InputError, match="these settings have 8: use another model name"):
+        sweep(trained, settings, NIGHT, RaySettings())

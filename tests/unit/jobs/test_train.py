@@ -20,7 +20,7 @@ from jobs.storage import local_path
 from jobs.telemetry import BadStep, Telemetry
 from jobs.training import Training
 from tests.helpers import write_source
-from tests.inline import InlineStage, InlineTrain
+from tests.inline import InlineEmbed, InlineEvaluate, InlineStage, InlineTrain
 
 
 def weights(lake: Lake) -> dict[str, torch.Tensor]:
@@ -290,3 +290,23 @@ def test_damaged_bundles_are_refused(trained: Lake) -> None:
     (folder / "model.json").unlink()
     with pytest.raises(InputError, match="no complete bundle"):
         bundle.load(trained, model, version)
+
+
+@pytest.mark.parametrize("table", ["embeddings", "evaluated"])
+def test_another_latent_size_is_refused_before_it_is_trained(trained: Lake, table: str) -> None:
+    """No table of the model would take its codes."""
+    is_embedded = table == "embeddings"
+    early = InlineTrain(trained, latent_dim=6, alias="early")
+    job.run(early)  # nothing is there yet
+    job.run(InlineEmbed(trained) if is_embedded else InlineEvaluate(trained))
+    what = "embeddings" if is_embedded else "an evaluation"
+    told = (
+        f"model 'm' has {what} of 4 latent dimensions, these settings have 8: use another model "
+        "name"
+    )
+    with pytest.raises(InputError, match=told):
+        InlineTrain(trained, latent_dim=8).plan()
+    assert InlineTrain(trained, latent_dim=4, seed=3).plan().units
+    assert InlineTrain(trained, latent_dim=8, model="n").plan().units
+    # What is trained already may still get an alias.
+    assert InlineTrain(trained, latent_dim=6, alias="late").plan().units
