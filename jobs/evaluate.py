@@ -27,7 +27,7 @@ from jobs.storage import create_or_keep, join
 from jobs.tables import Snapshot, Table, open_snapshot
 from jobs.units import Completion, Plan, Settled, Unit, digest, total_counts
 
-LAYOUT = 1  # raised when the same bundle and images would come out otherwise
+LAYOUT = 2  # raised when the same bundle and images would come out otherwise
 TEST_ROWS = 1024  # images a unit: each is decoded once a posterior sample
 TRAIN_ROWS = 8192  # which are only encoded
 LABEL = "label"  # column for the probe where none is named

@@ -12,7 +12,7 @@ import torch
 from jobs import bundle as bundles
 from jobs.evaluate_probe import Labels, probe_right
 from jobs.split import pixels_of
-from jobs.split_sample import read_pieces
+from jobs.split_sample import read_pieces, sample_of
 from jobs.tables import Snapshot
 from vae_core.memorisation import copying, nearest_distance
 from vae_core.pca import PrincipalAxes
@@ -36,7 +36,7 @@ class PixelRows:
         cls, images: Snapshot, parts: pa.Table, image_shape: tuple[int, int, int]
     ) -> PixelRows:
         """parts: sorted by id. As many of them as PIXEL_BYTES have room for."""
-        count = min(len(parts), max(50, PIXEL_BYTES // int(np.prod(image_shape))))
+        count = min(len(parts), _room(image_shape))
         wanted = parts.select(["image_id", "shard", "row"]).slice(0, count)
         places = {image_id: n for n, image_id in enumerate(wanted["image_id"].to_pylist())}
         pixels = np.zeros((count, int(np.prod(image_shape))), np.uint8)
@@ -49,6 +49,22 @@ class PixelRows:
             at = [places[image_id] for image_id in rows["image_id"].to_pylist()]
             pixels[at] = pixels_of(rows["image"], image_shape).reshape(len(at), -1)
         return cls(torch.from_numpy(pixels).float().div_(255.0))
+
+    @classmethod
+    def of_split(
+        cls, images: Snapshot, split: str, most: int, image_shape: tuple[int, int, int]
+    ) -> PixelRows:
+        """The first images of a split, at most `most` of them, and as many as there is room for."""
+        pieces = sample_of(images, split, min(most, _room(image_shape))).pieces
+        ids = pa.schema([images.schema.field("image_id")])
+        rows = list(read_pieces(images.uri, pieces, ids))
+        if not rows:
+            return cls(torch.zeros(0, int(np.prod(image_shape))))
+        return cls.read(images, pa.concat_tables(rows).sort_by("image_id"), image_shape)
+
+
+def _room(image_shape: tuple[int, int, int]) -> int:
+    return max(50, PIXEL_BYTES // int(np.prod(image_shape)))
 
 
 def pca_right(
@@ -72,7 +88,7 @@ def pca_right(
 class Nearest:
     """Distances to the nearest training image, of test images and of samples of the model.
 
-    z: of copying, see vae_core.memorisation.
+    z: of copying, see vae_core.memorisation; NaN without held-out images.
     """
 
     heldout_M: np.ndarray
@@ -81,16 +97,25 @@ class Nearest:
 
 
 def nearest_to_training(
-    bundle: bundles.Bundle, train: PixelRows, test: PixelRows, seed: int
+    bundle: bundles.Bundle, train: PixelRows, heldout: PixelRows, seed: int
 ) -> Nearest:
-    """Euclidean, over pixel values in [0, 1]; the first test images by id."""
+    """Euclidean, over pixel values in [0, 1].
+
+    heldout: of the test split of the very snapshot that the model was trained on. Images from
+    elsewhere, or of a later night, would be told from training images for what they are: a sound
+    model would look like a copier. None where there are none.
+    """
     model, generator = bundle.network(), torch.Generator().manual_seed(seed)
-    heldout_MP, drawn = test.x_NP[:HELD_AGAINST], []
+    drawn = []
     with torch.no_grad():
         for _ in range(math.ceil(HELD_AGAINST / SAMPLED_AT_ONCE)):
             shown = model.sample(SAMPLED_AT_ONCE, generator, bundle.moments)
             # Staged pixels have their values one after the other.
             drawn.append(shown.permute(0, 2, 3, 1).flatten(1))
-        found = copying(torch.cat(drawn)[:HELD_AGAINST], train.x_NP, heldout_MP)
-        heldout_M = nearest_distance(heldout_MP, train.x_NP).double().numpy()
+        samples_SP = torch.cat(drawn)[:HELD_AGAINST]
+        if not len(heldout):
+            to_train_S = nearest_distance(samples_SP, train.x_NP).double().numpy()
+            return Nearest(np.zeros(0), to_train_S, math.nan)
+        found = copying(samples_SP, train.x_NP, heldout.x_NP)
+        heldout_M = nearest_distance(heldout.x_NP, train.x_NP).double().numpy()
     return Nearest(heldout_M, found.distances_S, found.z)

@@ -16,21 +16,28 @@ import torch
 from jobs import bundle as bundles
 from jobs import catalog
 from jobs.evaluate_parts import floats, read_parts, vectors
-from jobs.evaluate_pixels import Nearest, PixelRows, nearest_to_training, pca_right
+from jobs.evaluate_pixels import (
+    HELD_AGAINST,
+    Nearest,
+    PixelRows,
+    nearest_to_training,
+    pca_right,
+)
 from jobs.evaluate_probe import Labels, probe_problem, probe_right
-from jobs.evaluations import MEANS, METRICS, ordered
+from jobs.evaluations import MEANS, METRICS, few_note, ordered
 from jobs.judgements import EVALUATIONS, evaluated_spec
 from jobs.lake import Lake
 from jobs.schema import MODEL_PARTITION
 from jobs.shards import write_shard
+from jobs.tables import Snapshot
 from jobs.units import Completion, JobContext, Unit
 from vae_core.aggregate import AggregateFit, active_units, aggregate_kl, kl_dimensions
-from vae_core.bootstrap import Interval, Statistic, intervals, mean, median
+from vae_core.bootstrap import Interval, Statistic, interval_of_two, intervals, mean, median
+from vae_core.conformal import share_below
 from vae_core.kolmogorov import ks_two_sample
 from vae_core.ranking import Ranking
 from vae_core.score_names import DISCRETE, scores_of
 
-FEW = 50  # test images; intervals of fewer are not to be relied on
 CALIBRATED = 0.05  # the p-value below which a share of normal images is looked for
 NO_PRIOR = "a deterministic posterior has no prior"
 READ_Z = (
@@ -117,7 +124,9 @@ class Summary:
                 rows += [self._row((key[0], str(d)), one, count) for d, one in each]
             else:
                 rows.append(self._row(key, found[key], count))
-        return ordered([*rows, *self._of_samples(drawn), *self._calibration(), *self._absent()])
+        return ordered(
+            [*rows, *self._of_samples(drawn), *self._calibration(drawn), *self._absent()]
+        )
 
     def _row(
         self,
@@ -134,10 +143,7 @@ class Summary:
             known = self.settings["rule"]["confidence"] if low is not None else None
             ends = {"low": low, "high": high, "confidence": known}
             value = float(value.value)
-            if len(self.test) < FEW:
-                notes.append(
-                    f"{len(self.test)} test images: intervals of fewer than {FEW} are too narrow"
-                )
+            notes.append(few_note(images) if images is not None else None)
         return {
             "metric": metric,
             "of": of,
@@ -158,8 +164,8 @@ class Summary:
         if metric == "aggregate_posterior_kl":
             return f"too large by about {self._aggregate.bias:.2g}, being of few images"
         if metric == "probe_accuracy_pca":
-            dim = min(self.settings["latent_dim"], *self._pixels[0].x_NP.shape)
-            return f"PCA of {dim} dimensions, of {len(self._pixels[0]):,} training images"
+            dim = min(self.settings["latent_dim"], *self._train_pixels.x_NP.shape)
+            return f"PCA of {dim} dimensions, of {len(self._train_pixels):,} training images"
         if metric == "probe_accuracy":
             return f"fitted to {len(self.train):,} training images"
         if metric == "average_precision":
@@ -184,9 +190,9 @@ class Summary:
         if right is not None:
             yield ("probe_accuracy", label), (mean(right), _count(right))
             by_pca = pca_right(
-                self._pixels[0],
+                self._train_pixels,
                 self._labels[0],
-                self._pixels[1],
+                self._read_pixels("test", self.test),
                 self._labels[1],
                 self.settings["latent_dim"],
             )
@@ -199,25 +205,25 @@ class Summary:
                 count = len(ranking.images_N)
                 yield ("auroc", score), (ranking.auroc, count)
                 yield ("average_precision", score), (ranking.average_precision, count)
-        heldout = np.full(images, np.nan)
-        heldout[: len(self._nearest.heldout_M)] = self._nearest.heldout_M
-        yield ("nearest_train_heldout", None), (median(heldout), _count(heldout))
-        p_value = floats(self.test, "p_value")
-        if not np.isnan(p_value).all():
-            below = np.where(np.isnan(p_value), np.nan, p_value <= CALIBRATED)
-            yield ("calibration_share", self._decisive), (mean(below), _count(p_value))
 
     def _of_samples(self, drawn: dict[str, Any]) -> list[dict[str, Any]]:
-        near, key = self._nearest, ("nearest_train_samples", None)
-        count = len(near.samples_S)
-        found = intervals({key: median(near.samples_S)}, count, **drawn)[key]
-        return [
-            self._row(key, found, count, BLURRED),
-            self._row(("memorisation", None), near.z, len(near.heldout_M), READ_Z),
-        ]
+        near, samples = self._nearest, ("nearest_train_samples", None)
+        heldout, z = ("nearest_train_heldout", None), ("memorisation", None)
 
-    def _calibration(self) -> list[dict[str, Any]]:
-        """Whether test images score as calibration images do; the share is among the others."""
+        def of(key: Key, distances: np.ndarray, note: str | None) -> dict[str, Any]:
+            count = len(distances)
+            found = intervals({key: median(distances)}, count, **drawn)[key]
+            return self._row(key, found, count, note)
+
+        rows = [of(samples, near.samples_S, BLURRED)]
+        problem = self._heldout_problem
+        if problem is not None:
+            return [*rows, *(self._row(key, None, note=problem) for key in (heldout, z))]
+        count = len(near.heldout_M)
+        return [*rows, of(heldout, near.heldout_M, None), self._row(z, near.z, count, READ_Z)]
+
+    def _calibration(self, drawn: dict[str, Any]) -> list[dict[str, Any]]:
+        """Whether test images score as calibration images do."""
         held = self.bundle.calibration_scores
         scores = floats(self.test, self._decisive)
         scores = scores[~np.isnan(scores)]
@@ -231,7 +237,12 @@ class Summary:
         note = f"Kolmogorov-Smirnov, against {len(held):,} calibration images"
         if self.computed != [self.bundle.about["scoring"]["compute_fingerprint"]]:
             note += "; scored otherwise than those were: on another kind of device, or torch"
-        return [self._row(key, p_value, len(scores), note)]
+        share = share_below(CALIBRATED, scores, held)
+        found = interval_of_two(share, len(scores), len(held), **drawn)
+        return [
+            self._row(key, p_value, len(scores), note),
+            self._row(("calibration_share", self._decisive), found, len(scores)),
+        ]
 
     def _absent(self) -> list[dict[str, Any]]:
         """Rows that say why there is no number."""
@@ -307,19 +318,40 @@ class Summary:
             return f"by {name!r} all test images are {which}"
         return None
 
+    def _images(self, split: str) -> Snapshot:
+        read = self.settings["read"][split]
+        return catalog.images_snapshot(self.lake, read["dataset"], read["images_version"])
+
+    def _read_pixels(self, split: str, parts: pa.Table) -> PixelRows:
+        return PixelRows.read(self._images(split), parts, self.bundle.config.image_shape)
+
     @functools.cached_property
-    def _pixels(self) -> tuple[PixelRows, PixelRows]:
-        """Of training and of test images."""
-        found = []
-        for split, parts in (("train", self.train), ("test", self.test)):
-            read = self.settings["read"][split]
-            images = catalog.images_snapshot(self.lake, read["dataset"], read["images_version"])
-            found.append(PixelRows.read(images, parts, self.bundle.config.image_shape))
-        return found[0], found[1]
+    def _train_pixels(self) -> PixelRows:
+        return self._read_pixels("train", self.train)
+
+    @functools.cached_property
+    def _heldout(self) -> PixelRows:
+        """Test images of the snapshot that the model was trained on."""
+        shape = self.bundle.config.image_shape
+        return PixelRows.of_split(self._images("train"), "test", HELD_AGAINST, shape)
+
+    @functools.cached_property
+    def _heldout_problem(self) -> str | None:
+        """Why no image can be held against the training images; None where some can."""
+        own, judged = (self.settings["read"][split]["dataset"] for split in ("train", "test"))
+        if own != judged:
+            return (
+                f"only told of {own!r}, which the model was trained on: images of {judged!r} may "
+                "differ from training images in other ways, too"
+            )
+        if not len(self._heldout):
+            return "the snapshot that the model was trained on has no test images"
+        return None
 
     @functools.cached_property
     def _nearest(self) -> Nearest:
-        return nearest_to_training(self.bundle, *self._pixels, self.settings["rule"]["seed"])
+        seed = self.settings["rule"]["seed"]
+        return nearest_to_training(self.bundle, self._train_pixels, self._heldout, seed)
 
 
 def _known(value: Any) -> float | None:

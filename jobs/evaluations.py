@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import pyarrow as pa
+
 from jobs import catalog
 from jobs.judgements import EVALUATIONS
 from jobs.lake import Lake
+from jobs.tables import Snapshot, open_snapshot
 from vae_core.score_names import DISCRETE
 
 
@@ -19,6 +22,7 @@ class Metric:
     better: str
 
 
+FEW = 50  # images; intervals of fewer are not to be relied on
 _INTENSITY = "squared intensity in [0, 1]"
 # In the order of their rows.
 METRICS: dict[str, Metric] = {
@@ -64,6 +68,36 @@ def measure_of(likelihood: dict[str, Any]) -> str:
     return "values of 256" if kind in DISCRETE else "densities"
 
 
+def few_note(images: int) -> str | None:
+    """What is said of an interval of so few images; None where they are enough."""
+    if images >= FEW:
+        return None
+    return f"{images} test images: intervals of fewer than {FEW} are too narrow"
+
+
+def evaluated(lake: Lake, model: str, version: str) -> Snapshot | None:
+    """The table of that name, as the last finished job published it; None where it has nothing of
+    the version."""
+    uri = lake.model(model, "evaluated")
+    published = catalog.published_versions(lake).get(uri.removeprefix(lake.uri + "/"))
+    held = open_snapshot(uri, published) if published is not None else None
+    return held if held is not None and held.paths({"model_version": version}) else None
+
+
+def standing(lake: Lake, model: str, version: str, dataset: str) -> list[dict[str, Any]]:
+    """Rows of the evaluation whose images `evaluated` has; none if there is none.
+
+    That is the one which was made last, of whichever images. Whoever reads images' pairs beside
+    these numbers reads one evaluation so.
+    """
+    held = evaluated(lake, model, version)
+    partition = {"model_version": version, "dataset": dataset}
+    rows = held.read(["job_id"], partition) if held is not None else None
+    if rows is None:
+        return []
+    return of_rows(lake, rows)
+
+
 def latest(
     lake: Lake, model: str, version: str, dataset: str, images_version: int | None = None
 ) -> list[dict[str, Any]]:
@@ -90,6 +124,12 @@ def of_job(lake: Lake, job_id: str) -> list[dict[str, Any]]:
     """The rows that one job published."""
     rows = catalog.catalog_rows(lake, EVALUATIONS.name)
     return ordered([row for row in rows if row["job_id"] == job_id])
+
+
+def of_rows(lake: Lake, evaluated: pa.Table) -> list[dict[str, Any]]:
+    """The rows of the job that also published these rows of `evaluated`."""
+    job_ids = evaluated["job_id"].unique().to_pylist()
+    return [row for job_id in job_ids for row in of_job(lake, job_id)]
 
 
 def ordered(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -16,6 +16,8 @@ import numpy as np
 K = TypeVar("K", bound=Hashable)
 # Counts (R, N) to values (R,) or (R, M); NaN where a resample has none.
 Statistic = Callable[[np.ndarray], np.ndarray]
+# Of two samples: counts (R, N) and (R, M) to values (R,).
+OfTwo = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 COUNTS_AT_ONCE = 1 << 21
 
@@ -60,9 +62,32 @@ def intervals(
     return found
 
 
-def _counts(images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+def interval_of_two(
+    statistic: OfTwo, first: int, second: int, *, resamples: int, confidence: float, seed: int
+) -> Interval:
+    """The statistic of two samples, of so many each, where both are drawn anew, each by itself.
+
+    For a number that would be another one with another second sample, too. Efron & Tibshirani
+    1993, section 8.3.
+    """
+    at_once = max(1, COUNTS_AT_ONCE // max(1, first, second))
+    both = zip(
+        _counts(first, resamples, seed, at_once),
+        _counts(second, resamples, [seed, 1], at_once),
+        strict=True,
+    )
+    with np.errstate(invalid="ignore", divide="ignore"):
+        drawn_R = np.concatenate([statistic(*counts) for counts in both])
+        value = statistic(np.ones((1, first)), np.ones((1, second)))[0]
+    tail = (1.0 - confidence) / 2.0
+    return Interval(np.asarray(value), *_quantiles(drawn_R, [tail, 1.0 - tail]))
+
+
+def _counts(
+    images: int, resamples: int, seed: int | list[int], at_once: int | None = None
+) -> Iterator[np.ndarray]:
     generator = np.random.default_rng(seed)
-    at_once = max(1, COUNTS_AT_ONCE // max(1, images))
+    at_once = at_once or max(1, COUNTS_AT_ONCE // max(1, images))
     for start in range(0, resamples, at_once):
         rows = min(at_once, resamples - start)
         drawn = generator.integers(0, images, (rows, images))

@@ -12,6 +12,8 @@ import math
 
 import numpy as np
 
+from vae_core.bootstrap import OfTwo
+
 
 def p_values(
     scores_N: np.ndarray, calibration_M: np.ndarray, *, leave_one_out: bool = False
@@ -30,6 +32,24 @@ def p_values(
     else:
         values = (1.0 + above_N) / (len(calibration_M) + 1.0)
     return np.where(np.isnan(scores_N), np.nan, values)
+
+
+def share_below(alpha: float, scores_N: np.ndarray, calibration_M: np.ndarray) -> OfTwo:
+    """The share of p-values that are at most alpha, of resampled scores and calibration scores.
+
+    calibration_M is sorted ascending. All p-values share the calibration scores, so that the share
+    varies with those, too: of N scores and M calibration scores it has a variance of about
+    alpha (1 - alpha) (1/N + 1/M), of which resampled scores alone see the first part.
+    """
+    places_N = np.searchsorted(calibration_M, scores_N, side="left")
+
+    def statistic(counts_RN: np.ndarray, counts_RM: np.ndarray) -> np.ndarray:
+        above_RM = np.cumsum(counts_RM[:, ::-1], axis=1)[:, ::-1]  # as high as that one, or higher
+        above_RN = np.pad(above_RM, ((0, 0), (0, 1)))[:, places_N]
+        p_RN = (1.0 + above_RN) / (len(calibration_M) + 1.0)
+        return (counts_RN * (p_RN <= alpha)).sum(axis=1) / counts_RN.sum(axis=1)
+
+    return statistic
 
 
 def q_values(p_K: np.ndarray, counts_K: np.ndarray) -> np.ndarray:

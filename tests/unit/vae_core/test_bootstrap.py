@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vae_core import bootstrap
-from vae_core.bootstrap import difference, intervals, mean, median
+from vae_core.bootstrap import difference, interval_of_two, intervals, mean, median
 
 
 def of(statistic: bootstrap.Statistic, images: int, **settings) -> bootstrap.Interval:
@@ -77,3 +77,23 @@ def test_what_no_image_has_is_nan() -> None:
     some[:, 1] = 3.0
     found = of(mean(some), 9)
     np.testing.assert_array_equal([found.low, found.high], [[np.nan, 3.0], [np.nan, 3.0]])
+
+
+def test_of_two_samples_each_is_drawn_by_itself(monkeypatch) -> None:
+    generator = np.random.default_rng(5)
+    first, second = generator.normal(size=300), generator.normal(3.0, 2.0, 80)
+
+    def gap(counts_RN: np.ndarray, counts_RM: np.ndarray) -> np.ndarray:
+        return mean(second)(counts_RM) - mean(first)(counts_RN)
+
+    told = {"resamples": 1000, "confidence": 0.95, "seed": 0}
+    found = interval_of_two(gap, 300, 80, **told)
+    assert float(found.value) == pytest.approx(second.mean() - first.mean())
+    expected = 2 * 1.96 * np.sqrt(first.var() / 300 + second.var() / 80)
+    assert float(found.high - found.low) == pytest.approx(expected, rel=0.1)
+    same = interval_of_two(lambda a, b: mean(first)(a) - mean(first)(b), 300, 300, **told)
+    assert same.high - same.low > 0.1  # the draws are not the same
+    monkeypatch.setattr(bootstrap, "COUNTS_AT_ONCE", 700)
+    few_at_once = interval_of_two(gap, 300, 80, **told)
+    assert float(few_at_once.low) == pytest.approx(float(found.low))
+    assert float(few_at_once.high) == pytest.approx(float(found.high))
