@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from flows.options import common, given, job_options, lake_of, run_job, work_of
 from jobs.judge_config import EvaluateSettings
 from jobs.settings import build
+
+if TYPE_CHECKING:
+    from jobs.compare import Comparison
 
 
 @click.command()
@@ -65,8 +68,11 @@ def compare(first: str, second: str, dataset: str | None, lake: str, as_json: bo
     from flows.output import emit
     from jobs.compare import compare as pair_up
 
-    rows = [dataclasses.asdict(row) for row in pair_up(lake_of(lake), first, second, dataset)]
-    emit(rows, as_json, differences_text(rows))
+    found = pair_up(lake_of(lake), first, second, dataset)
+    rows = [dataclasses.asdict(row) for row in found.differences]
+    about = {"first_model": found.first, "second_model": found.second, "dataset": found.dataset}
+    told = f"{compared_text(found)}\n\n{differences_text(rows)}"
+    emit([{**row, **about} for row in rows], as_json, told)
 
 
 def metrics_text(rows: list[dict[str, Any]]) -> str:
@@ -80,11 +86,24 @@ def metrics_text(rows: list[dict[str, Any]]) -> str:
     return "\n".join([table, *_notes(rows)])
 
 
+def compared_text(found: Comparison) -> str:
+    """What stands in the columns first and second, of which images."""
+    on = f"{found.images:,} images" if found.images != 1 else "1 image"
+    of = f"the test split of {found.dataset}, {on}"
+    if found.first == found.second:
+        return (
+            f"first and second are both {found.first}: a bundle does not differ from itself ({of})"
+        )
+    return f"first: {found.first}; second: {found.second}; difference: second less first, on {of}"
+
+
 def differences_text(rows: list[dict[str, Any]]) -> str:
     """The table of a comparison, with its notes."""
     from flows.output import records_text
 
-    table = records_text([{k: v for k, v in row.items() if k != "note"} for row in rows])
+    table = records_text(
+        [{k: v for k, v in row.items() if k not in ("note", "rarer")} for row in rows]
+    )
     return "\n".join([table, *_notes(rows)])
 
 

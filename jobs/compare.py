@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from jobs.compare_sides import Side, sides
-from jobs.evaluations import MEANS, METRICS, is_by_measure
+from jobs.evaluations import MEANS, METRICS, few_note, is_by_measure
 from jobs.lake import Lake
 from vae_core.aggregate import active_units
 from vae_core.bootstrap import Interval, Statistic, difference, intervals, mean
@@ -24,7 +24,8 @@ from vae_core.score_names import SCORES
 class Difference:
     """difference: second - first, on the images of both; low, high: its interval, None without.
 
-    comparable: whether both numbers mean the same; else the note says why not.
+    comparable: whether both numbers mean the same; else the note says why not. rarer: of AUROC,
+    how many images are of the kind that fewer are of, anomalous or normal.
     """
 
     metric: str
@@ -39,6 +40,18 @@ class Difference:
     images: int
     note: str | None
     comparable: bool = True
+    rarer: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """first, second: MODEL@VERSION. images: of the test split of the dataset, that both have."""
+
+    first: str
+    second: str
+    dataset: str
+    images: int
+    differences: list[Difference]
 
 
 def compare(
@@ -50,7 +63,7 @@ def compare(
     confidence: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
-) -> list[Difference]:
+) -> Comparison:
     """Each metric that either bundle has, of the test images that both were evaluated on.
 
     first, second: NAME[@VERSION|@ALIAS]. dataset: if None, the one that both were evaluated on.
@@ -71,10 +84,11 @@ def compare(
     found = intervals(
         statistics, len(one.rows), resamples=resamples, confidence=confidence, seed=seed
     )
-    return [
+    differences = [
         _difference(pair, [found.get((number, place)) for place in range(3)], one, other)
         for number, pair in enumerate(pairs)
     ]
+    return Comparison(one.name, other.name, one.dataset, len(one.rows), differences)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +100,7 @@ class _Pair:
     first: Statistic | None
     second: Statistic | None
     images: int
+    rarer: int | None = None
 
 
 def _pairs(first: Side, second: Side) -> Iterator[_Pair]:
@@ -94,15 +109,17 @@ def _pairs(first: Side, second: Side) -> Iterator[_Pair]:
     yield _Pair("active_units", None, one, other, len(first.rows))
     yield from _means(first, second, ["probe_right"])
     anomalous = _anomalous(first, second)
-    if len(set(anomalous[~np.isnan(anomalous)])) < 2:
+    known = anomalous[~np.isnan(anomalous)]
+    if len(set(known)) < 2:
         return
+    rarer = int(min(known.sum(), (1.0 - known).sum()))
     for score in SCORES:
         if score in first.judged or score in second.judged:
             one, other = (
                 Ranking.of(side.numbers(score), anomalous).auroc if score in side.judged else None
                 for side in (first, second)
             )
-            yield _Pair("auroc", score, one, other, int((~np.isnan(anomalous)).sum()))
+            yield _Pair("auroc", score, one, other, len(known), rarer)
 
 
 def _means(first: Side, second: Side, columns: list[str] | tuple[str, ...]) -> Iterator[_Pair]:
@@ -147,6 +164,7 @@ def _difference(pair: _Pair, found: list[Interval | None], first: Side, second: 
         images=pair.images,
         note="; ".join(_notes(pair, first, second)) or None,
         comparable=first.measure == second.measure or not is_by_measure(pair.metric),
+        rarer=pair.rarer,
     )
 
 
@@ -165,6 +183,9 @@ def _notes(pair: _Pair, first: Side, second: Side) -> Iterator[str]:
         yield "evaluated by different anomaly columns: by one of them for both"
     if first.each("images_version") != second.each("images_version"):
         yield "evaluated on different snapshots: of the images that both have"
+    few = few_note(pair.images)
+    if few is not None and metric != "active_units":  # which has no interval
+        yield few
 
 
 def _value(value: np.ndarray | None) -> float | None:

@@ -8,16 +8,24 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jobs import catalog, evaluations
+from jobs import catalog
 from jobs.bundle_about import read_about
 from jobs.errors import InputError
-from jobs.evaluations import MEANS, measure_of
+from jobs.evaluations import MEANS, evaluated, measure_of, of_rows
 from jobs.lake import Lake
 from jobs.nearest import vectors_of
-from jobs.tables import Snapshot, open_snapshot
+from jobs.tables import Snapshot
 from vae_core.score_names import SCORES, scores_of
 
-COLUMNS = ("image_id", "images_version", "samples", "embedding", "probe_right", "is_anomaly")
+COLUMNS = (
+    "image_id",
+    "images_version",
+    "samples",
+    "embedding",
+    "probe_right",
+    "is_anomaly",
+    "job_id",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +37,7 @@ class Side:
     """
 
     name: str
+    dataset: str
     rows: pa.Table
     measure: str
     judged: list[str]
@@ -53,7 +62,7 @@ class Side:
 def sides(lake: Lake, first: str, second: str, dataset: str | None) -> tuple[Side, Side]:
     """Both with the same images in the same order. See `compare.compare`."""
     names = [catalog.resolve_model(lake, reference) for reference in (first, second)]
-    held = [_evaluated(lake, *name) for name in names]
+    held = [evaluated(lake, *name) for name in names]
     on = dataset or _common_dataset(lake, names, held)
     one, other = (_side(lake, *name, on, table) for name, table in zip(names, held, strict=True))
     ids = [side.rows["image_id"].to_numpy(zero_copy_only=False) for side in (one, other)]
@@ -66,14 +75,6 @@ def sides(lake: Lake, first: str, second: str, dataset: str | None) -> tuple[Sid
     return one.take(of_one), other.take(of_other)
 
 
-def _evaluated(lake: Lake, model: str, version: str) -> Snapshot | None:
-    """As the last finished job published it; None where it has nothing of the version."""
-    uri = lake.model(model, "evaluated")
-    published = catalog.published_versions(lake).get(uri.removeprefix(lake.uri + "/"))
-    held = open_snapshot(uri, published) if published is not None else None
-    return held if held is not None and held.paths({"model_version": version}) else None
-
-
 def _side(lake: Lake, model: str, version: str, dataset: str, held: Snapshot | None) -> Side:
     means = [name for name in MEANS if name not in SCORES]
     partition = {"model_version": version, "dataset": dataset}
@@ -82,11 +83,12 @@ def _side(lake: Lake, model: str, version: str, dataset: str, held: Snapshot | N
         catalog.require_dataset(lake, dataset)
         raise _not_evaluated(model, version, dataset)
     config = read_about(lake, model, version)["config"]
-    told = evaluations.latest(lake, model, version, dataset)
+    # Of the job that wrote the rows: another one may have read another label.
+    told = of_rows(lake, rows)
     label = next((row["of"] for row in told if row["metric"] == "probe_accuracy"), None)
     judged = scores_of(config["posterior"], config["likelihood"]["kind"])
     measure = measure_of(config["likelihood"])
-    return Side(f"{model}@{version}", rows, measure, judged, label)
+    return Side(f"{model}@{version}", dataset, rows, measure, judged, label)
 
 
 def _not_evaluated(model: str, version: str, dataset: str) -> InputError:

@@ -3,8 +3,10 @@
 Pure: numbers of `evaluations` and paired differences in, sentences out. Of the bound the gate asks
 for superiority: the whole interval of the paired gain lies above `gain_nats`. Of the probe and of
 AUROC it asks for non-inferiority: the whole interval of the paired difference lies above minus the
-margin, so what decides is its lower end, and a test split too small to rule a loss out passes
-nothing. (Piaggio et al., JAMA 308:2594, 2012: the reading of intervals against a margin.)
+margin, so what decides is its lower end. (Piaggio et al., JAMA 308:2594, 2012: the reading of
+intervals against a margin.) The bootstrap of a handful of images does not know how little it knows:
+with one image, its interval is a point. So fewer than `least_images` show nothing; nor, of AUROC,
+`least_anomalies`, for it is a mean over the anomalous images just as over the normal ones.
 """
 
 from __future__ import annotations
@@ -83,6 +85,8 @@ def _bound(
     if found is None or ends is None or not found.comparable:
         why = found.note if found is not None and found.note else "its paired difference is missing"
         return Check("bound", False, f"the {what} cannot be compared: {why}")
+    if found.images < rule.least_images:
+        return Check("bound", False, f"the {what} cannot be compared: {_few(found.images, rule)}")
     low, middle, high = ends
     # neg_elbo and recon_nll count down: the gain is minus the difference, its lower end minus the
     # upper one.
@@ -109,7 +113,7 @@ def _probe(
         if label not in theirs or label not in held:
             checks.append(_one_sided(name, what, label in theirs))
         else:
-            checks.append(_no_loss(name, what, _ends(found), found, rule.probe_loss))
+            checks.append(_no_loss(rule, name, what, _ends(found), found))
     return checks
 
 
@@ -124,10 +128,15 @@ def _auroc(
         return Check(name, None, f"AUROC was not checked: {why}")
     if None in values:
         return _one_sided(name, "AUROC of the decision score", values[1] is None)
+    rarer = min((d.rarer for d in differences if d.rarer is not None), default=None)
+    if rarer is not None and rarer < rule.least_anomalies:
+        told = f"{rarer} of the rarer kind (anomalous or normal) are too few to tell, at least"
+        told = f"AUROC cannot be compared: {told} {rule.least_anomalies} are asked for"
+        return Check(name, False, told)
     if scores[0] == scores[1]:
         found = _difference(differences, name, scores[0])
         what = f"AUROC of {scores[0]}"
-        return _no_loss(name, what, _ends(found), found, rule.auroc_loss)
+        return _no_loss(rule, name, what, _ends(found), found)
     # Two scores have no paired interval here; that of each alone gives one that is wider than it.
     mine, theirs = (_row(r, name, s) for r, s in zip((challenger, champion), scores, strict=True))
     ends = None
@@ -135,23 +144,29 @@ def _auroc(
         middle = mine["value"] - theirs["value"]
         ends = (mine["low"] - theirs["high"], middle, mine["high"] - theirs["low"])
     what = f"AUROC of {scores[0]}, against {scores[1]} of the champion,"
-    return _no_loss(name, what, ends, None, rule.auroc_loss, mine["images"])
+    fewer = min(mine["images"] or 0, theirs["images"] or 0)
+    return _no_loss(rule, name, what, ends, None, fewer)
 
 
 def _no_loss(
+    rule: GateRule,
     name: str,
     what: str,
     ends: tuple[float, float, float] | None,
     found: Difference | None,
-    margin: float,
-    images: int | None = None,
+    images: int = 0,
 ) -> Check:
-    """ends: lower end, middle and upper end of the difference; higher is better."""
+    """ends: lower end, middle and upper end of the difference; higher is better. images: that it
+    stands on, where `found` does not tell."""
     if ends is None:
         why = found.note if found is not None and found.note else "its difference is missing"
         return Check(name, False, f"{what} cannot be compared: {why}")
+    images = found.images if found is not None else images
+    if images < rule.least_images:
+        return Check(name, False, f"{what} cannot be compared: {_few(images, rule)}")
     low, middle, high = ends
-    interval = _interval(low, high, found.images if found is not None else images)
+    margin = {"probe_accuracy": rule.probe_loss, "auroc": rule.auroc_loss}[name]
+    interval = _interval(low, high, images)
     told = f"{what} changes by {middle:+.3g} ({interval})"
     if low >= -margin:
         return Check(name, True, f"{told}: a loss above {margin:g} is ruled out")
@@ -177,6 +192,10 @@ def _calibration(rule: GateRule, challenger: Rows) -> Check:
         why = _note(challenger, "calibration_p") or "the bundle has not been evaluated"
         return Check(name, False, f"nothing is known of its calibration: {why}")
     score, p_value = next(iter(values.items()))
+    images = _row(challenger, "calibration_p", score)["images"] or 0
+    if images < rule.least_images:
+        told = f"whether its p-values of {score} are valid is not known: {_few(images, rule)}"
+        return Check(name, False, told)
     passes = p_value >= rule.calibration_p
     are_valid = "are valid" if passes else "are not valid"
     told = f"its p-values of {score} {are_valid} on the test split (p = {p_value:.2g}"
@@ -239,6 +258,10 @@ def _is_number(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
-def _interval(low: float, high: float, images: int | None) -> str:
-    on = f" on {images:,} images" if images is not None else ""
-    return f"{CONFIDENCE:.0%} interval {low:.4g} to {high:.4g}{on}"
+def _few(images: int, rule: GateRule) -> str:
+    are = "image is" if images == 1 else "images are"
+    return f"{images} {are} too few to tell, at least {rule.least_images} are asked for"
+
+
+def _interval(low: float, high: float, images: int) -> str:
+    return f"{CONFIDENCE:.0%} interval {low:.4g} to {high:.4g} on {images:,} images"

@@ -31,7 +31,13 @@ class EvaluateRule(Settings):
     seed: int = Field(default=0, ge=0, description="of samples and resamples")
 
 
-class EvaluateSettings(EvaluateRule):
+class EvaluateNight(EvaluateRule):
+    """What a night is told of evaluate: the rule, and what changes no result."""
+
+    workers: int | None = Field(default=None, ge=1, description="workers; one a CPU if none")
+
+
+class EvaluateSettings(EvaluateNight):
     """One call of evaluate."""
 
     dataset: str = Field(description="dataset whose test split judges")
@@ -39,7 +45,6 @@ class EvaluateSettings(EvaluateRule):
     images_version: int | None = Field(
         default=None, ge=0, description="snapshot; the newest if none"
     )
-    workers: int | None = Field(default=None, ge=1, description="workers; one a CPU if none")
 
 
 class DriftRule(Settings):
@@ -105,6 +110,12 @@ class GateRule(Settings):
     )
     calibration_p: float = Field(
         default=0.001, ge=0, lt=1, description="least p-value of the calibration on the test split"
+    )
+    least_images: int = Field(
+        default=50, ge=10, description="test images of both; of fewer nothing is believed"
+    )
+    least_anomalies: int = Field(
+        default=10, ge=1, description="anomalous ones among them, and normal ones, for AUROC"
     )
 
 

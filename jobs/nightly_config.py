@@ -13,7 +13,7 @@ from jobs.errors import InputError
 from jobs.judge_config import (
     DriftRule,
     DriftSettings,
-    EvaluateRule,
+    EvaluateNight,
     EvaluateSettings,
     GateRule,
 )
@@ -83,7 +83,9 @@ class NightlySettings(Settings):
     embed: EmbedSettings
     ray: RaySettings = RaySettings()
     retrain: RetrainSettings = RetrainSettings()
-    evaluate: EvaluateRule | None = Field(default=EvaluateRule(), description="not at all if null")
+    evaluate: EvaluateNight | None = Field(
+        default=EvaluateNight(), description="not at all if null"
+    )
     gate: GateRule | None = Field(
         default=GateRule(), description="what makes a champion; being the newest if null"
     )

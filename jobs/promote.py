@@ -15,7 +15,7 @@ from jobs.alias_history import ROLLBACK
 from jobs.bundle_about import is_there, read_about
 from jobs.compare import compare
 from jobs.errors import InputError, JobError, unknown_name
-from jobs.evaluations import latest
+from jobs.evaluations import standing
 from jobs.gate import Verdict
 from jobs.job import Job, OutOfDate
 from jobs.judge_config import PromoteSettings
@@ -183,10 +183,11 @@ class PromoteJob(Job):
         if held is None:
             return gate.verdict(rule, [], challenger, None)
         first, second = f"{self.target}@{held}", f"{self.target}@{version}"
-        differences = compare(
+        found = compare(
             self.lake, first, second, self._dataset(version), confidence=gate.CONFIDENCE
         )
-        return gate.verdict(rule, differences, challenger, self._evaluations(held, version))
+        champion = self._evaluations(held, version)
+        return gate.verdict(rule, found.differences, challenger, champion)
 
     def _evaluated(self, version: str, held: str | None) -> str | None:
         """What the verdict stands on, as a digest; None where there is no rule."""
@@ -201,7 +202,7 @@ class PromoteJob(Job):
     ) -> list[dict[str, Any]]:
         dataset, name = self._dataset(challenger), f"{self.target}@{version}"
         try:
-            rows = latest(self.lake, self.target, version, dataset)
+            rows = standing(self.lake, self.target, version, dataset)
         except InputError:
             if needed:
                 raise

@@ -11,6 +11,7 @@ import pytest
 
 from jobs import catalog, job
 from jobs.alias_history import moves
+from jobs.compare import Comparison
 from jobs.job_report import JobReport
 from jobs.judge_config import GateRule, PromoteSettings
 from jobs.lake import Lake
@@ -48,16 +49,16 @@ class Evaluated:
         self.found = differences()
         self.asked: list[tuple[str, str, str]] = []
         self.job_id = "evaluate-1"
-        monkeypatch.setattr("jobs.promote.latest", self.latest)
+        monkeypatch.setattr("jobs.promote.standing", self.standing)
         monkeypatch.setattr("jobs.promote.compare", self.compare)
 
-    def latest(self, lake: Lake, model: str, version: str, dataset: str) -> list[dict[str, Any]]:
+    def standing(self, lake: Lake, model: str, version: str, dataset: str) -> list[dict[str, Any]]:
         rows = self.rows.get(version, bundle())
         return [{**row, "job_id": self.job_id} for row in rows]
 
-    def compare(self, lake: Lake, first: str, second: str, dataset: str, **_how: Any) -> Any:
+    def compare(self, lake: Lake, first: str, second: str, dataset: str, **_how: Any) -> Comparison:
         self.asked.append((first, second, dataset))
-        return self.found
+        return Comparison(first, second, dataset, 500, self.found)
 
     def refuses(self) -> None:
         self.found = differences((1.0, 2.0, 3.0))

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from flows.cli import cli
-from jobs import job
+from jobs import catalog, job
 from jobs.evaluate import EvaluateJob
 from jobs.lake import Lake
 from tests.helpers import write_source
@@ -51,6 +51,14 @@ def test_both_print_tables_and_json(lake: Lake) -> None:
     assert "difference" in shown.stdout
     rows = json.loads(latentlake(lake, "compare", "m", "n", "--json").stdout)
     assert {row["metric"] for row in rows} >= {"log_likelihood", "active_units", "auroc"}
+    names = [f"{model}@{catalog.aliases(lake, model)['champion']}" for model in ("m", "n")]
+    for row in rows:
+        assert [row["first_model"], row["second_model"], row["dataset"]] == [*names, "d"]
+    title = " ".join(shown.stdout.split("\n\n")[0].split())
+    assert title.startswith(f"first: {names[0]}; second: {names[1]}; difference: second less first")
+    assert title.endswith(f"on the test split of d, {rows[0]['images']} images")
+    same = latentlake(lake, "compare", "m@champion", "m").stdout
+    assert f"first and second are both {names[0]}: a bundle does not differ from itself" in same
     found = latentlake(lake, "query", "sql", "SELECT count(*) AS n FROM evaluations", "--json")
     assert json.loads(found.stdout)[0]["n"] == 2 * len(result["metrics"])
 

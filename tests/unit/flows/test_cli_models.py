@@ -11,7 +11,7 @@ import pytest
 
 from flows.cli import cli
 from jobs import catalog, publish
-from jobs.compare import Difference
+from jobs.compare import Comparison, Difference
 from jobs.errors import InputError, JobError
 from jobs.lake import Lake
 from jobs.schema import ALIASES
@@ -54,8 +54,10 @@ class Judging:
 def judging(monkeypatch: pytest.MonkeyPatch) -> Judging:
     held = Judging()
     rows = [{**row, "job_id": "evaluate-1"} for row in bundle()]
-    monkeypatch.setattr("jobs.promote.latest", lambda *_: rows)
-    monkeypatch.setattr("jobs.promote.compare", lambda *_, **__: held.found)
+    monkeypatch.setattr("jobs.promote.standing", lambda *_: rows)
+    monkeypatch.setattr(
+        "jobs.promote.compare", lambda *_, **__: Comparison("m", "m", "d", 500, held.found)
+    )
     return held
 
 

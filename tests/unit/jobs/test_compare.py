@@ -12,7 +12,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from jobs import job, views
-from jobs.compare import Difference, compare
+from jobs.compare import Comparison, Difference, compare
 from jobs.errors import InputError
 from jobs.lake import Lake
 from tests.helpers import write_source
@@ -37,8 +37,8 @@ def lake(two_once: Path, tmp_path: Path) -> Lake:
     return Lake((tmp_path / "two").as_uri())
 
 
-def by_metric(found: list[Difference]) -> dict[tuple[str, str | None], Difference]:
-    return {(row.metric, row.of): row for row in found}
+def by_metric(found: Comparison) -> dict[tuple[str, str | None], Difference]:
+    return {(row.metric, row.of): row for row in found.differences}
 
 
 def pairs(lake: Lake, column: str) -> tuple[np.ndarray, np.ndarray]:
@@ -75,6 +75,8 @@ def test_differences_are_those_of_the_pairs_with_intervals_of_pairs(lake: Lake) 
         assert (row.first, row.second) == pytest.approx(tuple(areas))
         assert row.difference == pytest.approx(areas[1] - areas[0])
         assert row.low <= row.difference <= row.high
+        assert row.rarer == anomalous.sum() < len(anomalous) / 2
+    assert found["kl", None].rarer is None
     active = found["active_units", None]
     assert (active.low, active.high) == (None, None)
     assert active.difference == active.second - active.first
@@ -91,7 +93,7 @@ def test_the_other_way_round_it_is_the_negative(lake: Lake) -> None:
 
 
 def test_against_itself_nothing_differs(lake: Lake) -> None:
-    for row in compare(lake, "m", "m@champion"):
+    for row in compare(lake, "m", "m@champion").differences:
         assert row.difference == 0.0
         assert (row.low, row.high) in ((0.0, 0.0), (None, None))
 
@@ -193,8 +195,12 @@ def test_who_shares_no_image_is_told(lake: Lake, tmp_path: Path) -> None:
     # Of several datasets, the second one's own.
     job.run(InlineEvaluate(lake, model="new"))
     job.run(InlineEvaluate(lake, dataset="e"))
-    assert compare(lake, "m", "new")[0].images > 50
-    assert compare(lake, "m", "new", "e")[0].images < 20
+    assert compare(lake, "m", "new").images > 50
+    few = compare(lake, "m", "new", "e")
+    assert (few.dataset, few.images) == ("e", few.differences[0].images)
+    told = f"{few.images} test images: intervals of fewer than 50 are too narrow"
+    for row in few.differences:
+        assert (told in (row.note or "")) == (row.low is not None), row
 
 
 def test_it_needs_neither_torch_nor_ray() -> None:

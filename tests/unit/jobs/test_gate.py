@@ -7,12 +7,14 @@ import math
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 
 from jobs import gate
 from jobs.compare import Difference
 from jobs.gate import Check, Verdict
 from jobs.judge_config import GateRule
+from vae_core.bootstrap import intervals, mean
 
 RULE = GateRule(probe_loss=0.02, auroc_loss=0.02)
 
@@ -274,3 +276,65 @@ def test_one_that_is_better_in_everything_never_fails_where_a_worse_one_passes()
         ]
         assert judged(better, more, rule=rule).passes
     assert 200 < passed < 3800
+
+
+@pytest.mark.parametrize("images", [1, 49])
+def test_of_few_images_nothing_is_believed(images: int) -> None:
+    """Their bootstrap is degenerate: of one image, its interval is a point."""
+    are = "1 image is" if images == 1 else "49 images are"
+    told = f"{are} too few to tell, at least 50 are asked for"
+    few = [dataclasses.replace(each, images=images) for each in differences()]
+    found = judged(few)
+    assert failed(found) == ["bound", "probe_accuracy", "auroc"]
+    for name in failed(found):
+        assert told in check(found, name).told
+        assert "ruled out" not in check(found, name).told
+    rows = [row | {"images": images} for row in bundle(score="recon_mse")]
+    by_rows = judged(challenger=rows)
+    assert failed(by_rows) == ["auroc", "calibration"]
+    assert check(by_rows, "calibration").told == (
+        f"whether its p-values of recon_mse are valid is not known: {told}"
+    )
+    assert judged(few, rule=GateRule(least_images=50)).passes is False
+    assert failed(judged([dataclasses.replace(e, images=50) for e in differences()])) == []
+    less = GateRule(least_images=10)
+    enough = [dataclasses.replace(each, images=10) for each in differences()]
+    assert failed(judged(enough, rule=less)) == []
+
+
+def test_a_challenger_that_is_no_better_rarely_passes_however_many_images() -> None:
+    """Paired differences of no mean, as skewed as those of images."""
+    generator = np.random.default_rng(0)
+    passed = {}
+    for images in (2, 5, 49, 50, 200):
+        passes = 0
+        for seed in range(400):
+            gains = generator.normal(size=images) * generator.gamma(2.0, size=images)
+            ends = intervals(
+                {"it": mean(gains)}, images, resamples=300, confidence=0.95, seed=seed
+            )["it"]
+            told = (float(ends.low), float(ends.value), float(ends.high))
+            (bound, *rest) = differences(told)
+            bound = dataclasses.replace(bound, images=images)
+            passes += bool(check(judged([bound, *rest]), "bound").passes)
+        passed[images] = passes / 400
+    assert passed[2] == passed[5] == passed[49] == 0.0
+    assert 0.0 < passed[50] < 0.055
+    assert 0.0 < passed[200] < 0.055
+
+
+@pytest.mark.parametrize(("rarer", "passes"), [(1, False), (9, False), (10, True), (None, True)])
+def test_of_few_anomalies_no_auroc_is_believed(rarer: int | None, passes: bool) -> None:
+    """Of one, the interval of 500 normal images around it is narrow, and says nothing of others."""
+    found = [
+        dataclasses.replace(each, rarer=rarer if each.metric == "auroc" else None)
+        for each in differences()
+    ]
+    assert failed(judged(found)) == ([] if passes else ["auroc"])
+    if not passes:
+        told = f"{rarer} of the rarer kind (anomalous or normal) are too few to tell, at least 10"
+        assert told in check(judged(found), "auroc").told
+        # By two scores, too, of which each has its own interval.
+        by_others = judged(found, challenger=bundle(score="recon_mse", auroc=0.95))
+        assert failed(by_others) == ["auroc"]
+    assert failed(judged(found, rule=GateRule(least_anomalies=1))) == []

@@ -93,7 +93,7 @@ def test_what_is_evaluated_anew_is_judged_anew_on_the_same_night(lake: Lake, eva
 
 
 def test_force_asks_nothing_and_keeps_the_users_reason(lake: Lake, monkeypatch) -> None:
-    monkeypatch.setattr("jobs.promote.latest", None)
+    monkeypatch.setattr("jobs.promote.standing", None)
     monkeypatch.setattr("jobs.promote.compare", None)
     report = promote(lake, SECOND, reason="the old one is blind")
     assert report.counts["promoted"]
@@ -112,7 +112,7 @@ def test_the_first_bundle_of_an_alias_passes(lake: Lake, monkeypatch) -> None:
     def nothing(*_: Any) -> Any:
         raise InputError("not evaluated")
 
-    monkeypatch.setattr("jobs.promote.latest", nothing)
+    monkeypatch.setattr("jobs.promote.standing", nothing)
     report = gated(lake, SECOND, alias="canary")
     assert report.counts["promoted"]
     assert "first bundle of the alias" in report.counts["why"]
@@ -204,13 +204,13 @@ def test_mistakes_end_in_a_sentence(lake: Lake, monkeypatch: pytest.MonkeyPatch)
         rollback(lake, model="m@champion")
     with pytest.raises(InputError, match="unknown model 'x'; known: m"):
         rollback(lake, model="x")
-    monkeypatch.setattr("jobs.promote.latest", lambda lake, model, version, dataset: [])
+    monkeypatch.setattr("jobs.promote.standing", lambda lake, model, version, dataset: [])
     told = f"m@{SECOND} has not been evaluated on d; run latentlake evaluate --dataset d --model m@"
     with pytest.raises(InputError, match=told):
         gated(lake, SECOND)
     known = {SECOND: bundle()}
     monkeypatch.setattr(
-        "jobs.promote.latest",
+        "jobs.promote.standing",
         lambda la, m, v, d: [{**row, "job_id": "e"} for row in known.get(v, [])],
     )
     with pytest.raises(InputError, match=f"m@{first} has not been evaluated on d"):

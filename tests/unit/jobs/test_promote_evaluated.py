@@ -14,7 +14,7 @@ from tests.inline import NIGHT, Inline, InlineTrain
 from tests.promotions import champion, gated, named
 
 # Of 600 images some 30 are of the test split: too few to rule a loss of accuracy out.
-RULE = GateRule(probe_loss=1.0, auroc_loss=1.0)
+RULE = GateRule(probe_loss=1.0, auroc_loss=1.0, least_images=10)
 
 
 class InlineEvaluate(Inline, EvaluateJob):

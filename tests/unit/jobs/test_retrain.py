@@ -156,3 +156,12 @@ def test_a_config_in_the_lake_is_read_there(tmp_path: Path) -> None:
     assert load_nightly(path.as_uri()) == load_nightly(str(path))
     with pytest.raises(InputError, match="there is no config file"):
         load_nightly((tmp_path / "none.yaml").as_uri())
+
+
+def test_a_night_may_say_how_many_workers_evaluate() -> None:
+    told = build(NightlySettings, NIGHT | {"evaluate": {"samples": 8, "workers": 3}})
+    asked = told.evaluation("m")
+    assert asked is not None
+    assert (asked.workers, asked.samples, asked.model) == (3, 8, "m")
+    with pytest.raises(InputError, match=r"evaluate\.workers"):
+        build(NightlySettings, NIGHT | {"evaluate": {"workers": 0}})
