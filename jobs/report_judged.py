@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from jobs.compare import Difference
 from jobs.evaluations import is_by_measure, measure_of
 from jobs.report_blocks import (
     NONE,
@@ -153,11 +154,12 @@ def evaluation_section(night: Night) -> Section:
     columns = ["number", night.name]
     if before:
         where = "" if other == version else f", on version {other}"
-        columns += [f"{night.alias} before: {night.previous}{where}", "compared"]
+        how = "difference, in pairs" if night.pairs else "compared"
+        columns += [f"{night.alias} before: {night.previous}{where}", how]
     columns += ["unit", "images", "note"]
     measures = _measures(night)
     told = [
-        _line(row, before.get(_key(row)), bool(before), len(measures) < 2)
+        _line(row, before.get(_key(row)), bool(before), len(measures) < 2, night.pairs)
         for row in sorted(rows, key=_order)
         if row["metric"] != PER_DIMENSION
     ]
@@ -192,20 +194,27 @@ def _measures(night: Night) -> list[str]:
     return sorted({measure_of(about["config"]["likelihood"]) for about in found})
 
 
+IN_PAIRS = (
+    "Differences are of pairs of the same images, each with an interval of 95%; better and worse "
+    "are said where it leaves out 0."
+)
+SIDE_BY_SIDE = (
+    "Better and worse are said only where the two intervals do not meet; pairs of the same images "
+    "tell smaller differences apart (latentlake compare)."
+)
+
+
 def _compared_with(night: Night, is_there: bool, same_images: bool, measures: Sequence[str]) -> str:
-    if is_there and not same_images:
-        return "Better and worse are not said: the two were evaluated on different versions."
-    if is_there:
-        told = (
-            "Better and worse are said only where the two intervals do not meet; pairs of the same "
-            "images tell smaller differences apart (latentlake compare)."
-        )
-        if len(measures) < 2:
-            return told
-        return f"{told} Likelihoods are not compared: one is of {' and one of '.join(measures)}."
     if night.previous is None:
         return f"There was no {night.alias} before this one to compare with."
-    return f"The {night.alias} before, {night.previous}, was not evaluated on this dataset."
+    if not is_there:
+        return f"The {night.alias} before, {night.previous}, was not evaluated on this dataset."
+    if not same_images:
+        return "Better and worse are not said: the two were evaluated on different versions."
+    told = IN_PAIRS if night.pairs else SIDE_BY_SIDE
+    if len(measures) < 2:
+        return told
+    return f"{told} Likelihoods are not compared: one is of {' and one of '.join(measures)}."
 
 
 def _key(row: Row) -> tuple[str, str | None]:
@@ -218,13 +227,21 @@ def _order(row: Row) -> tuple[int, str, str]:
     return place, row["metric"], row["of"] or ""
 
 
-def _line(row: Row, before: Row | None, has_before: bool, same_measure: bool) -> list[str]:
+def _line(
+    row: Row,
+    before: Row | None,
+    has_before: bool,
+    same_measure: bool,
+    pairs: Mapping[tuple[str, str | None], Difference],
+) -> list[str]:
     of = f" ({row['of']})" if row["of"] else ""
     cells = [f"{METRICS.get(row['metric'], row['metric'])}{of}", _value(row)]
     if has_before:
         cells += [_value(before) if before else NONE]
         compares = same_measure or not is_by_measure(row["metric"])
-        cells.append(_difference(row, before) if compares else "")
+        pair = pairs.get(_key(row))
+        told = _paired(pair) if pair is not None else _difference(row, before)
+        cells.append(told if compares else "")
     unit = "" if row["unit"] in (None, "1") else row["unit"]
     return [*cells, unit, number(row["images"]), row["note"] or ""]
 
@@ -236,6 +253,18 @@ def _value(row: Row) -> str:
     if row["low"] is not None and row["high"] is not None:
         ends = f" [{number(row['low'])} to {number(row['high'])}]"
     return f"{number(row['value'])}{ends}"
+
+
+def _paired(pair: Difference) -> str:
+    if pair.difference is None:
+        return ""
+    told = f"{number(pair.difference)}"
+    if pair.low is None or pair.high is None:
+        return told
+    told += f" [{number(pair.low)} to {number(pair.high)}]"
+    if pair.note or pair.better not in ("higher", "lower") or pair.low <= 0.0 <= pair.high:
+        return told
+    return f"{told}, {'better' if (pair.low > 0.0) == (pair.better == 'higher') else 'worse'}"
 
 
 def _difference(row: Row, before: Row | None) -> str:

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jobs import catalog
+from jobs import catalog, evaluations
 from jobs.bundle_about import read_about
+from jobs.compare import Difference, compare
 from jobs.errors import InputError, unknown_name
 from jobs.lake import Lake, valid_name
 from jobs.report_blocks import Missing
@@ -296,6 +297,29 @@ class Night:
             ],
             "images_version",
         )
+
+    @functools.cached_property
+    def pairs(self) -> dict[tuple[str, str | None], Difference]:
+        """By metric and what it is of: this version minus the one before, on the same images.
+
+        Empty where the images that are held are not those of the evaluations that the night knew.
+        """
+        if self.version is None or self.previous is None:
+            return {}
+        for version in (self.version, self.previous):
+            held = evaluations.standing(self.lake, self.model, version, self.dataset)
+            if _jobs(held) != _jobs(self.evaluated(version)):
+                return {}
+        names = (f"{self.model}@{version}" for version in (self.previous, self.version))
+        try:
+            found = compare(self.lake, *names, dataset=self.dataset)
+        except InputError:
+            return {}
+        return {(each.metric, each.of): each for each in found.differences}
+
+
+def _jobs(rows: list[Row]) -> set[str]:
+    return {row["job_id"] for row in rows}
 
 
 def look(lake: Lake, dataset: str, model: str, night: str) -> Night:

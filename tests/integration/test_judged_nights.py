@@ -132,7 +132,9 @@ def test_a_changed_camera_and_a_worse_model_do_not_slip_through(tmp_path: Path) 
     assert decided["counts"]["promoted"] is True, decided
     assert [report["counts"].get("drifted") for report in fifth["drift"]] == [True]
     assert nights.events().count("latentlake.drift.found") == 2
-    assert f"differ from those of m@{champion}" in nights.page("2026-01-05")
+    page = nights.page("2026-01-05")
+    assert f"differ from those of m@{champion}" in page
+    assert "difference, in pairs" in page
 
     # Rolled back, it does not come again by itself.
     assert nights.champion() == fifth["train"][0]["counts"]["version"] != champion

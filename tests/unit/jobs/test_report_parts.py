@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import io
 import json
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 from sklearn.decomposition import PCA
 
+from jobs.compare import Difference
 from jobs.lake import Lake
 from jobs.report_blocks import Chart, Limits, Rows, Say, Section, number, p_text, percent
 from jobs.report_figures import (
@@ -35,7 +37,7 @@ from jobs.report_images import (
     outlined,
     smaller,
 )
-from jobs.report_judged import _difference
+from jobs.report_judged import _difference, _paired
 from jobs.report_map import pca_plane
 from jobs.report_night import Night
 from jobs.report_page import in_script, render
@@ -204,6 +206,23 @@ def test_better_is_said_only_where_intervals_are_apart(ours, theirs, better, tol
     assert _difference(row, before) == told
     assert _difference(row, before | {"images_version": 2}) == ""
     assert _difference(row, None) == ""
+
+
+@pytest.mark.parametrize(
+    ("ends", "better", "told"),
+    [
+        ((0.5, 1.5), "higher", "1 [0.5 to 1.5], better"),
+        ((0.5, 1.5), "lower", "1 [0.5 to 1.5], worse"),
+        ((-1.5, -0.5), "lower", "1 [-1.5 to -0.5], better"),
+        ((-0.5, 1.5), "lower", "1 [-0.5 to 1.5]"),
+        ((0.5, 1.5), "none", "1 [0.5 to 1.5]"),
+        ((None, None), "higher", "1"),
+    ],
+)
+def test_pairs_are_better_or_worse_where_zero_is_outside(ends, better, told) -> None:
+    pair = Difference("neg_elbo", None, 2.0, 3.0, 1.0, *ends, "nats", better, 80, None)
+    assert _paired(pair).replace("−", "-") == told
+    assert not _paired(dataclasses.replace(pair, note="few images")).endswith("r")
 
 
 def a_verdict(drifted: bool | None = False, **more: Any) -> dict[str, Any]:
