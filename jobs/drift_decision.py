@@ -6,6 +6,7 @@ A function of two sides' numbers and of the rule alone. Nothing is read or writt
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -21,6 +22,7 @@ TOLD = 20  # dimensions at most
 TOLD_P = 0.05  # adjusted, of a dimension that is told
 ENOUGH = 10  # images of a side a dimension, for the chi-square to stand for Hotelling's F
 POWER = 0.8
+LEAST_WAYS = 8.0  # labellings in a night's level, at least: relabellings are drawn with repetition
 UNITS = {
     "hotelling": "standard deviations",
     "mmd": "kernel norm",
@@ -88,18 +90,25 @@ def _why_not(sides: Sides, held: dict[str, Sample], rule: DriftRule, share: floa
     if not held:
         return "Not tested: all numbers of the images are the same on both sides."
     ours, theirs = (len(np.unique(b)) for b in (sides.arrival_blocks_N, sides.reference_blocks_N))
-    ways = labellings(ours, theirs) if min(ours, theirs) > 1 else 1.0
-    if ways * share * rule.level < 1.0:
-        way = (
-            "smaller blocks (--block-images) or more images"
-            if rule.block_by is None
-            else f"more values of {rule.block_by} on each side, or another --block-by"
-        )
-        return (
-            f"Not tested: {ours} blocks of arrivals and {theirs} of the reference give no p-value "
-            f"below {1.0 / ways:.2g}, and a night may spend {rule.level:.2g}: it takes {way}."
-        )
-    return None
+    level = share * rule.level
+    if _can_tell(ours, theirs, level):
+        return None
+    each = next(count for count in itertools.count(2) if _can_tell(count, count, level))
+    way = (
+        f"{each * rule.block_images:,} images of each, in blocks of {rule.block_images}, or "
+        "smaller blocks (--block-images)"
+        if rule.block_by is None
+        else f"{each} values of {rule.block_by} on each side, or another --block-by"
+    )
+    return (
+        f"Not tested: {ours} blocks of arrivals and {theirs} of the reference give no p-value that "
+        f"is surely below the {level:.2g} that a night may spend: it takes {way}."
+    )
+
+
+def _can_tell(ours: int, theirs: int, level: float) -> bool:
+    """Whether the strongest labelling there is stays below the level though it is drawn again."""
+    return min(ours, theirs) > 1 and labellings(ours, theirs) * level >= LEAST_WAYS
 
 
 def _varying(sample: Sample) -> Sample:

@@ -21,7 +21,7 @@ from jobs.idset import HALVES, IdSet, digests
 from jobs.judge_config import DriftRule
 from jobs.lake import Lake
 from jobs.nearest import vectors_of
-from jobs.schema import UNKNOWN, image_shape_of
+from jobs.schema import SPLITS, UNKNOWN, image_shape_of
 from jobs.shards import read_span
 from jobs.storage import join
 from jobs.tables import Snapshot, open_snapshot
@@ -29,6 +29,7 @@ from vae_core.score_names import SCORES
 
 PLACE = ("night", "source_uri", "source_row")
 OWN = ("image_id", "image", "pixels_hash", "source_width", "source_height", "source_mode")
+TEST_SHARE = dict(SPLITS)["test"] / 100  # of a snapshot's images: how thin the reference is
 APART = 256  # rows between two images that are read each by itself
 
 
@@ -93,12 +94,8 @@ def read_sides(lake: Lake, question: Question, rule: DriftRule) -> Sides:
     held = digests(staged["image_id"])
     sides = [staged.filter(pa.array(IdSet([ids]).has(held))) for ids in chosen]
     arrivals, reference = _unshared(*sides)
-    in_runs = rule.block_by is None and rule.block_images > 1
-    if in_runs and len(arrivals) >= rule.least_images:
-        # Blocks of the arrivals are neighbours, and those of a split, which lie further apart, may
-        # be less alike: with as many of both, relabelling is right on average all the same.
-        # Measured with three times as many: five times the false alarms.
-        reference = _first(reference, len(arrivals), rule.seed)
+    if rule.block_by is None and rule.block_images > 1:
+        arrivals, reference = _evened(arrivals, reference, len(rows.arrivals), rule)
     notes = rows.notes()
     if not len(arrivals) or not len(reference):
         return Sides(len(arrivals), len(reference), notes=notes)
@@ -203,6 +200,24 @@ def _unshared(arrivals: pa.Table, reference: pa.Table) -> tuple[pa.Table, pa.Tab
         return rows.filter(pc.invert(pc.is_in(mine, other.combine_chunks())))  # type: ignore[attr-defined]
 
     return apart(arrivals, ours, theirs), apart(reference, theirs, ours)
+
+
+def _evened(
+    arrivals: pa.Table, reference: pa.Table, arrived: int, rule: DriftRule
+) -> tuple[pa.Table, pa.Table]:
+    """As many of both, where the side that has more lies further apart in its files.
+
+    Neighbours of a side that lies further apart are less alike. With as many blocks of both,
+    relabelling is right all the same (vae_core.two_sample); with more of those that are less alike
+    it would alarm too often; with more of the others, too rarely. arrived: images, of which
+    `arrivals` are a sample.
+    """
+    few = min(len(arrivals), len(reference))
+    if few < rule.least_images:
+        return arrivals, reference
+    if arrived * TEST_SHARE > rule.max_images:
+        arrivals = _first(arrivals, few, rule.seed)
+    return arrivals, _first(reference, len(arrivals), rule.seed)
 
 
 def _joined(side: pa.Table, embedded: pa.Table) -> pa.Table:

@@ -5,6 +5,7 @@ With numpy and the standard library alone.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -42,6 +43,7 @@ def _gamma_below(a: float, x: float) -> float:
     return min(1.0, total * math.exp(a * math.log(x) - x - math.lgamma(a + 1.0)))
 
 
+@functools.lru_cache(maxsize=64)  # a simulation asks the same of each night
 def smallest_shift(
     arrivals: int, reference: int, dimensions: int, level: float, power: float = 0.8
 ) -> float:
@@ -85,6 +87,12 @@ def _log_choose(n: int, k_K: np.ndarray) -> np.ndarray:
 
 
 def labellings(ours: int, theirs: int) -> float:
-    """How many ways there are to choose `ours` of all; infinite where that is beyond all use."""
-    log = math.lgamma(ours + theirs + 1) - math.lgamma(ours + 1) - math.lgamma(theirs + 1)
-    return math.exp(log) if log < 700 else math.inf
+    """How many relabellings of as many blocks there are that a two-sided test can tell apart, where
+    one block of the side that has fewer, and an even share of the other's, change places; infinite
+    where that is beyond all use. In pairs a labelling and its opposite are one."""
+    fewer, more = sorted((ours, theirs))
+    if fewer < 1:
+        return 1.0
+    share, rest = divmod(more, fewer)
+    log = (fewer - rest) * math.log(1 + share) + rest * math.log(2 + share)
+    return math.exp(log) / (2.0 if ours == theirs else 1.0) if log < 700 else math.inf

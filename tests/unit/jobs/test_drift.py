@@ -169,7 +169,7 @@ def test_rows_of_an_older_release_are_told(changed: Lake, monkeypatch) -> None:
 def test_too_few_blocks_are_told(changed: Lake) -> None:
     report = judge(changed, block_images=16, nights=10, relabellings=999)
     assert "blocks of arrivals" in report.counts["note"]
-    assert "smaller blocks (--block-images)" in report.counts["note"]
+    assert "it takes 192 images of each, in blocks of 16, or smaller" in report.counts["note"]
     assert report.counts["drifted"] is None
 
 
@@ -185,8 +185,23 @@ def test_of_neighbours_no_more_are_taken_than_arrived(
     assert counts["reference"] == (20 if together == 2 else held_out(embedded))
 
 
+def test_of_arrivals_further_apart_than_the_reference_no_more_are_taken(
+    changed: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = held_out(changed)
+    assert 10 <= held < 50
+    monkeypatch.setattr("jobs.drift_samples.TEST_SHARE", 0.6)  # 60 where the sample is 50 of 100
+    counts = judge(changed, block_images=2, max_images=50).counts
+    assert (counts["arrivals"], counts["reference"]) == (held, held)
+
+
+def test_of_arrivals_as_near_as_the_reference_all_are_taken(changed: Lake) -> None:
+    counts = judge(changed, block_images=2, max_images=50).counts
+    assert (counts["arrivals"], counts["reference"]) == (50, held_out(changed))
+
+
 def test_blocks_by_a_column(changed: Lake) -> None:
-    """Ten labels a side: 92,378 ways to relabel them."""
+    """Ten labels a side: 512 ways to relabel them in pairs."""
     with pytest.raises(InputError, match="no column 'camera' to make blocks by; it has job_id, l"):
         judge(changed, block_by="camera")
     assert judge(changed, block_by="label").counts["drifted"] is True

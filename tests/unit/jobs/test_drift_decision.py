@@ -121,24 +121,6 @@ def test_images_that_share_their_light_alarm_where_they_are_not_moved_together()
     assert np.mean([clean_night(seed, 8, 1).drifted for seed in range(60)]) > 0.4
 
 
-@pytest.mark.slow
-def test_neighbours_of_a_split_lie_further_apart() -> None:
-    """Arrivals are a whole file, whose neighbours share their light; the reference one row in
-    twenty of another, whose neighbours do not. With as many of both it is right all the same."""
-    alarms = []
-    for seed in range(NIGHTS):
-        generator = np.random.default_rng(seed)
-        count, block = 96, 8
-        told = sides(
-            side(generator, count, block),
-            side(generator, count, 1),
-            encoder(generator),
-            block,
-        )
-        alarms.append(decide(told, rule(seed=seed)).drifted)
-    assert np.mean(alarms) <= interval(LEVEL, NIGHTS)[1]
-
-
 @functools.cache
 def clothing() -> tuple[np.ndarray, np.ndarray]:
     """Pixels and kinds of the sample's images."""

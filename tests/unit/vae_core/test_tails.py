@@ -41,5 +41,7 @@ def test_fisher_exact() -> None:
 
 
 def test_labellings() -> None:
-    assert labellings(3, 4) == pytest.approx(math.comb(7, 3))
+    assert labellings(4, 4) == pytest.approx(2**4 / 2)
+    assert labellings(3, 7) == labellings(7, 3) == pytest.approx(3 * 3 * 4)
+    assert labellings(0, 5) == 1.0
     assert labellings(5000, 5000) == math.inf

@@ -14,6 +14,8 @@ from vae_core.two_sample import (
     evidence,
     ks_statistics,
     mean_shift,
+    normal_scores,
+    strata,
     two_sample,
     weights,
 )
@@ -28,6 +30,14 @@ def drawn(generator: np.random.Generator, count: int, dimensions: int = 4) -> np
 
 def told(arrivals: np.ndarray, reference: np.ndarray, seed: int = 0, **more) -> TwoSample:
     return two_sample({"x": (arrivals, reference)}, seed=seed, relabellings=99, **more)
+
+
+def labelled(
+    arrivals: int, images: int, relabellings: int, generator: np.random.Generator
+) -> np.ndarray:
+    """Weights of independent images."""
+    is_arrival, alone = np.arange(images) < arrivals, np.arange(images)
+    return weights(is_arrival, alone, strata(is_arrival, alone, generator), relabellings, generator)
 
 
 def of(found: TwoSample) -> Family:
@@ -45,8 +55,7 @@ def test_statistics_are_those_of_the_books() -> None:
     generator = np.random.default_rng(1)
     x, y = drawn(generator, 40) + 0.3, drawn(generator, 60)
     both = np.concatenate([x, y])
-    is_arrival = np.arange(100) < 40
-    w_NL = weights(is_arrival, np.arange(100), 50, generator)
+    w_NL = labelled(40, 100, 50, generator)
     ks = ks_statistics(w_NL, both)
     t_squared, mmd = mean_shift(w_NL, both), discrepancy(w_NL, both, generator)
     distances = np.square(both[:, None] - both[None]).sum(axis=-1)
@@ -70,7 +79,7 @@ def test_statistics_are_those_of_the_books() -> None:
 def test_the_kernel_is_the_same_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = np.random.default_rng(13)
     x = drawn(generator, 70)
-    w_NL = weights(np.arange(70) < 30, np.arange(70), 20, generator)
+    w_NL = labelled(30, 70, 20, generator)
     whole = discrepancy(w_NL, x, np.random.default_rng(0))
     distances = np.square(x[:, None] - x[None]).sum(axis=-1)
     # The median of a part is another one, and so is the kernel: hold it fixed.
@@ -82,9 +91,37 @@ def test_the_kernel_is_the_same_piece_by_piece(monkeypatch: pytest.MonkeyPatch) 
 def test_equal_values_are_one_step_of_a_distribution_function() -> None:
     generator = np.random.default_rng(2)
     x, y = generator.integers(0, 4, (50, 1)), generator.integers(0, 4, (70, 1))
-    w_NL = weights(np.arange(120) < 50, np.arange(120), 1, generator)
+    w_NL = labelled(50, 120, 1, generator)
     found = ks_statistics(w_NL, np.concatenate([x, y]).astype(float))[0, 0]
     assert found == pytest.approx(stats.ks_2samp(x[:, 0], y[:, 0]).statistic)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(5, 5), (4, 11), (11, 4)])
+def test_relabellings_swap_blocks_within_strata(ours: int, theirs: int) -> None:
+    generator = np.random.default_rng(14)
+    blocks_N = np.repeat(np.arange(ours + theirs), 3)
+    is_arrival_N = blocks_N < ours
+    strata_N = strata(is_arrival_N, blocks_N, generator)
+    labels_NL = weights(is_arrival_N, blocks_N, strata_N, 400, generator) > 0
+    assert (labels_NL[:, 0] == is_arrival_N).all()
+    assert (labels_NL.reshape(ours + theirs, 3, 401) == labels_NL[::3, None]).all()
+    fewer = min(ours, theirs)
+    for stratum in range(fewer):
+        of_L = labels_NL[strata_N == stratum][::3]
+        lone_L = of_L.sum(axis=0) if ours == fewer else (~of_L).sum(axis=0)
+        assert (lone_L == 1).all()
+        share = 1 / len(of_L) if ours == fewer else 1 - 1 / len(of_L)
+        np.testing.assert_allclose(of_L.mean(axis=1), share, atol=0.1)
+    assert np.ptp(np.bincount(strata_N)) <= 3
+
+
+def test_normal_scores_are_of_mean_ranks() -> None:
+    x = np.random.default_rng(15).integers(0, 30, (50, 2)).astype(float)
+    found = normal_scores(np.c_[x, np.ones(50)])
+    for d in range(2):
+        known = stats.norm.ppf((stats.rankdata(x[:, d]) - 0.5) / 50)
+        np.testing.assert_allclose(found[:, d], known, atol=1e-9)
+    assert (found[:, 2] == 0).all()
 
 
 @pytest.mark.slow
