@@ -82,6 +82,7 @@ def found_in(change: Callable | None, count: int, unseen: int = 0) -> float:
 def power_round() -> dict[str, float]:
     """Shares of ten nights."""
     told = {f"{name}, 300 a side": found_in(change, 300) for name, change in CHANGES.items()}
+    told["a new kind, 15% of 300"] = found_in(None, 300, 45)
     told["a new kind, 10% of 1,000"] = found_in(None, 1000, 100)
     told["a new kind, 5% of 1,000"] = found_in(None, 1000, 50)
     told["a new kind, 5% of 3,000"] = found_in(None, 3000, 150)
