@@ -67,7 +67,7 @@ def test_the_fewest_blocks_alarm_as_often_as_was_said(few_waves) -> None:
 @pytest.mark.slow
 def test_more_blocks_of_the_side_that_is_more_alike_alarm_no_more_often(few_waves) -> None:
     """As where a night brings more than the reference has."""
-    nights = NIGHTS // 2
+    nights = NIGHTS // 4
     assert alarms((3 * FEWEST, FEWEST), (BLOCK, 1), nights) <= interval(LEVEL, nights)[1]
 
 
