@@ -27,7 +27,7 @@ from jobs.storage import join
 from jobs.tables import Snapshot, Table, open_snapshot
 from jobs.units import Completion, Plan, Settled, Unit, digest
 
-LAYOUT = 1  # raised when the same images would be judged otherwise
+LAYOUT = 2  # raised when the same images would be judged otherwise
 MARKED = (ANOMALIES.name, BATCHES.name)
 
 
