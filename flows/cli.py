@@ -231,8 +231,10 @@ def nightly(config: str, night: str | None, retrain: bool, lake: str | None, as_
     on = dt.date.fromisoformat(valid_night(night or tonight()))
     from flows import nightly as flow
     from flows.output import emit, report_text
+    from flows.watches import tagged
 
-    reports = flow.nightly(config, on, retrain, lake)
+    with tagged():
+        reports = flow.nightly(config, on, retrain, lake)
     emit(
         [report.to_dict() for report in reports],
         as_json,

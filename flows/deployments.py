@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from flows.environment import HEARTBEAT_S, prepare_prefect
+from flows.environment import HEARTBEAT, TAG, prepare_prefect
 
 prepare_prefect()
 
 from prefect import Flow  # noqa: E402
-from prefect.automations import Automation  # noqa: E402
 from prefect.client.orchestration import get_client  # noqa: E402
 from prefect.client.schemas.actions import WorkPoolCreate  # noqa: E402
-from prefect.client.schemas.objects import ConcurrencyLimitConfig, StateType  # noqa: E402
+from prefect.client.schemas.objects import ConcurrencyLimitConfig  # noqa: E402
 from prefect.deployments.runner import RunnerDeployment  # noqa: E402
-from prefect.events.actions import ChangeFlowRunState  # noqa: E402
-from prefect.events.schemas.automations import EventTrigger, Posture  # noqa: E402
 from prefect.exceptions import ObjectAlreadyExists  # noqa: E402
 from prefect.schedules import Cron, Schedule  # noqa: E402
 from prefect.types.entrypoint import EntrypointType  # noqa: E402
@@ -34,11 +30,13 @@ FLOWS: dict[str, Flow[Any, Any]] = {
     "backfill": on_request.backfill,
     "maintain": on_request.maintain,
 }
-# Of runs: what our log says goes to the UI.
-TALKATIVE = {"PREFECT_LOGGING_LEVEL": "INFO", "PREFECT_LOGGING_EXTRA_LOGGERS": "latentlake"}
-LOST_AFTER_S = 3 * HEARTBEAT_S
-WATCHDOG = "latentlake: runs without a heartbeat have crashed"
-ENDED = [f"prefect.flow-run.{end}" for end in ("Completed", "Failed", "Cancelled", "Crashed")]
+# Of runs: what our log says goes to the UI, and the watch knows how often they are heard of. Not in
+# the worker's environment, because a pool's worker need not be ours.
+OF_RUNS = {
+    "PREFECT_LOGGING_LEVEL": "INFO",
+    "PREFECT_LOGGING_EXTRA_LOGGERS": "latentlake",
+    **HEARTBEAT,
+}
 
 
 def schedule_of(config: str, settings: NightlySettings) -> Schedule | None:
@@ -66,11 +64,11 @@ def deploy(config: str, settings: NightlySettings, pool: str, workdir: str) -> l
             # Another run of the same waits for it; they would be right at once, too, and slower.
             concurrency_limit=ConcurrencyLimitConfig(limit=1),
             parameters={"config": path},
-            tags=["latentlake", settings.stage.dataset],
+            tags=[TAG, settings.stage.dataset],
             description=(flow.description or "").split("\n\n")[0],
             entrypoint_type=EntrypointType.MODULE_PATH,
             work_pool_name=pool,
-            job_variables={"working_dir": workdir, "env": TALKATIVE},
+            job_variables={"working_dir": workdir, "env": OF_RUNS},
         )
         made.apply()
         names.append(f"{flow.name}/{settings.stage.dataset}")
@@ -84,39 +82,3 @@ def make_pool(name: str) -> None:
             client.create_work_pool(WorkPoolCreate(name=name, type="process"))
         except ObjectAlreadyExists:
             return
-
-
-def watch_heartbeats() -> None:
-    """Makes the automation, or brings the one of its name up to date."""
-    made = watchdog()
-    try:
-        made.id = cast(Automation, Automation.read(name=WATCHDOG)).id
-    except ValueError:  # there is none
-        made.create()
-    else:
-        made.update()
-
-
-def watchdog() -> Automation:
-    """A run whose process was killed is not `Running` for ever."""
-    return Automation(
-        name=WATCHDOG,
-        trigger=EventTrigger(
-            after={"prefect.flow-run.Running", "prefect.flow-run.heartbeat"},
-            expect={"prefect.flow-run.heartbeat", *ENDED},
-            match={"prefect.resource.id": "prefect.flow-run.*"},
-            for_each={"prefect.resource.id"},
-            posture=Posture.Proactive,
-            threshold=1,
-            within=dt.timedelta(seconds=LOST_AFTER_S),
-        ),
-        actions=[
-            ChangeFlowRunState(
-                name=None,
-                state=StateType.CRASHED,
-                force=False,
-                message=f"no heartbeat for {LOST_AFTER_S} s: its process was lost; run it again, "
-                "it goes on where it stopped",
-            )
-        ],
-    )

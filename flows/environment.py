@@ -9,7 +9,8 @@ from pathlib import Path
 
 from jobs.errors import LatentlakeError
 
-HEARTBEAT_S = 30  # of runs; the shortest that Prefect has
+TAG = "latentlake"  # of our runs
+HEARTBEAT_S = 30  # of our runs; the shortest that Prefect has
 QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
@@ -18,9 +19,9 @@ QUIET = {
     "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
     # Its migrations, the first time on a machine: 20 s were too few on a busy one.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-    # A watch over runs takes one whose beats stay away for lost.
-    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S),
 }
+# A watch takes a run whose beats stay away for lost: nothing else may set how often they come.
+HEARTBEAT = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S)}
 
 
 def prepare_prefect() -> None:
@@ -31,6 +32,7 @@ def prepare_prefect() -> None:
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    os.environ |= HEARTBEAT
     if "PREFECT_API_URL" not in os.environ:
         os.environ.setdefault("PREFECT_HOME", str(private_folder() / "prefect"))
         os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "true"
@@ -42,6 +44,7 @@ def server_environment(url: str, home: Path) -> dict[str, str]:
         "PREFECT_HOME": str(home),
         "PREFECT_API_URL": url,
         **QUIET,
+        **HEARTBEAT,
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home / 'prefect.db'}",
     }
 

@@ -50,14 +50,14 @@ def serve(configs: Sequence[str], port: int, home: Path, runs_at_once: int) -> N
 def _serve(
     settings: list[tuple[str, NightlySettings]], url: str, port: int, runs_at_once: int
 ) -> None:
-    from flows import deployments
+    from flows import deployments, watches
 
     for config, held in settings:
         deployments.schedule_of(config, held)  # its mistakes are told before anything starts
     with _process("server", "server", "start", "--host", HOST, "--port", str(port)) as server:
         wait_for(url, server)
         deployments.make_pool(POOL)
-        deployments.watch_heartbeats()
+        watches.watch_runs()
         for config, held in settings:
             for name in deployments.deploy(config, held, POOL, str(Path.cwd())):
                 log.info("serve: %s", name)

@@ -113,19 +113,32 @@ def serving(folder: Path, *configs: dict[str, Any]) -> Iterator[Served]:
         paths.append(folder / f"{settings['stage']['dataset']}.yaml")
         paths[-1].write_text(yaml.safe_dump(settings))
     port = free_port()
+    command = [LATENTLAKE, "serve", *paths, "--port", str(port), "--home", folder / "home"]
+    with serving_process(folder, port, command, {}) as held:
+        until(lambda: _there(held, f"maintain/{paths[-1].stem}"), 120)
+        yield held
+
+
+def _there(served: Served, deployment: str) -> bool:
+    with contextlib.suppress(urllib.error.HTTPError):
+        return bool(served.deployment(deployment))
+    return False
+
+
+@contextlib.contextmanager
+def serving_process(
+    folder: Path, port: int, command: list[Any], env: dict[str, str]
+) -> Iterator[Served]:
+    """A command that starts a Prefect server, when that answers; ended with the block."""
     log = (folder / "serve.log").open("wb")
-    process = subprocess.Popen(
-        [LATENTLAKE, "serve", *paths, "--port", str(port), "--home", folder / "home"],
-        cwd=folder,
-        stderr=log,
-        env={k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")},
-    )
+    own = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
+    process = subprocess.Popen(command, cwd=folder, stderr=log, stdout=log, env=own | env)
     held = Served(folder, port, process)
 
     def ready() -> bool:
         assert process.poll() is None, (folder / "serve.log").read_text()
         with contextlib.suppress(urllib.error.URLError, ConnectionError):
-            return bool(held.deployment(f"maintain/{paths[-1].stem}"))
+            return bool(held.call("GET", "/health"))
         return False
 
     try:

@@ -128,6 +128,15 @@ def test_a_mistake_in_the_config_is_a_sentence(served: Served) -> None:
     assert "stagee: unknown key" in run["state"]["message"]
     assert "Traceback" not in served.log(run["id"])
 
+    def told() -> list[dict[str, Any]]:
+        about = f"prefect.flow-run.{run['id']}"
+        held = served.events("latentlake.run.failed")
+        return [each for each in held if each["resource"]["prefect.resource.id"] == about]
+
+    (event,) = until(told, 60)
+    assert "stagee: unknown key" in event["payload"]["message"]
+    assert event["payload"]["state"] == "Failed"
+
 
 def raylets(served: Served) -> set[int]:
     """Of the runs of this server; others run on the machine, too."""
@@ -218,16 +227,16 @@ def test_prefect_yaml_deploys_the_same(served: Served, tmp_path: Path) -> None:
 
 
 def test_the_watch_over_heartbeats_is_brought_up_to_date(served: Served) -> None:
-    change = "from flows import deployments as d; {}d.watch_heartbeats()"
+    change = "from flows import watches as w; {}w.watch_runs()"
 
     def within(first: str) -> list[float]:
         env = os.environ | {"PREFECT_API_URL": served.url}
         subprocess.run([sys.executable, "-c", change.format(first)], env=env, check=True)
         held = served.call("POST", "/automations/filter", {})
-        return [one["trigger"]["within"] for one in held if "heartbeat" in one["name"]]
+        return sorted(one["trigger"]["within"] for one in held if "latentlake" in one["name"])
 
-    assert within("d.LOST_AFTER_S = 77; ") == [77.0]
-    assert within("") == [90.0]
+    assert within("w.LOST_AFTER_S = 77; ") == [77.0, 1200.0]
+    assert within("") == [90.0, 1200.0]
 
 
 def test_two_configs_of_one_dataset_are_refused(served: Served) -> None:
@@ -250,6 +259,7 @@ def test_the_nightly_of_the_command_line_uses_that_server(served: Served) -> Non
     asked = {"flow_runs": {"name": {"any_": ["nightly d 2026-01-09"]}}}
     (run,) = served.call("POST", "/flow_runs/filter", asked)
     assert run["state_type"] == "COMPLETED"
+    assert "latentlake" in run["tags"]  # the watch has it, too
 
 
 def test_a_time_that_is_none_is_refused_before_anything_starts(tmp_path: Path) -> None:

@@ -103,14 +103,33 @@ def test_the_pools_pods_are_as_the_others() -> None:
     assert container["resources"]["requests"] == container["resources"]["limits"]
 
 
-def test_the_automation_of_heartbeats_is_the_one_of_serve() -> None:
+def test_the_automations_of_heartbeats_are_those_of_serve() -> None:
     from prefect.events.schemas.automations import AutomationCore
 
-    from flows.deployments import watchdog
+    from flows.watches import watches
 
-    (told,) = document("heartbeat.yaml")["automations"]
-    made = AutomationCore.model_validate(told)
-    ours = watchdog()
-    assert made.model_dump(exclude={"trigger": {"id"}}) == AutomationCore.model_validate(
-        ours.model_dump()
-    ).model_dump(exclude={"trigger": {"id"}})
+    def plain(automation: Any) -> dict[str, Any]:
+        held = AutomationCore.model_validate(automation)
+        return held.model_dump(exclude={"trigger": {"id"}})
+
+    told = document("heartbeat.yaml")["automations"]
+    assert [plain(each) for each in told] == [plain(each.model_dump()) for each in watches()]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_run_is_heard_of_as_often_as_the_watch_wants(name: str) -> None:
+    from flows.deployments import OF_RUNS
+    from flows.watches import LOST_AFTER_S
+
+    for each in document(name)["deployments"]:
+        env = each["work_pool"]["job_variables"]["env"]
+        assert env == OF_RUNS
+        assert 3 * int(env["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"]) <= LOST_AFTER_S
+        assert "latentlake" in each["tags"]
+
+
+def test_a_pod_that_waits_for_its_image_is_not_taken_for_lost() -> None:
+    from flows.watches import NEVER_BEGAN_S
+
+    waits = template()["variables"]["properties"]["pod_watch_timeout_seconds"]["default"]
+    assert waits < NEVER_BEGAN_S

@@ -1,0 +1,138 @@
+"""What we register at a Prefect server, at a real one."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from flows.environment import server_environment
+from tests.helpers import ROOT, free_port
+from tests.serving import Served, serving_process, until
+
+pytestmark = pytest.mark.integration
+WINDOW_S = 10  # the shortest that Prefect has
+WATCH = f"""
+from flows import watches
+watches.LOST_AFTER_S = watches.NEVER_BEGAN_S = {WINDOW_S}
+watches.watch_runs()
+"""
+SLEEPER = """
+import contextlib, sys, time
+from prefect import flow, tags
+@flow(log_prints=False)
+def sleeper(seconds: float) -> None:
+    time.sleep(seconds)
+with tags(*sys.argv[2:]):
+    sleeper(float(sys.argv[1]))
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A Prefect server without a worker."""
+    folder = tmp_path_factory.mktemp("server")
+    port = free_port()
+    command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
+    env = server_environment(f"http://127.0.0.1:{port}/api", folder / "home")
+    with serving_process(folder, port, command, env) as held:
+        yield held
+
+
+def python(served: Served, code: str, *arguments: Any) -> subprocess.Popen[bytes]:
+    """In a process of its own, which has Prefect's settings as they are at its beginning."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
+    env |= {"PREFECT_API_URL": served.url, "PREFECT_HOME": str(served.folder / "client")}
+    words = [sys.executable, "-c", code, *(str(word) for word in arguments)]
+    return subprocess.Popen(words, env=env | {"PYTHONPATH": str(ROOT)})
+
+
+def set_state(served: Served, run_id: str, kind: str, **more: Any) -> None:
+    body = {"state": {"type": kind, **more}, "force": True}
+    served.call("POST", f"/flow_runs/{run_id}/set_state", body)
+
+
+def runs_of(served: Served, name: str) -> list[dict[str, Any]]:
+    return served.call("POST", "/flow_runs/filter", {"flows": {"name": {"any_": [name]}}})
+
+
+def begun(served: Served, tags: list[str], *states: tuple[str, str]) -> str:
+    """A run that went through these states, type and name, and of which nobody hears again."""
+    flow = served.call("POST", "/flows/", {"name": "by hand"})["id"]
+    run_id = served.call("POST", "/flow_runs/", {"flow_id": flow, "tags": tags})["id"]
+    for kind, name in states:
+        set_state(served, run_id, kind, name=name)
+    return run_id
+
+
+@pytest.fixture(scope="module")
+def watched(server: Served) -> Served:
+    assert python(server, WATCH).wait(60) == 0
+    return server
+
+
+def test_only_our_runs_are_watched(watched: Served) -> None:
+    """Others beat every 180 s by default; a run of ours may be lost before its first beat."""
+    foreign = python(watched, SLEEPER, 4 * WINDOW_S)
+    ours = python(watched, SLEEPER, 600, "latentlake", "photos")
+    running = ("RUNNING", "Running")
+    silent = begun(watched, ["latentlake"], running)
+    again = begun(watched, ["latentlake"], ("RUNNING", "Rerunning"))
+    unbegun = begun(watched, ["latentlake"], ("PENDING", "Pending"))
+    alone = begun(watched, ["photos"], ("PENDING", "Pending"), running)
+    resting = begun(watched, ["latentlake"], running, ("PAUSED", "Suspended"))
+
+    def killed() -> dict[str, Any] | None:
+        held = [run for run in runs_of(watched, "sleeper") if "latentlake" in run["tags"]]
+        return held[0] if held and held[0]["state_type"] == "RUNNING" else None
+
+    lost = until(killed, 60)["id"]
+    ours.send_signal(signal.SIGKILL)
+    ours.wait()
+    for run_id in (lost, silent, again, unbegun):
+        run = watched.wait(run_id, 60)
+        assert run["state_type"] == "CRASHED"
+        word = "did not begin" if run_id == unbegun else "no heartbeat"
+        assert word in run["state"]["message"]
+    assert foreign.wait(120) == 0
+    assert [run["state_type"] for run in runs_of(watched, "sleeper") if not run["tags"]] == [
+        "COMPLETED"
+    ]
+    assert watched.run(alone)["state_type"] == "RUNNING"
+    assert watched.run(resting)["state_type"] == "PAUSED"
+
+
+def test_the_automation_of_the_guide_hears_of_every_end_that_is_none(watched: Served) -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    blocks = [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", page, re.S)]
+    (told,) = [
+        one
+        for block in blocks
+        for one in block.get("automations", [])
+        if "prefect.flow-run.Crashed" in one["trigger"]["expect"]
+    ]
+    watched.call("POST", "/automations/", told | {"actions": [{"type": "do-nothing"}]})
+
+    def heard() -> set[str]:
+        held = watched.events("prefect.automation.triggered")
+        events = [event["payload"]["triggering_event"] for event in held]
+        resources = [event["resource"]["prefect.resource.id"] for event in events if event]
+        return {name.removeprefix("prefect.flow-run.") for name in resources}
+
+    time.sleep(2)  # until the server has loaded it
+    running = ("RUNNING", "Running")
+    crashed = begun(watched, ["latentlake"], running)  # by the watch
+    failed = begun(watched, ["latentlake"], running, ("FAILED", "Failed"))
+    late = begun(watched, ["latentlake"], running, ("FAILED", "TimedOut"))
+    foreign = begun(watched, [], running, ("FAILED", "Failed"))
+    good = begun(watched, ["latentlake"], running, ("COMPLETED", "Completed"))
+    until(lambda: heard() >= {crashed, failed, late}, 90)
+    assert not heard() & {foreign, good}
