@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from uuid import UUID
 
 from flows.environment import HEARTBEAT, TAG, prepare_prefect
 
@@ -13,9 +14,10 @@ from prefect import Flow  # noqa: E402
 from prefect.client.orchestration import get_client  # noqa: E402
 from prefect.client.schemas.actions import WorkPoolCreate  # noqa: E402
 from prefect.client.schemas.objects import ConcurrencyLimitConfig  # noqa: E402
+from prefect.client.schemas.schedules import CronSchedule  # noqa: E402
 from prefect.deployments.runner import RunnerDeployment  # noqa: E402
 from prefect.exceptions import ObjectAlreadyExists  # noqa: E402
-from prefect.schedules import Cron, Schedule  # noqa: E402
+from prefect.schedules import Cron  # noqa: E402
 from prefect.types.entrypoint import EntrypointType  # noqa: E402
 
 from flows import on_request  # noqa: E402
@@ -37,42 +39,67 @@ OF_RUNS = {
     "PREFECT_LOGGING_EXTRA_LOGGERS": "latentlake",
     **HEARTBEAT,
 }
+CONFIGURED = "latentlake-config"  # the slug of the schedule that is the config's
 
 
-def schedule_of(config: str, settings: NightlySettings) -> Schedule | None:
+def schedule_of(config: str, settings: NightlySettings) -> CronSchedule | None:
     """Raises InputError for a time that is none."""
     held = settings.schedule
+    if held is None:
+        return None
     try:
-        return Cron(held.cron, timezone=held.timezone) if held is not None else None
+        Cron(held.cron, timezone=held.timezone)  # says what is wrong in fewer words
     except ValueError as error:
         raise InputError(f"{config}: schedule.cron: {error}") from error
+    return CronSchedule(cron=held.cron, timezone=held.timezone)
 
 
 def deploy(config: str, settings: NightlySettings, pool: str, workdir: str) -> list[str]:
     """Registers the flows of a config; returns the names of their deployments.
 
+    What somebody did on a deployment's page stays: schedules made there, what is paused.
     workdir: where runs work, for paths that are relative.
     """
     path = config if "://" in config else str(Path(config).absolute())
+    dataset = settings.stage.dataset
     names = []
     for name, flow in FLOWS.items():
-        schedule = schedule_of(config, settings) if name == "nightly" else None
         made = RunnerDeployment.from_flow(
             flow,
-            name=settings.stage.dataset,
-            schedule=schedule,
+            name=dataset,
             # Another run of the same waits for it; they would be right at once, too, and slower.
             concurrency_limit=ConcurrencyLimitConfig(limit=1),
             parameters={"config": path},
-            tags=[TAG, settings.stage.dataset],
+            tags=[TAG, dataset],
             description=(flow.description or "").split("\n\n")[0],
             entrypoint_type=EntrypointType.MODULE_PATH,
             work_pool_name=pool,
             job_variables={"working_dir": workdir, "env": OF_RUNS},
         )
-        made.apply()
-        names.append(f"{flow.name}/{settings.stage.dataset}")
+        # An update that says nothing of these leaves them; one that says None takes them away.
+        made.model_fields_set.difference_update({"schedules", "paused"})
+        made_id = cast(UUID, made.apply())
+        _follow(made_id, schedule_of(config, settings) if name == "nightly" else None)
+        names.append(f"{flow.name}/{dataset}")
     return names
+
+
+def _follow(deployment_id: UUID, wanted: CronSchedule | None) -> None:
+    """The config's schedule becomes what the config says; on or off it is as somebody left it."""
+    with get_client(sync_client=True) as client:
+        held = client.read_deployment_schedules(deployment_id)
+        ours = [one for one in held if one.slug == CONFIGURED]
+        # A version before this one gave it no slug.
+        ours = ours or [one for one in held if one.schedule == wanted][:1]
+        for one in ours:
+            if wanted is None:
+                client.delete_deployment_schedule(deployment_id, one.id)
+            elif (one.slug, one.schedule) != (CONFIGURED, wanted):
+                client.update_deployment_schedule(
+                    deployment_id, one.id, schedule=wanted, slug=CONFIGURED
+                )
+        if wanted is not None and not ours:
+            client.create_deployment_schedules(deployment_id, [(wanted, True)], slug=CONFIGURED)
 
 
 def make_pool(name: str) -> None:

@@ -1,4 +1,4 @@
-"""What we register at a Prefect server, at a real one."""
+"""What we register at a Prefect server, at a real one: deployments, the watches."""
 
 from __future__ import annotations
 
@@ -16,10 +16,17 @@ import yaml
 
 from flows.environment import server_environment
 from tests.helpers import ROOT, free_port
-from tests.serving import Served, serving_process, until
+from tests.serving import Served, serving_process, settings_of, until
 
 pytestmark = pytest.mark.integration
 WINDOW_S = 10  # the shortest that Prefect has
+DEPLOY = """
+import sys
+from flows import deployments
+from jobs.nightly_config import load_nightly
+deployments.make_pool("latentlake")
+deployments.deploy(sys.argv[1], load_nightly(sys.argv[1]), "latentlake", ".")
+"""
 WATCH = f"""
 from flows import watches
 watches.LOST_AFTER_S = watches.NEVER_BEGAN_S = {WINDOW_S}
@@ -53,6 +60,61 @@ def python(served: Served, code: str, *arguments: Any) -> subprocess.Popen[bytes
     env |= {"PREFECT_API_URL": served.url, "PREFECT_HOME": str(served.folder / "client")}
     words = [sys.executable, "-c", code, *(str(word) for word in arguments)]
     return subprocess.Popen(words, env=env | {"PYTHONPATH": str(ROOT)})
+
+
+def deploy(served: Served, dataset: str, **more: Any) -> None:
+    path = served.folder / f"{dataset}.yaml"
+    path.write_text(yaml.safe_dump(settings_of(served.folder, dataset, **more)))
+    assert python(served, DEPLOY, path).wait(120) == 0
+
+
+def crons(deployment: dict[str, Any]) -> dict[str, bool]:
+    return {one["schedule"]["cron"]: one["active"] for one in deployment["schedules"]}
+
+
+def test_what_was_done_on_a_page_stays_when_serve_starts_again(server: Served) -> None:
+    deploy(server, "kept", schedule={"cron": "0 2 * * *"})
+    maintain, nightly = (server.deployment(f"{name}/kept") for name in ("maintain", "nightly"))
+    weekly = {"schedule": {"cron": "0 6 * * 0", "timezone": "Europe/Berlin"}, "active": False}
+    for held in (maintain, nightly):
+        server.call("POST", f"/deployments/{held['id']}/schedules", [weekly])
+    server.call("PATCH", f"/deployments/{maintain['id']}", {"paused": True})
+    (ours,) = nightly["schedules"]
+    at = f"/deployments/{nightly['id']}/schedules/{ours['id']}"
+    server.call("PATCH", at, {"active": False})
+
+    deploy(server, "kept", schedule={"cron": "0 2 * * *"})
+    assert crons(server.deployment("maintain/kept")) == {"0 6 * * 0": False}
+    assert server.deployment("maintain/kept")["paused"] is True
+    assert server.deployment("nightly/kept")["paused"] is False
+    assert crons(server.deployment("nightly/kept")) == {"0 2 * * *": False, "0 6 * * 0": False}
+    # The config's own follows the config.
+    deploy(server, "kept", schedule={"cron": "0 3 * * *"})
+    assert crons(server.deployment("nightly/kept")) == {"0 3 * * *": False, "0 6 * * 0": False}
+    server.call("PATCH", at, {"active": True})
+    deploy(server, "kept", schedule={"cron": "0 4 * * *"})
+    assert crons(server.deployment("nightly/kept")) == {"0 4 * * *": True, "0 6 * * 0": False}
+    deploy(server, "kept")
+    assert crons(server.deployment("nightly/kept")) == {"0 6 * * 0": False}
+
+
+def test_a_config_that_loses_its_only_schedule_has_none(server: Served) -> None:
+    deploy(server, "once", schedule={"cron": "0 2 * * *"})
+    assert crons(server.deployment("nightly/once")) == {"0 2 * * *": True}
+    deploy(server, "once")
+    assert crons(server.deployment("nightly/once")) == {}
+
+
+def test_a_schedule_of_an_earlier_version_is_taken_over(server: Served) -> None:
+    deploy(server, "older", schedule={"cron": "0 2 * * *"})
+    held = server.deployment("nightly/older")
+    (ours,) = held["schedules"]
+    server.call("DELETE", f"/deployments/{held['id']}/schedules/{ours['id']}")
+    unnamed = {"schedule": {"cron": "0 2 * * *", "timezone": "UTC"}, "active": True}
+    server.call("POST", f"/deployments/{held['id']}/schedules", [unnamed])
+    deploy(server, "older", schedule={"cron": "0 2 * * *"})
+    deploy(server, "older", schedule={"cron": "0 5 * * *"})
+    assert crons(server.deployment("nightly/older")) == {"0 5 * * *": True}
 
 
 def set_state(served: Served, run_id: str, kind: str, **more: Any) -> None:
