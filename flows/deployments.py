@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
@@ -62,18 +64,21 @@ def deploy(config: str, settings: NightlySettings, pool: str, workdir: str) -> l
     """
     path = config if "://" in config else str(Path(config).absolute())
     dataset = settings.stage.dataset
+    make_queue(dataset, pool)
     names = []
     for name, flow in FLOWS.items():
         made = RunnerDeployment.from_flow(
             flow,
             name=dataset,
-            # Another run of the same waits for it; they would be right at once, too, and slower.
+            # The queue is asked by workers and may give two of them a run each; this is not. Runs
+            # at once would be right, too, and slower.
             concurrency_limit=ConcurrencyLimitConfig(limit=1),
             parameters={"config": path},
             tags=[TAG, dataset],
             description=(flow.description or "").split("\n\n")[0],
             entrypoint_type=EntrypointType.MODULE_PATH,
             work_pool_name=pool,
+            work_queue_name=dataset,
             job_variables={"working_dir": workdir, "env": OF_RUNS},
         )
         # An update that says nothing of these leaves them; one that says None takes them away.
@@ -109,3 +114,17 @@ def make_pool(name: str) -> None:
             client.create_work_pool(WorkPoolCreate(name=name, type="process"))
         except ObjectAlreadyExists:
             return
+
+
+def make_queue(dataset: str, pool: str) -> None:
+    """A work queue for the runs of a dataset, one at a time, if there is none of that name.
+
+    It counts the runs that there are: no slot is held that a killed process could keep.
+    """
+
+    async def make() -> None:
+        async with get_client() as client:
+            with contextlib.suppress(ObjectAlreadyExists):
+                await client.create_work_queue(dataset, concurrency_limit=1, work_pool_name=pool)
+
+    asyncio.run(make())

@@ -1,4 +1,4 @@
-"""What we register at a Prefect server, at a real one: deployments, the watches."""
+"""What we register at a Prefect server, at a real one: deployments, their queue, the watches."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from tests.helpers import ROOT, free_port
 from tests.serving import Served, serving_process, settings_of, until
 
 pytestmark = pytest.mark.integration
+POOL = "latentlake"
 WINDOW_S = 10  # the shortest that Prefect has
 DEPLOY = """
 import sys
@@ -117,9 +118,39 @@ def test_a_schedule_of_an_earlier_version_is_taken_over(server: Served) -> None:
     assert crons(server.deployment("nightly/older")) == {"0 5 * * *": True}
 
 
+def handed_out(served: Served) -> list[str]:
+    """The runs that a worker of the pool would be given now."""
+    asked = {"scheduled_before": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 5))}
+    held = served.call("POST", f"/work_pools/{POOL}/get_scheduled_flow_runs", asked)
+    return [each["flow_run"]["id"] for each in held]
+
+
 def set_state(served: Served, run_id: str, kind: str, **more: Any) -> None:
     body = {"state": {"type": kind, **more}, "force": True}
     served.call("POST", f"/flow_runs/{run_id}/set_state", body)
+
+
+def test_the_flows_of_a_dataset_run_one_at_a_time(server: Served) -> None:
+    for dataset in ("a", "b"):
+        deploy(server, dataset)
+    first = server.start("nightly/a")
+    second, third = server.start("maintain/a"), server.start("train/a")
+    other = server.start("nightly/b")
+    assert set(handed_out(server)) == {first, other}
+    set_state(server, first, "PENDING")
+    assert handed_out(server) == [other]
+    set_state(server, first, "RUNNING")
+    assert handed_out(server) == [other]
+    waiting = [server.run(each)["state_type"] for each in (second, third)]
+    assert waiting == ["SCHEDULED"] * 2
+    set_state(server, first, "CRASHED")  # as the watch does it
+    assert set(handed_out(server)) == {second, other}
+    # What somebody set on the queue's page stays.
+    queue = server.call("GET", f"/work_pools/{POOL}/queues/a")
+    assert queue["concurrency_limit"] == 1
+    server.call("PATCH", f"/work_pools/{POOL}/queues/a", {"concurrency_limit": 2})
+    deploy(server, "a")
+    assert server.call("GET", f"/work_pools/{POOL}/queues/a")["concurrency_limit"] == 2
 
 
 def runs_of(served: Served, name: str) -> list[dict[str, Any]]:

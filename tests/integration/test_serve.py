@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -168,8 +169,14 @@ def test_a_cancelled_run_stops_and_the_next_goes_on_from_it(served: Served) -> N
     )
     again = served.start("nightly/slow", night="2026-01-01")
     until(lambda: "going on from" in served.log(again), 120)
+    # Another flow of the dataset waits for its end.
+    waiting = served.start("maintain/slow", night="2026-01-01")
+    time.sleep(20)  # a worker asks every 10 s
+    assert served.run(waiting)["state_type"] == "SCHEDULED"
     served.call("POST", f"/flow_runs/{again}/set_state", cancelling)
     assert served.wait(again, 45)["state_type"] == "CANCELLED"
+    # Its turn came; there is no model to maintain yet.
+    assert "unknown model" in served.wait(waiting, 120)["state"]["message"]
 
 
 def test_a_task_is_given_up_when_its_time_is_over(served: Served) -> None:
@@ -203,16 +210,17 @@ def test_prefect_yaml_deploys_the_same(served: Served, tmp_path: Path) -> None:
     text = text.replace("/srv/latentlake/nightly.yaml", str(config))
     text = text.replace("/srv/latentlake", str(served.folder))
     (tmp_path / "prefect.yaml").write_text(text)
-    command = [sys.executable, "-m", "prefect", "--no-prompt"]
-    done = subprocess.run(
-        [*command, "deploy", "--all", "--prefect-file", str(tmp_path / "prefect.yaml")],
-        cwd=tmp_path,
-        env=os.environ | {"PREFECT_API_URL": served.url, "PREFECT_HOME": str(home)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    queue = "work-queue create photos --limit 1 --pool latentlake"
+    for words in (queue, f"deploy --all --prefect-file {tmp_path / 'prefect.yaml'}"):
+        done = subprocess.run(
+            [sys.executable, "-m", "prefect", "--no-prompt", *words.split()],
+            cwd=tmp_path,
+            env=os.environ | {"PREFECT_API_URL": served.url, "PREFECT_HOME": str(home)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
     for name in ("nightly", "train", "embed", "backfill", "maintain"):
         theirs, ours = (served.deployment(f"{name}/{of}") for of in ("photos", "d"))
         for key in ("parameter_openapi_schema", "parameters", "description", "entrypoint"):
@@ -220,6 +228,10 @@ def test_prefect_yaml_deploys_the_same(served: Served, tmp_path: Path) -> None:
         assert theirs["global_concurrency_limit"]["limit"] == 1
         assert theirs["work_pool_name"] == ours["work_pool_name"]
         assert theirs["job_variables"]["env"] == ours["job_variables"]["env"]
+        assert (theirs["work_queue_name"], ours["work_queue_name"]) == ("photos", "d")
+    for dataset in ("photos", "d"):
+        queue = served.call("GET", f"/work_pools/latentlake/queues/{dataset}")
+        assert queue["concurrency_limit"] == 1
     (schedule,) = served.deployment("nightly/photos")["schedules"]
     assert schedule["schedule"]["timezone"] == "Europe/Berlin"
     run = served.wait(served.start("nightly/photos", night="2026-01-03"), 120)

@@ -133,3 +133,13 @@ def test_a_pod_that_waits_for_its_image_is_not_taken_for_lost() -> None:
 
     waits = template()["variables"]["properties"]["pod_watch_timeout_seconds"]["default"]
     assert waits < NEVER_BEGAN_S
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_deployments_of_a_dataset_share_a_queue_of_one(name: str) -> None:
+    (pool,) = {each["work_pool"]["name"] for each in document(name)["deployments"]}
+    for each in document(name)["deployments"]:
+        queue = each["work_pool"]["work_queue_name"]
+        assert queue in each["tags"]
+        told = f"prefect work-queue create {queue} --limit 1 --pool {pool}"
+        assert told in (INFRA / name).read_text()
