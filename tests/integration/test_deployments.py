@@ -169,6 +169,7 @@ def begun(served: Served, tags: list[str], *states: tuple[str, str]) -> str:
 @pytest.fixture(scope="module")
 def watched(server: Served) -> Served:
     assert python(server, WATCH).wait(60) == 0
+    time.sleep(10)  # the server takes automations in a while after it has stored them
     return server
 
 
@@ -220,7 +221,7 @@ def test_the_automation_of_the_guide_hears_of_every_end_that_is_none(watched: Se
         resources = [event["resource"]["prefect.resource.id"] for event in events if event]
         return {name.removeprefix("prefect.flow-run.") for name in resources}
 
-    time.sleep(2)  # until the server has loaded it
+    time.sleep(10)  # as above
     running = ("RUNNING", "Running")
     crashed = begun(watched, ["latentlake"], running)  # by the watch
     failed = begun(watched, ["latentlake"], running, ("FAILED", "Failed"))
