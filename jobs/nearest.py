@@ -39,7 +39,12 @@ def distances(matrix_ND: np.ndarray, vector_D: np.ndarray, metric: str) -> np.nd
     with np.errstate(invalid="ignore", divide="ignore"):
         # Not a matrix product, whose last digits hang on a row's place: equal rows are equally far.
         products_N = np.einsum("nd,d->n", wide_ND, wide_D)
-        return np.nan_to_num(1.0 - products_N / lengths_N, nan=1.0)
+        return _cosine_distance(products_N / lengths_N)
+
+
+def _cosine_distance(cosine_N: np.ndarray) -> np.ndarray:
+    """In [0, 2], whatever the last digits say: an image's distance from itself is no -0.0000."""
+    return np.clip(np.nan_to_num(1.0 - cosine_N, nan=1.0), 0.0, 2.0)
 
 
 def lengths(matrix_ND: np.ndarray) -> np.ndarray:
@@ -221,7 +226,7 @@ def _between(matrix_ND: np.ndarray, i: np.ndarray, j: np.ndarray, metric: str) -
         return np.linalg.norm(a - b, axis=1)
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.nan_to_num(1.0 - np.einsum("nd,nd->n", a, b) / lengths, nan=1.0)
+        return _cosine_distance(np.einsum("nd,nd->n", a, b) / lengths)
 
 
 def mahalanobis(matrix_ND: np.ndarray) -> np.ndarray:

@@ -129,3 +129,12 @@ def test_the_nearest_pairs_of_many_are_the_first_of_all(monkeypatch) -> None:
     some, near = close_pairs(matrix, 20.0, "euclidean", 7)
     assert some.tolist() == pairs[:7].tolist()
     assert near.tolist() == far[:7].tolist()
+
+
+def test_nothing_is_nearer_than_itself() -> None:
+    """1 - cos(a, a) is -1e-16 for some a, which was shown as -0.0000."""
+    vectors = np.random.default_rng(0).normal(size=(500, 7)).astype(np.float32)
+    found = [search.distances(vectors[[i]], vectors[i], "cosine")[0] for i in range(len(vectors))]
+    assert min(found) == 0.0
+    assert not np.signbit(found).any()
+    assert not np.signbit(close_pairs(np.repeat(vectors, 2, 0), 1e-9, "cosine")[1]).any()
