@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flows.environment import prepare_prefect
 
@@ -22,8 +22,10 @@ from flows.cancelled import stop_jobs  # noqa: E402
 from flows.opened import Opened  # noqa: E402
 from jobs.grid import grid  # noqa: E402
 from jobs.job_report import JobReport  # noqa: E402
-from jobs.report import Report  # noqa: E402
 from jobs.views import Views  # noqa: E402
+
+if TYPE_CHECKING:
+    from jobs.report import Report
 
 UNTOLD = ("rows_read", "unit_seconds", "fewest_flaggable", "model_version", "batch", "note", "why")
 MOST_BYTES = 2 << 20  # of a picture in the Prefect server's database

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from flows.environment import prepare_prefect
 
 prepare_prefect()
 
 from prefect import Task  # noqa: E402
+from prefect.context import TagsContext  # noqa: E402
 
 from flows import tasks  # noqa: E402
 from flows.opened import Opened  # noqa: E402
@@ -20,7 +21,9 @@ from jobs.bundle_about import is_there  # noqa: E402
 from jobs.errors import InputError, JobError  # noqa: E402
 from jobs.job_report import JobReport  # noqa: E402
 from jobs.judge_config import PromoteSettings  # noqa: E402
-from jobs.report import Report  # noqa: E402
+
+if TYPE_CHECKING:
+    from jobs.report import Report
 
 log = logging.getLogger("latentlake")
 
@@ -39,13 +42,18 @@ class Steps:
         self.reports: list[JobReport] = []
         self.notes: list[str] = []
         self.mistakes: list[InputError] = []
+        # Tasks would have the run's tags, and Prefect asks its server for a slot for each of them
+        # before each task, which takes a second or more.
+        self._untagged = TagsContext(current_tags=set())
 
     def __enter__(self) -> Self:
+        self._untagged.__enter__()
         return self
 
     def __exit__(
         self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
     ) -> None:
+        self._untagged.__exit__()
         if error is not None and not isinstance(error, Exception):
             return  # it is being stopped, and has no time
         if error is not None:

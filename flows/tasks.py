@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from flows.environment import prepare_prefect, quiet_prefect
 
@@ -26,8 +26,10 @@ from jobs.job_report import JobReport  # noqa: E402
 from jobs.judge_config import DriftSettings, EvaluateSettings, PromoteSettings  # noqa: E402
 from jobs.lake import Lake  # noqa: E402
 from jobs.maintain import maintained_text  # noqa: E402
-from jobs.report import Report, write_report  # noqa: E402
 from jobs.work import Work  # noqa: E402
+
+if TYPE_CHECKING:
+    from jobs.report import Report
 
 quiet_prefect()
 
@@ -92,6 +94,8 @@ def drift(settings: DriftSettings, lake: str, night: str, ray: RaySettings) -> J
 
 @task(name="report", task_run_name="report {dataset} {night}", **RETRY)
 def report(dataset: str, model: str, lake: str, night: str) -> Report:
+    from jobs.report import write_report  # brings Bokeh: only where there is a page to write
+
     # Where a timeout is heard: DuckDB and numpy answer when they are done.
     return apart(lambda: write_report(Lake(lake), dataset, model, night), lambda: None)
 

@@ -69,6 +69,8 @@ def test_two_nights_through_prefect(config: Path, tmp_path: Path) -> None:
     with sqlite3.connect(home / "prefect.db") as database:
         runs = database.execute("SELECT name, state_type FROM flow_run ORDER BY created").fetchall()
         tasks = database.execute("SELECT name, state_type FROM task_run").fetchall()
+        tags = database.execute("SELECT DISTINCT tags FROM flow_run").fetchall()
+        tags += database.execute("SELECT DISTINCT tags FROM task_run").fetchall()
         artifacts = database.execute(
             "SELECT key, data FROM artifact WHERE type = 'markdown' ORDER BY created"
         ).fetchall()
@@ -79,6 +81,8 @@ def test_two_nights_through_prefect(config: Path, tmp_path: Path) -> None:
             "SELECT key, data, description FROM artifact WHERE type = 'progress' ORDER BY created"
         ).fetchall()
     assert runs == [(f"nightly d 2026-01-0{day}", "COMPLETED") for day in (1, 2, 3)]
+    # By its tag a run is watched; a task's would cost it a slot each, asked for at the server.
+    assert [json.loads(each) for (each,) in tags] == [["latentlake"], []]
     reports = [f"report d 2026-01-0{day}" for day in (1, 2, 3)]
     assert [name for name, state in tasks if state != "COMPLETED"] == [reports[2]]
     assert {name for name, _ in tasks} == {
