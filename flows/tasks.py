@@ -97,7 +97,7 @@ def report(dataset: str, model: str, lake: str, night: str) -> Report:
     from jobs.report import write_report  # brings Bokeh: only where there is a page to write
 
     # Where a timeout is heard: DuckDB and numpy answer when they are done.
-    return apart(lambda: write_report(Lake(lake), dataset, model, night), lambda: None)
+    return apart(lambda: write_report(Lake(lake), dataset, model, night))
 
 
 @task(name="maintain", task_run_name="maintain {settings.dataset}", **RETRY)

@@ -14,14 +14,14 @@ SLICE_S = 0.2
 END_S = 3.0
 
 
-def apart(action: Callable[[], T], stop: Callable[[], None]) -> T:
+def apart(action: Callable[[], T], stop: Callable[[], None] | None = None) -> T:
     """What the action returns, done on a thread of its own while this one waits for it.
 
     Ray's waits hear signals, and drop what their handlers raise, other than KeyboardInterrupt
     (2.60): Prefect's timeout of a task, an alarm, was lost there; DuckDB turns it into an error
     of its own, and numpy does not hear it before it is done. A wait for an event drops nothing.
-    stop: makes the action end soon; it is called where the wait is cut short. An action that it
-    cannot end goes on in the background.
+    stop: makes the action end soon; it is called where the wait is cut short. An action without
+    one goes on in the background.
     """
     done: Future[T] = Future()
     over = threading.Event()
@@ -41,7 +41,8 @@ def apart(action: Callable[[], T], stop: Callable[[], None]) -> T:
         while not over.wait(SLICE_S):
             pass
     except BaseException:
-        stop()
-        over.wait(END_S)
+        if stop is not None:
+            stop()
+            over.wait(END_S)
         raise
     return done.result()

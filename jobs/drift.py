@@ -171,7 +171,7 @@ class DriftJob(Job):
             self.target, self.version, self.settings.dataset, plan.base["images"], _embed_jobs(plan)
         )
         sides = read_sides(self.lake, asked, rule)
-        decision = apart(lambda: decide(sides, rule), lambda: None)  # long steps of numpy
+        decision = apart(lambda: decide(sides, rule))  # long steps of numpy
         common = {
             "model": self.target,
             **self._partition,

@@ -126,9 +126,9 @@ def of_job(lake: Lake, job_id: str) -> list[dict[str, Any]]:
     return ordered([row for row in rows if row["job_id"] == job_id])
 
 
-def of_rows(lake: Lake, evaluated: pa.Table) -> list[dict[str, Any]]:
-    """The rows of the job that also published these rows of `evaluated`."""
-    job_ids = evaluated["job_id"].unique().to_pylist()
+def of_rows(lake: Lake, images: pa.Table) -> list[dict[str, Any]]:
+    """The rows of the job that also published these rows of the table `evaluated`."""
+    job_ids = images["job_id"].unique().to_pylist()
     return [row for job_id in job_ids for row in of_job(lake, job_id)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import datetime as dt
 import json
 import re
@@ -46,6 +47,36 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """What a Prefect home has of its runs, in the order of their making."""
+
+    runs: list[tuple[str, str]]
+    tasks: list[tuple[str, str]]
+    tags: list[list[str]]  # each kind once, of runs and then of tasks
+    texts: list[tuple[str, str]]  # artifacts in Markdown
+    tables: dict[str, str]
+    bars: list[tuple[str, str, str]]
+
+    @classmethod
+    def of(cls, home: Path) -> Held:
+        with sqlite3.connect(home / "prefect.db") as database:
+
+            def ask(statement: str) -> list:
+                return database.execute(statement).fetchall()
+
+            tags = [ask(f"SELECT DISTINCT tags FROM {of}_run") for of in ("flow", "task")]
+            artifacts = "FROM artifact WHERE type = '{}' ORDER BY created"
+            return cls(
+                runs=ask("SELECT name, state_type FROM flow_run ORDER BY created"),
+                tasks=ask("SELECT name, state_type FROM task_run"),
+                tags=[json.loads(each) for found in tags for (each,) in found],
+                texts=ask("SELECT key, data " + artifacts.format("markdown")),
+                tables=dict(ask("SELECT key, data " + artifacts.format("table"))),
+                bars=ask("SELECT key, data, description " + artifacts.format("progress")),
+            )
+
+
 def test_two_nights_through_prefect(config: Path, tmp_path: Path) -> None:
     home = tmp_path / "prefect"
     env = {"PREFECT_HOME": str(home)}
@@ -66,53 +97,43 @@ def test_two_nights_through_prefect(config: Path, tmp_path: Path) -> None:
     settings = yaml.safe_load(config.read_text()) | {"timeouts": {"report_s": 0.01}}
     config.write_text(yaml.safe_dump(settings))
     ok(run_cli("nightly", "--config", config, "--night", "2026-01-03", env=env))
-    with sqlite3.connect(home / "prefect.db") as database:
-        runs = database.execute("SELECT name, state_type FROM flow_run ORDER BY created").fetchall()
-        tasks = database.execute("SELECT name, state_type FROM task_run").fetchall()
-        tags = database.execute("SELECT DISTINCT tags FROM flow_run").fetchall()
-        tags += database.execute("SELECT DISTINCT tags FROM task_run").fetchall()
-        artifacts = database.execute(
-            "SELECT key, data FROM artifact WHERE type = 'markdown' ORDER BY created"
-        ).fetchall()
-        tables = dict(
-            database.execute("SELECT key, data FROM artifact WHERE type = 'table'").fetchall()
-        )
-        bars = database.execute(
-            "SELECT key, data, description FROM artifact WHERE type = 'progress' ORDER BY created"
-        ).fetchall()
-    assert runs == [(f"nightly d 2026-01-0{day}", "COMPLETED") for day in (1, 2, 3)]
+    held = Held.of(home)
+    assert held.runs == [(f"nightly d 2026-01-0{day}", "COMPLETED") for day in (1, 2, 3)]
     # By its tag a run is watched; a task's would cost it a slot each, asked for at the server.
-    assert [json.loads(each) for (each,) in tags] == [["latentlake"], []]
+    assert held.tags == [["latentlake"], []]
     reports = [f"report d 2026-01-0{day}" for day in (1, 2, 3)]
-    assert [name for name, state in tasks if state != "COMPLETED"] == [reports[2]]
-    assert {name for name, _ in tasks} == {
+    assert [name for name, state in held.tasks if state != "COMPLETED"] == [reports[2]]
+    assert {name for name, _ in held.tasks} == {
         *("stage d", "train m", "evaluate m", "embed d", "drift d"),
         *reports,
     }
-    keys = [key for key, _ in artifacts]
+    keys = [key for key, _ in held.texts]
     assert [keys.count(key) for key in ("summary-d", "pictures-d", "report-d")] == [3, 2, 2]
-    assert "No report: " in artifacts[-1][1]
-    links = [data for key, data in artifacts if key == "report-d"]
+    assert "No report: " in held.texts[-1][1]
+    links = [data for key, data in held.texts if key == "report-d"]
     assert all(re.search(r"\]\(file://.*/report-m\.html\)", data) for data in links)
     assert set(keys) - {"pictures-d", "summary-d", "report-d"} == {
         f"{name}-d" for name in OF_THE_REPORT
     }
-    assert ["rows in" in data for key, data in artifacts if key == "summary-d"] == [
+    assert ["rows in" in data for key, data in held.texts if key == "summary-d"] == [
         *(True, True),
         False,
     ]
     assert all(
-        "data:image/png" in data for key, data in artifacts if key not in ("summary-d", "report-d")
+        "data:image/png" in data for key, data in held.texts if key not in ("summary-d", "report-d")
     )
     moving = ["stage-d", "train-m", "evaluate-m", "embed-d"]
-    assert [key for key, _, _ in bars] == [*moving, *(key for key in moving if key != "train-m")]
-    assert {float(data) for _, data, _ in bars} == {100.0}
-    flagged = json.loads(json.loads(tables["anomalies-d"]))
+    assert [key for key, _, _ in held.bars] == [
+        *moving,
+        *(key for key in moving if key != "train-m"),
+    ]
+    assert {float(data) for _, data, _ in held.bars} == {100.0}
+    flagged = json.loads(json.loads(held.tables["anomalies-d"]))
     assert flagged[0]["rank"] == 1
     assert all(row["source_uri"].endswith(".parquet") for row in flagged)
-    refused = json.loads(json.loads(tables["refused-d"]))
+    refused = json.loads(json.loads(held.tables["refused-d"]))
     assert [(row["reason"], row["rows"]) for row in refused] == [("truncated", 1)]
-    told = bars[0][2]
+    told = held.bars[0][2]
     assert re.fullmatch(r"stage d: 1 of 1 units, 300 rows_in, [\d,]+/s, 1 refused, 0:00 left", told)
 
 
