@@ -14,8 +14,8 @@ help:            ## this list
 demo: $(VENV)/.runtime   ## two nights on the sample that ships with the project
 	$(BIN)/latentlake demo
 
-test: $(VENV)/.dev machine ## every test; most of them wait for processes, so two files at a time
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test: $(VENV)/.dev machine ## every test; many of them wait for processes, so three files at a time
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 fast: $(VENV)/.dev       ## the tests that need no server, no Ray and no training
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -m "not slow" -n 2
@@ -26,7 +26,8 @@ screenshots: $(VENV)/.dev machine ## the page's pictures in docs/pictures, by a 
 		tests/integration/test_explore_browser.py
 
 faults: $(VENV)/.dev     ## kill processes and fail storage at random moments, many rounds
-	LATENTLAKE_FAULT_ROUNDS=25 $(BIN)/python -m pytest tests/faults --timeout 7200
+	LATENTLAKE_FAULT_ROUNDS=25 $(BIN)/python -m pytest tests/faults \
+		tests/integration/test_compile.py --timeout 7200
 
 lint: $(VENV)/.dev       ## ruff and pyright
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ from pathlib import Path
 from jobs.errors import LatentlakeError
 
 TAG = "latentlake"  # of our runs
+WORKER_ASKS_S = 2  # a worker of its server on the same machine; 10 by default
 HEARTBEAT_S = 30  # of our runs; the shortest that Prefect has
 QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -45,6 +46,7 @@ def server_environment(url: str, home: Path) -> dict[str, str]:
         "PREFECT_API_URL": url,
         **QUIET,
         **HEARTBEAT,
+        "PREFECT_WORKER_QUERY_SECONDS": str(WORKER_ASKS_S),
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home / 'prefect.db'}",
     }
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import ray
+from ray._private import node as ray_node
 from ray._private import ray_constants
 from ray.autoscaler.sdk import request_resources
 
@@ -153,6 +154,8 @@ def _quiet() -> None:
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    # How often Ray Train's controller looks at its workers: at their start and end this is waited.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 
 
 def temporary_folder(prefix: str) -> Path:
@@ -181,6 +184,24 @@ def _stay_on_loopback() -> None:
     """
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
+
+
+@contextlib.contextmanager
+def _without_monitors() -> Iterator[None]:
+    """Within it, a node is started without two processes that an embedded one has no use for.
+
+    The autoscaler's monitor, and the log monitor (our log_to_driver is off): interpreters that
+    import Ray, and that its shutdown waits a second for. `ray start` has options for them,
+    `ray.init` has none (2.60). The dashboard's server is started although the dashboard is left
+    out, and has to be: without it each query of Ray Train's for an actor's state takes 12 s.
+    """
+    node = ray_node.Node
+    before = node.start_monitor, node.start_log_monitor
+    node.start_monitor = node.start_log_monitor = lambda self: None
+    try:
+        yield
+    finally:
+        node.start_monitor, node.start_log_monitor = before
 
 
 def _sweep(base: Path, prefix: str) -> None:
@@ -212,15 +233,16 @@ def _start_embedded(cpus: int) -> None:
     os.environ.setdefault("RAY_AUTH_TOKEN_PATH", str(token))
     _stay_on_loopback()
     started = time.monotonic()
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        num_gpus=None,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-        _temp_dir=str(folder),
-    )
+    with _without_monitors():
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            num_gpus=None,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            _temp_dir=str(folder),
+        )
     atexit.register(ray.shutdown)
     log.info("Ray: embedded, %d CPUs, started in %.1f s", cpus, time.monotonic() - started)
 

@@ -16,6 +16,8 @@ import ray
 from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -27,12 +29,12 @@ from jobs.mlflow_listener import MLFLOW
 from jobs.process_group import OnRaysNetwork
 from jobs.progress import TrainingProgress
 from jobs.train import TrainOrder
+from jobs.train_board import Board
 
 log = logging.getLogger("latentlake")
 
 MAX_FAILURES = 20  # worker groups that are started again; each goes on from the newest checkpoint
 CONTROLLERS = 3  # of Ray Train, one after the other failed
-SAME_CRASHES = 3
 POLL_S = 1.0
 ABORT_S = 2.0
 # What workers on other machines need of the driver's environment.
@@ -44,56 +46,20 @@ PASSED_ON = (
 )
 
 
-@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
-class _Board:
-    """Where the first rank writes what the driver shows, and any rank why all should end."""
+class _Trainer(TorchTrainer):
+    """Without two actors of Ray Train's that have nothing to do here (2.60).
 
-    def __init__(self) -> None:
-        self.life = uuid.uuid4().hex  # a lost one is made again, and has heard nothing
-        self.last: dict[str, Any] = {}
-        self.notes: list[str] = []
-        self.error: LatentlakeError | None = None
-        self.began = 0
-        self.led_by: Any = None
-        self.crashes: list[tuple[int, int, str]] = []
+    Each is an interpreter that imports Ray Train. One hands out Ray datasets, and there are none;
+    the other removes what a controller leaves in a cluster that outlives it, and an embedded one
+    does not.
+    """
 
-    def tell(self, metrics: dict[str, Any]) -> None:
-        self.last = self.last | metrics
+    def __init__(self, *arguments: Any, embedded: bool, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self.idle = (DatasetsCallback, *([PlacementGroupCleanerCallback] if embedded else []))
 
-    def say(self, text: str) -> None:
-        self.notes.append(text)
-
-    def read(self, life: str, notes: int) -> tuple[str, dict[str, Any], list[str]]:
-        """Its life, the newest metrics, and the notes after the first `notes` of that life."""
-        return self.life, self.last, self.notes[notes if life == self.life else 0 :]
-
-    def follow(self, controller: Any) -> None:
-        """controller: of the worker group, an actor of Ray Train."""
-        self.led_by = controller
-
-    def controller(self) -> Any:
-        return self.led_by
-
-    def fail(self, error: LatentlakeError) -> None:
-        self.error = self.error or error
-
-    def begin(self, step: int) -> None:
-        """A group goes on from a step."""
-        self.began = step
-
-    def crash(self, rank: int, text: str) -> None:
-        """An error of a rank that nobody foresaw.
-
-        The same one again and again, with no checkpoint between, is a fault of the code or of the
-        machine, which no further attempt mends.
-        """
-        crash = (rank, self.began, text)
-        self.crashes.append(crash)
-        if self.crashes.count(crash) >= SAME_CRASHES:
-            self.fail(JobError(f"training failed {SAME_CRASHES} times alike: {text}"))
-
-    def failure(self) -> LatentlakeError | None:
-        return self.error
+    def _create_default_callbacks(self) -> list[Any]:
+        return [c for c in super()._create_default_callbacks() if not isinstance(c, self.idle)]
 
 
 def fit(order: TrainOrder, ray_settings: RaySettings) -> None:
@@ -107,7 +73,7 @@ def fit(order: TrainOrder, ray_settings: RaySettings) -> None:
     # Beside the driver: a node that is lost takes no more than its workers. Not soft: without CPUs,
     # Ray then takes any node (2.60).
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board: Any = _Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    board: Any = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     config = {"order": order, "started": time.time(), "board": board, "environment": passed}
     on_gpus = cluster.on_gpus(run.device, least)
@@ -118,8 +84,9 @@ def fit(order: TrainOrder, ray_settings: RaySettings) -> None:
     )
 
     def trainer() -> TorchTrainer:
-        return TorchTrainer(
+        return _Trainer(
             train_loop,
+            embedded=ray_settings.address is None,
             # Sums of losses and positions are on the CPU, gradients where the model is.
             torch_config=OnRaysNetwork(backend="cpu:gloo,cuda:nccl" if on_gpus else None),
             train_loop_config=config,

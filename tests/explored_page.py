@@ -18,8 +18,8 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.browser import SCREENSHOTS, browsing, save_picture
 from tests.explored import Explored
+from tests.limits import SOON_S
 
-PATIENCE_S = 60  # on a busy machine
 WIDE, NARROW = (1280, 900), (390, 844)
 # The library's parts have shadow roots, into which no selector looks by itself.
 FOUND = """
@@ -61,7 +61,7 @@ class Page:
         return self.until(lambda: self.all(css, text), f"no {css} with {text!r}")[0]
 
     def until(self, done: Callable[[], Any], message: str) -> Any:
-        patient = WebDriverWait(self.browser, PATIENCE_S, ignored_exceptions=[WebDriverException])
+        patient = WebDriverWait(self.browser, SOON_S, ignored_exceptions=[WebDriverException])
         try:
             return patient.until(lambda _: done())
         except TimeoutException:

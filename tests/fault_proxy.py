@@ -22,6 +22,8 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Literal
 from urllib.parse import urlsplit
 
+from tests.limits import END_S, START_S
+
 Fault = Literal[
     "slow_down",  # 503, not forwarded
     "internal_error",  # 500, not forwarded
@@ -97,9 +99,13 @@ class FaultProxy:
     def __init__(self, upstream: str, rules: Sequence[Rule], seed: int) -> None:
         split = urlsplit(upstream)
         self.upstream = (str(split.hostname), int(split.port or 80))
+        self.port = 0
+        self.begin(rules, seed)
+
+    def begin(self, rules: Sequence[Rule] = (), seed: int = 0) -> None:
+        """Anew, with other rules: nothing has been seen yet."""
         self.rules = list(rules)
         self.requests: list[Seen] = []
-        self.port = 0
         self._generator = random.Random(seed)
         self._matched: Counter[int] = Counter()  # by rule
         self._injected: Counter[int] = Counter()
@@ -158,12 +164,12 @@ def fault_proxy(upstream: str, rules: Sequence[Rule] = (), seed: int = 0) -> Ite
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), daemon=True)
     thread.start()
-    assert ready.wait(10), "the proxy does not start"
+    assert ready.wait(START_S), "the proxy does not start"
     try:
         yield proxy
     finally:
         loop.call_soon_threadsafe(stop.set)
-        thread.join(10)
+        thread.join(END_S)
         loop.close()
 
 

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from jobs import views
 from jobs.lake import Lake
+from tests.limits import COMMAND_S
 
 ROOT = Path(__file__).resolve().parent.parent
 LATENTLAKE = Path(sys.executable).parent / "latentlake"
@@ -129,7 +130,7 @@ def run_cli(
     *arguments: str | Path,
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
-    timeout_s: float = 280,
+    timeout_s: float = COMMAND_S,
 ) -> Ran:
     """Runs the installed `latentlake` in a process of its own, as a user does."""
     done = subprocess.run(

@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from tests.helpers import ROOT, free_port
+from tests.limits import SOON_S
 from tests.ray_head import RayHead, ended
 
 UNPACKED = ROOT / ".venv" / "prometheus" / "usr" / "bin"
@@ -48,7 +49,9 @@ def exported(head: RayHead) -> Iterator[set[str]]:
         while not over.wait(0.3):
             # Not there at first, and slow while workers start.
             with contextlib.suppress(OSError):
-                asked = urllib.request.urlopen(f"http://{head.metrics_host}/metrics", timeout=30)
+                asked = urllib.request.urlopen(
+                    f"http://{head.metrics_host}/metrics", timeout=SOON_S
+                )
                 lines = asked.read().decode().splitlines()
                 found.update(re.split(r"[{ ]", line, maxsplit=1)[0] for line in lines)
 
@@ -75,7 +78,7 @@ class Prometheus:
         asked = {"query": query.replace("$target", ".*"), "step": 1}
         asked |= {"start": self.started, "end": time.time()}
         url = f"{self.url}/api/v1/query_range?{urllib.parse.urlencode(asked)}"
-        series = json.load(urllib.request.urlopen(url, timeout=30))["data"]["result"]
+        series = json.load(urllib.request.urlopen(url, timeout=SOON_S))["data"]["result"]
         values = [[float(v) for _, v in one["values"] if v != "NaN"] for one in series]
         return [max(one) for one in values if one]
 

@@ -18,9 +18,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tests.helpers import free_port
+from tests.limits import END_S, SOON_S, START_S
 
 RAY = Path(sys.executable).parent / "ray"
-READY_S = 90
 QUICK = {"RAY_metrics_report_interval_ms": "500"}  # tests do not last long
 EMBEDDED = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # 0 once this process has had an embedded cluster
 
@@ -43,7 +43,7 @@ class RayHead:
     def open(self, path: str) -> bytes:
         asked = urllib.request.Request(self.address + path)
         asked.add_header("Authorization", f"Bearer {self.token}")
-        with urllib.request.urlopen(asked, timeout=30) as answer:
+        with urllib.request.urlopen(asked, timeout=SOON_S) as answer:
             return answer.read()
 
 
@@ -54,7 +54,7 @@ def ended(process: subprocess.Popen[bytes]) -> None:
         process.wait(10)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait(30)
+    process.wait(END_S)
 
 
 @contextlib.contextmanager
@@ -142,7 +142,7 @@ def _started(
 
 
 def _wait_for(head: RayHead, process: subprocess.Popen[bytes], folder: Path) -> None:
-    deadline = time.monotonic() + READY_S
+    deadline = time.monotonic() + START_S
     while True:
         assert process.poll() is None, (folder / "stderr").read_text()
         with contextlib.suppress(urllib.error.URLError, OSError):

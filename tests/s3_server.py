@@ -23,6 +23,7 @@ import botocore.session
 from botocore.exceptions import ClientError
 
 from tests.helpers import S3Server
+from tests.limits import END_S, START_S
 
 WEED = Path(sys.executable).parent / "weed"
 EVERYTHING = ["Admin", "Read", "Write", "List", "Tagging"]
@@ -98,10 +99,10 @@ def _start(
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.send_signal(signal.SIGTERM)
     try:
-        process.wait(20)
+        process.wait(END_S)
     except subprocess.TimeoutExpired:
         process.kill()
-        process.wait(20)
+        process.wait(END_S)
 
 
 def _free_port() -> int:
@@ -121,7 +122,7 @@ def _free_port() -> int:
 
 
 def _wait_ready(process: subprocess.Popen[bytes], endpoint: str, log: Path) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise RuntimeError(f"the S3 server ended: {log.read_text()[-2000:]}")
@@ -143,7 +144,7 @@ def _wait_for_bucket(server: S3Server) -> None:
         aws_secret_access_key=server.pipeline[1],
         region_name="us-east-1",
     )
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + START_S
     while True:
         try:
             client.head_bucket(Bucket="lake")

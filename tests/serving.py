@@ -9,13 +9,14 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from tests.helpers import LATENTLAKE, free_port
+from tests.limits import END_S, RUN_S, SOON_S, START_S, until
 
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
@@ -59,7 +60,7 @@ class Served:
         only_reads = method == "GET" or path.endswith("/filter")
         for left in reversed(range(30)):
             try:
-                with urllib.request.urlopen(asked, timeout=30) as answer:
+                with urllib.request.urlopen(asked, timeout=SOON_S) as answer:
                     return json.loads(answer.read() or "null")
             except urllib.error.HTTPError as error:
                 # SQLite is locked: Prefect's own clients try again, too.
@@ -85,8 +86,8 @@ class Served:
     def run(self, run_id: str) -> dict[str, Any]:
         return self.call("GET", f"/flow_runs/{run_id}")
 
-    def wait(self, run_id: str, seconds: float) -> dict[str, Any]:
-        return until(lambda: (run := self.run(run_id))["state_type"] in ENDED and run, seconds)
+    def wait(self, run_id: str) -> dict[str, Any]:
+        return until(lambda: (run := self.run(run_id))["state_type"] in ENDED and run, RUN_S, 0.5)
 
     def artifacts(self, run_id: str) -> dict[str, Any]:
         asked = {"artifacts": {"flow_run_id": {"any_": [run_id]}}}
@@ -102,14 +103,6 @@ class Served:
         return self.call("POST", "/events/filter", asked)["events"]
 
 
-def until(found: Callable[[], Any], seconds: float) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (value := found()):
-        assert time.monotonic() < deadline, "it takes too long"
-        time.sleep(0.5)
-    return value
-
-
 @contextlib.contextmanager
 def serving(folder: Path, *configs: dict[str, Any]) -> Iterator[Served]:
     """`latentlake serve` of configs, with all of its deployments there; ended with the block."""
@@ -120,7 +113,7 @@ def serving(folder: Path, *configs: dict[str, Any]) -> Iterator[Served]:
     port = free_port()
     command = [LATENTLAKE, "serve", *paths, "--port", str(port), "--home", folder / "home"]
     with serving_process(folder, port, command, {}) as held:
-        until(lambda: _there(held, f"maintain/{paths[-1].stem}"), 120)
+        until(lambda: _there(held, f"maintain/{paths[-1].stem}"), START_S)
         yield held
 
 
@@ -147,11 +140,11 @@ def serving_process(
         return False
 
     try:
-        until(ready, 120)
+        until(ready, START_S)
         yield held
     finally:
         process.terminate()
-        process.wait(100)
+        process.wait(END_S)
         log.close()
 
 

@@ -17,17 +17,19 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from jobs import views
+from jobs import job, views
 from jobs.lake import Lake
 from jobs.schema import MODEL_TABLES
-from tests.helpers import LATENTLAKE, TINY_STAGE, TINY_TRAIN, ok, run_cli, write_source
+from tests.command_process import CommandProcess
+from tests.helpers import LATENTLAKE, TINY_STAGE, ok, write_source
+from tests.inline import InlineTrain
+from tests.limits import END_S, RUN_S
 
 pytestmark = pytest.mark.faults
 
-ROUNDS = int(os.environ.get("LATENTLAKE_FAULT_ROUNDS", "2"))
+ROUNDS = int(os.environ.get("LATENTLAKE_FAULT_ROUNDS", "1"))
 NIGHT = ("--night", "2026-01-01")
 STAGE = ("stage", "--dataset", "d", *TINY_STAGE, *NIGHT)
-TRAIN = ("train", "--dataset", "d", "--model", "m", *TINY_TRAIN, *NIGHT)
 # At so large an alpha some images are flagged.
 DRAWN = ("--reconstructions", "all", "--alpha", "0.9")
 EMBED = ("embed", "--dataset", "d", "--model", "m", *DRAWN, *NIGHT)
@@ -50,7 +52,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     files["stage"] = paths_seen(folder / "lake", process)
     assert process.wait() == 0
     shutil.copytree(folder / "lake", folder / "staged")
-    ok(run_cli(*TRAIN, *lake))
+    job.run(InlineTrain(Lake((folder / "lake").as_uri())))
     shutil.copytree(folder / "lake", folder / "trained")
     process = start(*EMBED, *lake)
     files["embed"] = paths_seen(folder / "lake", process)
@@ -79,7 +81,7 @@ def start(*arguments: str | Path) -> subprocess.Popen[bytes]:
 
 def kill(process: subprocess.Popen[bytes]) -> None:
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait(30)
+    process.wait(END_S)
 
 
 def paths_seen(lake: Path, process: subprocess.Popen[bytes], limit: int | None = None) -> int:
@@ -108,7 +110,7 @@ def same_tables(undisturbed: Path, lake: Path, after: str) -> None:
 @pytest.mark.parametrize("seed", range(ROUNDS))
 @pytest.mark.parametrize("job", ["stage", "embed"])
 def test_a_killed_driver_costs_no_row(
-    undisturbed: Path, tmp_path: Path, job: str, seed: int
+    undisturbed: Path, commands: CommandProcess, tmp_path: Path, job: str, seed: int
 ) -> None:
     generator = random.Random(f"{job}-{seed}")
     before, after = {"stage": ("before", "staged"), "embed": ("trained", "lake")}[job]
@@ -123,9 +125,9 @@ def test_a_killed_driver_costs_no_row(
         paths_seen(tmp_path / "lake", process, max(1, int(share * files[job])))
         if share < 0.3:
             assert process.returncode == -signal.SIGKILL
-    ok(run_cli(*command))
+    ok(commands.run(*command))
     same_tables(undisturbed, tmp_path / "lake", after)
-    assert ok(run_cli(*command, "--json")).json["units"] == 0
+    assert ok(commands.run(*command, "--json")).json["units"] == 0
 
 
 def unit_workers(session: int) -> list[int]:
@@ -146,7 +148,7 @@ def test_killed_workers_cost_no_row(undisturbed: Path, tmp_path: Path, seed: int
     lake = tmp_path / "lake"
     process = start(*STAGE, "--source", undisturbed / "source", "--lake", lake)
     killed, wanted = 0, generator.randint(1, 3)
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + RUN_S
     while process.poll() is None and time.monotonic() < deadline:
         workers = unit_workers(process.pid) if killed < wanted else []
         if workers:
@@ -154,7 +156,7 @@ def test_killed_workers_cost_no_row(undisturbed: Path, tmp_path: Path, seed: int
             killed += 1
             time.sleep(generator.uniform(0.0, 0.5))
         time.sleep(0.005)
-    assert process.wait(60) == 0
+    assert process.wait(END_S) == 0
     assert killed
     same_tables(undisturbed, lake, "staged")
 
@@ -179,7 +181,7 @@ def test_a_killed_raylet_costs_no_row(undisturbed: Path, tmp_path: Path, share: 
             time.sleep(0.01)
         assert process.poll() is None, "killed while the run was at work"
         os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
-        assert process.wait(200) == 0
+        assert process.wait(RUN_S) == 0
     finally:
         cluster.shutdown()
     same_tables(undisturbed, lake, "staged")

@@ -12,18 +12,21 @@ import random
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
-from jobs import bundle, catalog
+from jobs import bundle, catalog, job
 from jobs.bundle import Bundle
 from jobs.lake import Lake
+from tests import limits
+from tests.command_process import CommandProcess
 from tests.faults.test_kills import ROUNDS, kill, start
-from tests.helpers import TINY_STAGE, ok, run_cli, write_source
+from tests.helpers import ok, write_source
+from tests.inline import InlineStage
+from tests.serving import children
 
 pytestmark = pytest.mark.faults
 
@@ -46,16 +49,17 @@ SETTINGS = {
 def staged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("train-kills")
     write_source(folder / "source" / "a.parquet", range(3000))
-    stage = ("stage", "--dataset", "d", *TINY_STAGE, *NIGHT, "--source", folder / "source")
-    ok(run_cli(*stage, "--lake", folder / "lake"))
+    job.run(InlineStage(Lake((folder / "lake").as_uri()), folder / "source", rows_per_unit=1000))
     return folder / "lake"
 
 
 @pytest.fixture(scope="module")
-def undisturbed(staged: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def undisturbed(
+    staged: Path, commands: CommandProcess, tmp_path_factory: pytest.TempPathFactory
+) -> Bundle:
     lake = tmp_path_factory.mktemp("undisturbed") / "lake"
     shutil.copytree(staged, lake)
-    ok(run_cli("train", "--config", written(lake.parent, SETTINGS), "--lake", lake, *NIGHT))
+    ok(commands.run("train", "--config", written(lake.parent, SETTINGS), "--lake", lake, *NIGHT))
     return bundle_of(lake)
 
 
@@ -84,17 +88,17 @@ def same(found: Bundle, expected: Bundle) -> None:
 
 
 class Raylets:
-    """A head with one CPU and nodes of one CPU each."""
+    """A head and another node, with one CPU each."""
 
-    def __init__(self, nodes: int) -> None:
+    def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-        self.nodes = [self.add() for _ in range(nodes)]
+        self.node = self.cluster.add_node(num_cpus=1)
         self.cluster.wait_for_nodes()
 
-    def add(self):
-        return self.cluster.add_node(num_cpus=1)
+    def add(self) -> None:
+        self.node = self.cluster.add_node(num_cpus=1)
 
     def kill(self) -> None:
         """The raylet with all its workers, as a machine that is lost takes them.
@@ -102,7 +106,7 @@ class Raylets:
         Without their raylet workers end too, but only after a while, which may be long enough to
         finish the training.
         """
-        raylet = self.nodes.pop().all_processes["raylet"][0].process.pid
+        raylet = self.node.all_processes["raylet"][0].process.pid
         for process in (raylet, *children(raylet)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
@@ -112,18 +116,14 @@ class Raylets:
         return "--ray-address", self.cluster.address
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def raylets() -> Iterator[Raylets]:
-    made = Raylets(1)
+    """Each test leaves two nodes behind."""
+    made = Raylets()
     try:
         yield made
     finally:
         made.cluster.shutdown()
-
-
-def children(process: int) -> list[int]:
-    tasks = Path(f"/proc/{process}/task").glob("*/children")
-    return [int(child) for task in tasks for child in task.read_text().split()]
 
 
 def steps(lake: Path) -> int:
@@ -133,11 +133,11 @@ def steps(lake: Path) -> int:
 
 
 def until(process: subprocess.Popen[bytes], lake: Path, step: int) -> None:
-    deadline = time.monotonic() + 200
-    while steps(lake) < step:
+    def reached() -> bool:
         assert process.poll() is None, "it ended before it was killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+        return steps(lake) >= step
+
+    limits.until(reached, limits.RUN_S, every_s=0.01)
 
 
 def train_workers(session: int) -> list[int]:
@@ -171,11 +171,11 @@ def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(
         os.kill(generator.choice(train_workers(process.pid)), signal.SIGKILL)
     elif what == "node":
         raylets.kill()
-        raylets.nodes.append(raylets.add())
+        raylets.add()
     else:
         kill(process)
         process = start(*command)
-    assert process.wait(300) == 0
+    assert process.wait(limits.RUN_S) == 0
     same(bundle_of(lake), undisturbed)
 
 
@@ -189,8 +189,8 @@ def test_a_training_goes_on_with_fewer_workers_and_with_more_again(
     until(process, lake, 100)
     raylets.kill()
     until(process, lake, steps(lake) + 100)
-    raylets.nodes.append(raylets.add())
-    assert process.wait(400) == 0
+    raylets.add()
+    assert process.wait(limits.RUN_S) == 0
     found = bundle_of(lake)
     assert found.version == undisturbed.version
     for entry, expected in zip(found.about["history"], undisturbed.about["history"], strict=True):

@@ -14,12 +14,15 @@ import fsspec
 import pytest
 import yaml
 
-from jobs import storage
+from jobs import job, storage
+from jobs.lake import Lake
 from tests.fault_proxy import Rule, fault_proxy
 from tests.faults.test_kills import ROUNDS, kill
-from tests.helpers import LATENTLAKE, TINY_STAGE, S3Server, ok, run_cli, write_source
+from tests.helpers import LATENTLAKE, S3Server, write_source
+from tests.inline import InlineStage
+from tests.limits import RUN_S, until
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.faults
 
 AWAY_S = 60.0 if ROUNDS > 2 else 25.0  # longer than a write is tried
 NIGHT = ("--night", "2026-01-01")
@@ -57,8 +60,7 @@ def test_a_training_goes_on_while_the_lake_is_away(
 ) -> None:
     lake = f"s3://lake/away-{uuid.uuid4().hex[:8]}"
     write_source(tmp_path / "source" / "a.parquet", range(3000))
-    stage = ("stage", "--dataset", "d", *TINY_STAGE, *NIGHT, "--source", tmp_path / "source")
-    ok(run_cli(*stage, "--rows-per-unit", "1000", "--lake", lake))
+    job.run(InlineStage(Lake(lake), tmp_path / "source", rows_per_unit=1000))
     config = tmp_path / "train.yaml"
     config.write_text(yaml.safe_dump(SETTINGS))
     command = [str(LATENTLAKE), "train", "--config", str(config), "--lake", lake, *NIGHT]
@@ -87,8 +89,8 @@ def test_a_training_goes_on_while_the_lake_is_away(
 
 
 def _until(reached, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 200
-    while not reached():
+    def alive_and_reached() -> bool:
         assert process.poll() is None, "it ended too early"
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+        return reached()
+
+    until(alive_and_reached, RUN_S, every_s=0.2)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.limits import COMMAND_S
 from tests.ray_head import RayHead, running_head
 
 pytestmark = pytest.mark.integration
@@ -52,7 +53,7 @@ RUN = """
     import ray
     from jobs import cluster
     from jobs.config import RaySettings
-    settings = RaySettings(address=sys.argv[1], autoscaling=True, resource_timeout_s=120)
+    settings = RaySettings(address=sys.argv[1], autoscaling=True, resource_timeout_s=300)
     gpus, cpus = int(sys.argv[2]), int(sys.argv[3])
     room = cluster.ensure(settings, cpus, gpus=gpus)
     kinds = sorted(sorted(set(node["Resources"]) & {"GPU", "plain"}) for node in ray.nodes())
@@ -79,7 +80,7 @@ def asked(head: RayHead, gpus: int, cpus: int) -> list[Any]:
         env=os.environ | head.environment,
         stdout=subprocess.PIPE,
         check=True,
-        timeout=200,
+        timeout=COMMAND_S,
     )
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -16,11 +16,10 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.browser import NEEDS_BROWSER, RENAME_FOLDER, SCREENSHOTS, browsing, save_picture
 from tests.helpers import write_source
+from tests.limits import RUN_S, SOON_S
 from tests.serving import Served, serving, settings_of
 
 pytestmark = [pytest.mark.integration, NEEDS_BROWSER]
-PATIENCE_S = 120  # on a busy machine
-RUN_S = 400
 NIGHT = "2026-01-01"
 # Messages come and go by themselves: every one is kept.
 KEEP_TOASTS = """
@@ -73,7 +72,7 @@ class Page:
         self.browser.refresh()
         self.browser.execute_script(KEEP_TOASTS + NO_ANIMATIONS)
 
-    def see(self, what: str, seconds: float = PATIENCE_S) -> WebElement:
+    def see(self, what: str, seconds: float = SOON_S) -> WebElement:
         """Waits until it is there to be seen."""
 
         def visible(browser: webdriver.Chrome) -> WebElement | None:
@@ -88,7 +87,7 @@ class Page:
             return True
 
         # The page may put another element in its place meanwhile, or one above it.
-        self._until(clicked, f"{what} cannot be clicked", PATIENCE_S)
+        self._until(clicked, f"{what} cannot be clicked", SOON_S)
 
     def _until(self, done, message: str, seconds: float):
         patient = WebDriverWait(self.browser, seconds, ignored_exceptions=[WebDriverException])
@@ -134,7 +133,7 @@ class Page:
             shots.append(browser.get_screenshot_as_png())
             return shots[-1] == shots[-2]
 
-        self._until(same, "nothing stands still", PATIENCE_S)
+        self._until(same, "nothing stands still", SOON_S)
         return shots[-1]
 
 

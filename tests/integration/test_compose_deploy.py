@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.helpers import free_port
-from tests.serving import until
+from tests.limits import END_S, SOON_S, START_S, until
 from tests.unit.infra.files import INFRA, document, documents
 
 pytestmark = pytest.mark.integration
@@ -59,18 +59,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         return False
 
     try:
-        until(ready, 120)
+        until(ready, START_S)
         yield f"http://127.0.0.1:{port}/api"
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(END_S)
 
 
 def held(server: str, what: str) -> list[dict[str, Any]]:
     head = {"content-type": "application/json"}
     head["authorization"] = f"Basic {b64encode(AUTH.encode()).decode()}"
     asked = urllib.request.Request(f"{server}/{what}/filter", b"{}", head)
-    with urllib.request.urlopen(asked, timeout=30) as answer:
+    with urllib.request.urlopen(asked, timeout=SOON_S) as answer:
         return json.loads(answer.read())
 
 

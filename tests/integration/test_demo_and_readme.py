@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.command_process import CommandProcess
 from tests.helpers import LATENTLAKE, ROOT, Ran, ok, run_cli
 
 pytestmark = pytest.mark.integration
@@ -48,24 +49,28 @@ def test_the_demo_tells_its_story_and_measures_it(demo: tuple[Path, Ran]) -> Non
     assert {p.name for p in folder.iterdir()} == {"lake"}
 
 
-def test_a_second_run_finds_nothing_to_do_and_measures_the_same(demo: tuple[Path, Ran]) -> None:
+def test_a_second_run_finds_nothing_to_do_and_measures_the_same(
+    demo: tuple[Path, Ran], commands: CommandProcess
+) -> None:
     folder, first = demo
-    again = ok(run_cli("demo", "--json", cwd=folder))
+    again = ok(commands.run("demo", "--json", cwd=folder))
     assert again.json["nothing_to_do"] is True
     shown = f"{again.json['auroc']['neg_elbo']:.3f}"
     assert f"neg_elbo               {shown}" in first.out
-    plain = ok(run_cli("demo", cwd=folder))
+    plain = ok(commands.run("demo", cwd=folder))
     assert "Nothing to do" in plain.out
 
 
-def test_the_commands_that_the_demo_suggests_work(demo: tuple[Path, Ran]) -> None:
+def test_the_commands_that_the_demo_suggests_work(
+    demo: tuple[Path, Ran], commands: CommandProcess
+) -> None:
     folder, ran = demo
     suggested = ran.out.split("Try next\n", 1)[1].strip().splitlines()
     assert len(suggested) == 3
     for line in suggested:
         name, *arguments = shlex.split(line)
         assert name == "latentlake"
-        assert len(ok(run_cli(*arguments, cwd=folder)).out.splitlines()) >= 3
+        assert len(ok(commands.run(*arguments, cwd=folder)).out.splitlines()) >= 3
 
 
 def test_the_first_command_of_the_readme_is_within_fifteen_lines() -> None:
@@ -77,17 +82,19 @@ def test_the_first_command_of_the_readme_is_within_fifteen_lines() -> None:
     assert "demo" in targets
 
 
-def test_the_readme_commands_run_as_written(demo: tuple[Path, Ran]) -> None:
+def test_the_readme_commands_run_as_written(
+    demo: tuple[Path, Ran], commands: CommandProcess
+) -> None:
     folder, _ = demo
     first, *others = readme_blocks("bash")
     assert first.strip() == "make demo"
-    commands = [line for block in others for line in block.strip().splitlines()]
-    assert commands.pop(0) == "source .venv/bin/activate"
-    assert len(commands) >= 3
-    for line in commands:
+    lines = [line for block in others for line in block.strip().splitlines()]
+    assert lines.pop(0) == "source .venv/bin/activate"
+    assert len(lines) >= 3
+    for line in lines:
         name, *arguments = shlex.split(line)
         assert name == LATENTLAKE.name
-        ok(run_cli(*arguments, cwd=folder))
+        ok(commands.run(*arguments, cwd=folder))
 
 
 def test_the_readme_python_runs_as_written(demo: tuple[Path, Ran]) -> None:

@@ -16,7 +16,8 @@ import yaml
 
 from flows.environment import server_environment
 from tests.helpers import ROOT, free_port
-from tests.serving import Served, serving_process, settings_of, until
+from tests.limits import RUN_S, until
+from tests.serving import Served, serving_process, settings_of
 
 pytestmark = pytest.mark.integration
 POOL = "latentlake"
@@ -66,7 +67,7 @@ def python(served: Served, code: str, *arguments: Any) -> subprocess.Popen[bytes
 def deploy(served: Served, dataset: str, **more: Any) -> None:
     path = served.folder / f"{dataset}.yaml"
     path.write_text(yaml.safe_dump(settings_of(served.folder, dataset, **more)))
-    assert python(served, DEPLOY, path).wait(120) == 0
+    assert python(served, DEPLOY, path).wait(RUN_S) == 0
 
 
 def crons(deployment: dict[str, Any]) -> dict[str, bool]:
@@ -168,7 +169,7 @@ def begun(served: Served, tags: list[str], *states: tuple[str, str]) -> str:
 
 @pytest.fixture(scope="module")
 def watched(server: Served) -> Served:
-    assert python(server, WATCH).wait(60) == 0
+    assert python(server, WATCH).wait(RUN_S) == 0
     time.sleep(10)  # the server takes automations in a while after it has stored them
     return server
 
@@ -188,15 +189,15 @@ def test_only_our_runs_are_watched(watched: Served) -> None:
         held = [run for run in runs_of(watched, "sleeper") if "latentlake" in run["tags"]]
         return held[0] if held and held[0]["state_type"] == "RUNNING" else None
 
-    lost = until(killed, 60)["id"]
+    lost = until(killed)["id"]
     ours.send_signal(signal.SIGKILL)
     ours.wait()
     for run_id in (lost, silent, again, unbegun):
-        run = watched.wait(run_id, 60)
+        run = watched.wait(run_id)
         assert run["state_type"] == "CRASHED"
         word = "did not begin" if run_id == unbegun else "no heartbeat"
         assert word in run["state"]["message"]
-    assert foreign.wait(120) == 0
+    assert foreign.wait(RUN_S) == 0
     assert [run["state_type"] for run in runs_of(watched, "sleeper") if not run["tags"]] == [
         "COMPLETED"
     ]
@@ -228,5 +229,5 @@ def test_the_automation_of_the_guide_hears_of_every_end_that_is_none(watched: Se
     late = begun(watched, ["latentlake"], running, ("FAILED", "TimedOut"))
     foreign = begun(watched, [], running, ("FAILED", "Failed"))
     good = begun(watched, ["latentlake"], running, ("COMPLETED", "Completed"))
-    until(lambda: heard() >= {crashed, failed, late}, 90)
+    until(lambda: heard() >= {crashed, failed, late})
     assert not heard() & {foreign, good}

@@ -22,6 +22,7 @@ from tests.browser import NEEDS_BROWSER
 from tests.explored import HOSTILE, NIGHTS, Explored, exploring, make_lake
 from tests.explored_page import CARDS, NARROW, SAID, Page, explored_by
 from tests.helpers import LATENTLAKE, free_port, image_bytes, image_ids, run_cli
+from tests.limits import COMMAND_S, END_S, SOON_S
 
 pytestmark = pytest.mark.integration
 
@@ -200,7 +201,7 @@ def test_a_telephone_shows_all_of_it_light_and_dark(page: Page, scheme: str) -> 
 
 
 def status(explored: Explored, host: str, path: str = "/") -> tuple[int, dict[str, str], str]:
-    asked = http.client.HTTPConnection("127.0.0.1", explored.port, timeout=30)
+    asked = http.client.HTTPConnection("127.0.0.1", explored.port, timeout=SOON_S)
     asked.request("GET", path, headers={"Host": host})
     answer = asked.getresponse()
     return answer.status, dict(answer.getheaders()), answer.read().decode(errors="replace")
@@ -249,7 +250,7 @@ def test_it_ends_cleanly_and_has_written_nothing(lake: Lake, stop: signal.Signal
         assert held.port == port
         assert status(held, "localhost")[0] == 200
         held.process.send_signal(stop)
-        assert held.process.wait(30) == 0
+        assert held.process.wait(END_S) == 0
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
 
 
@@ -268,7 +269,9 @@ def test_without_panel_a_sentence_says_what_to_install(lake: Lake, tmp_path: Pat
     command = [str(LATENTLAKE), "explore", "--no-open", "--lake", lake.uri]
     ways = [str(tmp_path), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(ways)}
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    ran = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=COMMAND_S
+    )
     assert ran.returncode == 2
     assert "pip install 'latentlake[explore]'" in ran.stderr
     assert "Traceback" not in ran.stderr

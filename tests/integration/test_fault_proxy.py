@@ -23,6 +23,7 @@ from deltalake import DeltaTable, write_deltalake
 
 from tests.fault_proxy import FaultProxy, Rule, fault_proxy, list_fails, writes
 from tests.helpers import S3Server
+from tests.limits import SOON_S
 
 pytestmark = pytest.mark.integration
 
@@ -160,7 +161,7 @@ def test_framing_keep_alive_and_host_pass_unchanged() -> None:
     counted, chunked = os.urandom(3_000_001), [os.urandom(70_000), b"b", os.urandom(200_000)]
     aws_chunked = b"5;chunk-signature=0\r\nhello\r\n0;chunk-signature=0\r\n\r\n"
     with echo_server() as (upstream, got), fault_proxy(upstream) as proxy:
-        connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=SOON_S)
         local = None
         for body, headers in (
             (counted, {}),
@@ -211,7 +212,7 @@ def raw_get(server: S3Server, proxy: FaultProxy, key: str) -> tuple[bytes, OSErr
         "get_object", {"Bucket": "lake", "Key": key}
     )
     split, received = urlsplit(url), b""
-    with socket.create_connection(("127.0.0.1", proxy.port), timeout=20) as raw:
+    with socket.create_connection(("127.0.0.1", proxy.port), timeout=SOON_S) as raw:
         raw.sendall(
             f"GET {split.path}?{split.query} HTTP/1.1\r\nHost: {split.netloc}\r\n\r\n".encode()
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,11 @@ from PIL import Image
 
 from jobs import catalog, views
 from jobs.lake import Lake
-from tests.helpers import Ran, image_bytes, ok, run_cli, write_source
+from tests.command_process import CommandProcess
+from tests.helpers import Ran, image_bytes, ok, write_source
+from tests.prefect_home import ask, wait_until_written
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.integration
 KEPT = 1500
 
 
@@ -37,20 +38,23 @@ def write_inverted(path: Path, rows: range) -> None:
 
 
 class Nights:
-    """One lake, one Prefect home, and a config that a test may change from night to night."""
+    """One lake, and a config that a test may change from night to night."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, commands: CommandProcess, dataset: str) -> None:
+        """dataset: of no other test, so that runs in the Prefect home are told apart."""
         self.folder = folder
+        self.commands = commands
+        self.dataset = dataset
         self.lake = Lake((folder / "lake").as_uri())
         self.source = folder / "source"
         write_source(self.source / "a.parquet", range(KEPT))
         self.settings: dict[str, Any] = {
             "lake": str(folder / "lake"),
-            "stage": {"source": str(self.source), "dataset": "d", "channels": 1}
+            "stage": {"source": str(self.source), "dataset": dataset, "channels": 1}
             | {"height": 28, "width": 28},
-            "train": {"dataset": "d", "model": "m", "epochs": 3, "latent_dim": 4}
+            "train": {"dataset": dataset, "model": "m", "epochs": 3, "latent_dim": 4}
             | {"network": {"kind": "mlp", "widths": [32]}},
-            "embed": {"dataset": "d", "model": "m", "alpha": 0.5},
+            "embed": {"dataset": dataset, "model": "m", "alpha": 0.5},
             "evaluate": {"samples": 4, "resamples": 200},
             "drift": {"block_images": 4},  # the reference is small
             "gate": {"probe_loss": 1.0},  # and says little about labels
@@ -66,31 +70,33 @@ class Nights:
     def ran(self, night: str, *more: str) -> Ran:
         path = self.folder / "nightly.yaml"
         path.write_text(yaml.safe_dump(self.settings))
-        env = {"PREFECT_HOME": str(self.folder / "prefect")}
-        return run_cli("nightly", "--config", path, "--night", night, *more, env=env)
+        return self.commands.run("nightly", "--config", path, "--night", night, *more)
 
     def summary(self) -> str:
-        return self._prefect("SELECT data FROM artifact WHERE key = 'summary-d' ORDER BY created")[
-            -1
-        ][0]
+        of_this = f"key = 'summary-{self.dataset}'"
+        return self._prefect(f"SELECT data FROM artifact WHERE {of_this} ORDER BY created")[-1][0]
 
     def events(self) -> list[str]:
-        asked = "SELECT event FROM events WHERE event LIKE 'latentlake.%' ORDER BY occurred"
+        wait_until_written(self.commands.prefect_home)
+        of_this = f"event LIKE 'latentlake.%' AND resource_id = 'latentlake.dataset.{self.dataset}'"
+        asked = f"SELECT event FROM events WHERE {of_this} ORDER BY occurred"
         return [name for (name,) in self._prefect(asked)]
 
     def page(self, night: str) -> str:
-        return (self.folder / "lake" / "runs" / f"night-d-{night}" / "report-m.html").read_text()
+        run = self.folder / "lake" / "runs" / f"night-{self.dataset}-{night}"
+        return (run / "report-m.html").read_text()
 
     def champion(self) -> str:
         return catalog.aliases(self.lake, "m")["champion"]
 
     def _prefect(self, statement: str) -> list[tuple[Any, ...]]:
-        with sqlite3.connect(self.folder / "prefect" / "prefect.db") as database:
-            return database.execute(statement).fetchall()
+        return ask(self.commands.prefect_home, statement)
 
 
-def test_a_changed_camera_and_a_worse_model_do_not_slip_through(tmp_path: Path) -> None:
-    nights = Nights(tmp_path)
+def test_a_changed_camera_and_a_worse_model_do_not_slip_through(
+    tmp_path: Path, commands: CommandProcess
+) -> None:
+    nights = Nights(tmp_path, commands, "camera")
     first = nights.run("2026-01-01")
     assert list(first) == ["stage", "train", "evaluate", "embed", "drift"]
     champion = nights.champion()
@@ -109,7 +115,7 @@ def test_a_changed_camera_and_a_worse_model_do_not_slip_through(tmp_path: Path) 
     assert not any(flagged["calibration_valid"].to_pylist())
     assert "calibration" in nights.page("2026-01-02")
     asked = ["--model", "m", "--flagged", "--night", "2026-01-02", "--lake", tmp_path / "lake"]
-    assert "drift was found" in ok(run_cli("query", "anomalies", *asked)).out
+    assert "drift was found" in ok(commands.run("query", "anomalies", *asked)).out
 
     # The next night trains because of it, a worse model, which the gate refuses.
     good = nights.settings["train"]
@@ -139,7 +145,7 @@ def test_a_changed_camera_and_a_worse_model_do_not_slip_through(tmp_path: Path) 
     # Rolled back, it does not come again by itself.
     assert nights.champion() == fifth["train"][0]["counts"]["version"] != champion
     assert nights.events().count("latentlake.model.promoted") == 2
-    ok(run_cli("rollback", "m", "--reason", "blurred", "--lake", tmp_path / "lake"))
+    ok(commands.run("rollback", "m", "--reason", "blurred", "--lake", tmp_path / "lake"))
     assert "promote" not in nights.run("2026-01-06", "--retrain")
     assert "was rolled back: it is not promoted by itself" in nights.summary()
     assert nights.champion() == champion
@@ -147,8 +153,10 @@ def test_a_changed_camera_and_a_worse_model_do_not_slip_through(tmp_path: Path) 
     assert [json.loads(row)["promoted"] for row in runs["counts"].to_pylist()] == [False, True]
 
 
-def test_a_mistake_in_training_is_told_once_the_champion_has_embedded(tmp_path: Path) -> None:
-    nights = Nights(tmp_path)
+def test_a_mistake_in_training_is_told_once_the_champion_has_embedded(
+    tmp_path: Path, commands: CommandProcess
+) -> None:
+    nights = Nights(tmp_path, commands, "mistaken")
     nights.run("2026-01-01")
     write_source(nights.source / "b.parquet", range(KEPT, KEPT + 60))
     nights.settings["train"] |= {"batch_size": 10**6}

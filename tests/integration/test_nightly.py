@@ -7,18 +7,28 @@ import dataclasses
 import datetime as dt
 import json
 import re
-import sqlite3
 import types
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.command_process import CommandProcess
 from tests.helpers import ROOT, free_port, ok, run_cli, write_source
+from tests.prefect_home import ask, wait_until_written
 
 pytestmark = pytest.mark.integration
 JOBS = ["stage", "train", "evaluate", "embed", "drift"]
 OF_THE_REPORT = ("images", "reconstructions", "samples", "traversals")
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandProcess]:
+    """With a Prefect home of its own, in which these tests count."""
+    made = CommandProcess(tmp_path_factory.mktemp("nightly"))
+    yield made
+    made.end()
 
 
 @pytest.fixture
@@ -60,32 +70,27 @@ class Held:
 
     @classmethod
     def of(cls, home: Path) -> Held:
-        with sqlite3.connect(home / "prefect.db") as database:
-
-            def ask(statement: str) -> list:
-                return database.execute(statement).fetchall()
-
-            tags = [ask(f"SELECT DISTINCT tags FROM {of}_run") for of in ("flow", "task")]
-            artifacts = "FROM artifact WHERE type = '{}' ORDER BY created"
-            return cls(
-                runs=ask("SELECT name, state_type FROM flow_run ORDER BY created"),
-                tasks=ask("SELECT name, state_type FROM task_run"),
-                tags=[json.loads(each) for found in tags for (each,) in found],
-                texts=ask("SELECT key, data " + artifacts.format("markdown")),
-                tables=dict(ask("SELECT key, data " + artifacts.format("table"))),
-                bars=ask("SELECT key, data, description " + artifacts.format("progress")),
-            )
+        wait_until_written(home)
+        tags = [ask(home, f"SELECT DISTINCT tags FROM {of}_run") for of in ("flow", "task")]
+        artifacts = "FROM artifact WHERE type = '{}' ORDER BY created"
+        return cls(
+            runs=ask(home, "SELECT name, state_type FROM flow_run ORDER BY created"),
+            tasks=ask(home, "SELECT name, state_type FROM task_run"),
+            tags=[json.loads(each) for found in tags for (each,) in found],
+            texts=ask(home, "SELECT key, data " + artifacts.format("markdown")),
+            tables=dict(ask(home, "SELECT key, data " + artifacts.format("table"))),
+            bars=ask(home, "SELECT key, data, description " + artifacts.format("progress")),
+        )
 
 
-def test_two_nights_through_prefect(config: Path, tmp_path: Path) -> None:
-    home = tmp_path / "prefect"
-    env = {"PREFECT_HOME": str(home)}
-    first = ok(run_cli("nightly", "--config", config, "--night", "2026-01-01", "--json", env=env))
+def test_two_nights_through_prefect(config: Path, commands: CommandProcess, tmp_path: Path) -> None:
+    nightly = ("nightly", "--config", config)
+    first = ok(commands.run(*nightly, "--night", "2026-01-01", "--json"))
     assert [report["job"] for report in first.json] == JOBS
     assert first.json[0]["counts"]["staged"] == 299
     assert first.json[3]["counts"]["embedded"] == 299
     write_source(tmp_path / "source" / "b.parquet", range(300, 340))
-    second = ok(run_cli("nightly", "--config", config, "--night", "2026-01-02", "--json", env=env))
+    second = ok(commands.run(*nightly, "--night", "2026-01-02", "--json"))
     assert [report["job"] for report in second.json] == [
         job
         for job in JOBS
@@ -96,8 +101,8 @@ def test_two_nights_through_prefect(config: Path, tmp_path: Path) -> None:
     # A report that takes too long takes nothing of the night with it.
     settings = yaml.safe_load(config.read_text()) | {"timeouts": {"report_s": 0.01}}
     config.write_text(yaml.safe_dump(settings))
-    ok(run_cli("nightly", "--config", config, "--night", "2026-01-03", env=env))
-    held = Held.of(home)
+    ok(commands.run(*nightly, "--night", "2026-01-03"))
+    held = Held.of(commands.prefect_home)
     assert held.runs == [(f"nightly d 2026-01-0{day}", "COMPLETED") for day in (1, 2, 3)]
     # By its tag a run is watched; a task's would cost it a slot each, asked for at the server.
     assert held.tags == [["latentlake"], []]
@@ -137,36 +142,48 @@ def test_two_nights_through_prefect(config: Path, tmp_path: Path) -> None:
     assert re.fullmatch(r"stage d: 1 of 1 units, 300 rows_in, [\d,]+/s, 1 refused, 0:00 left", told)
 
 
-def test_a_users_mistake_in_a_flow_is_a_sentence_and_no_retry(config: Path, tmp_path) -> None:
+TASKS = """
+    SELECT t.name, t.run_count, t.state_type FROM task_run t JOIN flow_run f ON f.id = t.flow_run_id
+    WHERE f.name = ?
+"""
+
+
+def test_a_users_mistake_in_a_flow_is_a_sentence_and_no_retry(
+    config: Path, commands: CommandProcess, tmp_path: Path
+) -> None:
     settings = yaml.safe_load(config.read_text())
     settings["stage"]["source"] = str(tmp_path / "nowhere")
     config.write_text(yaml.safe_dump(settings))
-    home = tmp_path / "prefect"
-    ran = run_cli("nightly", "--config", config, env={"PREFECT_HOME": str(home)})
+    ran = commands.run("nightly", "--config", config, "--night", "2026-02-01")
     assert ran.code == 2, ran.err
     assert "does not exist" in ran.err
     assert "Traceback" not in ran.err
-    with sqlite3.connect(home / "prefect.db") as database:
-        runs = database.execute("SELECT name, run_count, state_type FROM task_run").fetchall()
-        (summary,) = database.execute("SELECT data FROM artifact").fetchone()
-        (event,) = database.execute("SELECT event FROM events WHERE event LIKE 'latentlake.%'")
-    assert runs == [("stage d", 1, "FAILED")]
+    home, name = commands.prefect_home, "nightly d 2026-02-01"
+    wait_until_written(home)
+    assert ask(home, TASKS, name) == [("stage d", 1, "FAILED")]
+    ((run_id,),) = ask(home, "SELECT id FROM flow_run WHERE name = ?", name)
+    ((summary,),) = ask(
+        home, "SELECT data FROM artifact WHERE key = 'summary-d' AND flow_run_id = ?", run_id
+    )
+    ours = "SELECT event FROM events WHERE event LIKE 'latentlake.%' AND resource_id LIKE ?"
+    (event,) = ask(home, ours, f"%{run_id}")
     assert "The run ended early" in summary
     assert "does not exist" in summary
     assert event == ("latentlake.run.failed",)
 
 
-def test_a_storage_that_does_not_answer_is_tried_again(config: Path, tmp_path) -> None:
+def test_a_storage_that_does_not_answer_is_tried_again(
+    config: Path, commands: CommandProcess
+) -> None:
     settings = yaml.safe_load(config.read_text())
     settings["stage"]["source"] = "s3://bucket/photos"
     config.write_text(yaml.safe_dump(settings))
-    env = {"PREFECT_HOME": str(tmp_path / "prefect"), "AWS_ACCESS_KEY_ID": "a"}
-    env |= {"AWS_SECRET_ACCESS_KEY": "b", "AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}"}
-    ran = run_cli("nightly", "--config", config, env=env)
+    env = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+    env |= {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}"}
+    ran = commands.run("nightly", "--config", config, "--night", "2026-02-02", env=env)
     assert ran.code == 1, ran.err
-    with sqlite3.connect(tmp_path / "prefect" / "prefect.db") as database:
-        runs = database.execute("SELECT name, run_count, state_type FROM task_run").fetchall()
-    assert runs == [("stage d", 3, "FAILED")]
+    wait_until_written(commands.prefect_home)
+    assert ask(commands.prefect_home, TASKS, "nightly d 2026-02-02") == [("stage d", 3, "FAILED")]
 
 
 def test_only_faults_of_storage_or_cluster_are_tried_again() -> None:

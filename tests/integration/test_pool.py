@@ -21,6 +21,7 @@ from jobs.job import Workers
 from jobs.lake import Lake
 from jobs.units import Completion, JobContext, Plan, Unit
 from tests.helpers import ROOT
+from tests.limits import RUN_S, SOON_S
 
 pytestmark = pytest.mark.integration
 
@@ -95,14 +96,14 @@ def test_workers_join_as_a_cluster_grows_and_none_is_waited_for(
     command = [sys.executable, "-c", textwrap.dedent(RUN), cluster.address, str(tmp_path)]
     process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)})
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + RUN_S
         while sum(map(len, noted(tmp_path).values())) < 2:
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.05)
         assert len(noted(tmp_path)) == 1  # with the one that there was room for
         cluster.add_node(num_cpus=1)
-        assert process.wait(60) == 0  # although the third never found room
+        assert process.wait(RUN_S) == 0  # although the third never found room
     finally:
         process.kill()
     by_process = noted(tmp_path)
@@ -117,7 +118,7 @@ class Paired:
         self.both = threading.Barrier(2)
 
     def execute(self, unit: Unit, attempt: str) -> Completion:
-        self.both.wait(20)
+        self.both.wait(SOON_S)
         return done(unit, attempt)
 
 
@@ -139,7 +140,7 @@ class Endless:
         pass
 
     def execute(self, unit: Unit, attempt: str) -> Completion:
-        time.sleep(600)
+        time.sleep(3 * RUN_S)
         return done(unit, attempt)
 
 
@@ -171,4 +172,4 @@ def test_an_alarm_is_heard_while_units_are_at_work(tmp_path: Path) -> None:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    assert time.monotonic() - started < 22
+    assert time.monotonic() - started < RUN_S

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import uuid
@@ -12,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from jobs import storage
-from tests.helpers import S3Server, ok, run_cli, write_source
+from tests.command_process import CommandProcess
+from tests.helpers import S3Server, ok, write_source
+from tests.limits import END_S
 
 pytestmark = pytest.mark.integration
 
@@ -36,12 +39,11 @@ os._exit(0)  # deltalake's and pyarrow's threads end the process with an abort, 
 @pytest.fixture(params=["disk", "s3"])
 def lake(
     request, trained_folder: Path, tmp_path: Path, monkeypatch
-) -> Iterator[tuple[str, dict[str, str]]]:
+) -> Iterator[tuple[str, CommandProcess]]:
+    """With the process whose commands reach it."""
     if request.param == "disk":
-        import shutil
-
         shutil.copytree(trained_folder / "lake", tmp_path / "lake")
-        yield (tmp_path / "lake").as_uri(), {}
+        yield (tmp_path / "lake").as_uri(), request.getfixturevalue("commands")
         return
     server: S3Server = request.getfixturevalue("s3_server")
     for name, value in server.environment().items():
@@ -52,15 +54,15 @@ def lake(
     for file in (trained_folder / "lake").rglob("*"):
         if file.is_file():
             fs.put_file(str(file), f"{path}/{file.relative_to(trained_folder / 'lake')}")
-    yield uri, server.environment()
+    yield uri, request.getfixturevalue("s3_commands")
     storage._filesystem.cache_clear()
 
 
-def test_it_sees_only_whole_snapshots(lake: tuple[str, dict[str, str]], tmp_path: Path) -> None:
-    uri, env = lake
+def test_it_sees_only_whole_snapshots(lake: tuple[str, CommandProcess], tmp_path: Path) -> None:
+    uri, commands = lake
     night = ("--night", "2026-01-01", "--workers", "2", "--lake", uri)
     embed = ("embed", "--dataset", "d", "--model", "m", *night)
-    ok(run_cli(*embed, env=env))
+    ok(commands.run(*embed))
     stop = tmp_path / "stop"
     reader = subprocess.Popen(
         [sys.executable, "-c", READER, f"{uri}/models/m/embeddings", str(stop)],
@@ -69,15 +71,15 @@ def test_it_sees_only_whole_snapshots(lake: tuple[str, dict[str, str]], tmp_path
         text=True,
     )
     try:
-        ok(run_cli(*embed, "--redo", env=env))
+        ok(commands.run(*embed, "--redo"))
         write_source(tmp_path / "more" / "b.parquet", range(1000, 1100))
         source = ("stage", "--dataset", "d", "--source", tmp_path / "more", "--size", "28")
-        ok(run_cli(*source, "--channels", "1", *night, env=env))
-        ok(run_cli(*embed, env=env))
-        ok(run_cli("maintain", "--keep-days", "0", *night, env=env))
+        ok(commands.run(*source, "--channels", "1", *night))
+        ok(commands.run(*embed))
+        ok(commands.run("maintain", "--keep-days", "0", *night))
     finally:
         stop.touch()
-    out, err = reader.communicate(timeout=60)
+    out, err = reader.communicate(timeout=END_S)
     assert reader.returncode == 0, err
     seen = json.loads(out)
     assert {tuple(rows) for _, *rows in seen} == {(1000, 1000, 0), (1100, 1100, 0)}

@@ -20,9 +20,9 @@ from jobs.report import write_report
 from jobs.storage import local_path
 from tests import reported
 from tests.browser import NEEDS_BROWSER, RENAME_FOLDER, SCREENSHOTS, browsing, save_picture
+from tests.limits import SOON_S
 
 pytestmark = [pytest.mark.integration, NEEDS_BROWSER]
-PATIENCE_S = 60
 ATTACK = '<img src=x onerror="window.attacked=1"><script>window.attacked=1</script>'
 # For a test a few images are enough; a picture for the docs has a model that has learned something.
 SMALL: dict[str, Any] = {"first": 1500, "second": 300, "spoilt": 60}
@@ -144,7 +144,7 @@ class Page:
         return self.browser.execute_script(text, *arguments)
 
     def until(self, done: Callable[[], Any]) -> Any:
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + SOON_S
         while not (value := done()):
             assert time.monotonic() < deadline, self.log()
             time.sleep(0.1)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.limits import COMMAND_S
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("vae_core", "jobs", "flows")
 JOB_MODULES = {"stage", "train", "embed", "evaluate", "query"}
@@ -66,7 +68,11 @@ def loaded_after(code: str) -> set[str]:
     """Top-level modules in a fresh process after running `code`."""
     script = f"{code}\nimport sys; print(' '.join({{m.split('.')[0] for m in sys.modules}}))"
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=COMMAND_S,
     )
     return set(done.stdout.splitlines()[-1].split())
 

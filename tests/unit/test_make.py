@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.limits import COMMAND_S
+
 ROOT = Path(__file__).resolve().parents[2]
 MAKE = shutil.which("make")
 pytestmark = pytest.mark.skipif(MAKE is None, reason="no make")
@@ -28,7 +30,7 @@ def machine(folder: Path, user: int, apt_get: str, *there: str) -> tuple[str, st
         env={"PATH": str(folder)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=COMMAND_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

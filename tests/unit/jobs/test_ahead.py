@@ -8,6 +8,7 @@ import time
 import pytest
 
 from jobs.ahead import read_ahead
+from tests.limits import SOON_S
 
 
 def test_what_is_read_comes_in_order_however_long_each_takes() -> None:
@@ -21,7 +22,7 @@ def test_what_is_read_comes_in_order_however_long_each_takes() -> None:
 
 
 def test_several_are_read_at_once() -> None:
-    together = threading.Barrier(4, timeout=20)
+    together = threading.Barrier(4, timeout=SOON_S)
     assert len(list(read_ahead("abcdefgh", lambda name: together.wait(), 4))) == 8
 
 

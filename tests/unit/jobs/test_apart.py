@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from jobs.apart import apart
+from tests.limits import SOON_S
 
 
 class Alarm(BaseException):
@@ -52,11 +53,11 @@ def test_a_signal_ends_the_wait_and_stops_the_action() -> None:
     stopped, ended = threading.Event(), threading.Event()
 
     def work() -> None:
-        stopped.wait(60)
+        stopped.wait(2 * SOON_S)
         ended.set()
 
     started = time.monotonic()
     with pytest.raises(Alarm):
         apart(work, stopped.set)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < SOON_S
     assert ended.is_set()

@@ -11,6 +11,7 @@ from jobs.lake import Lake
 from jobs.shards import read_shard
 from jobs.storage import join
 from tests.inline import InlineEmbed
+from tests.limits import SOON_S
 from vae_core.scores import Scorer
 
 
@@ -32,8 +33,8 @@ def test_a_unit_is_read_while_another_is_computed_and_none_is_computed_beside_it
         assert at_the_model.acquire(blocking=False)
         if first.acquire(blocking=False):
             # Its own, and then that of the other unit.
-            assert read.acquire(timeout=20)
-            assert read.acquire(timeout=20)
+            assert read.acquire(timeout=SOON_S)
+            assert read.acquire(timeout=SOON_S)
         scored = real_score(self, *arguments)
         at_the_model.release()
         return scored

@@ -15,6 +15,7 @@ from jobs.lake import Lake
 from jobs.storage import local_path
 from tests.helpers import write_source
 from tests.inline import InlineStage
+from tests.limits import SOON_S
 
 SECONDS = 20.0
 
@@ -113,7 +114,7 @@ def test_too_long_a_question_ends_and_the_next_one_is_answered(guarded: GuardedV
     started = time.monotonic()
     with pytest.raises(InputError, match="no answer within 1 s"):
         guarded.ask("SELECT count(*) FROM range(10000000) a, range(10000000) b", 1, 1.0)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < SOON_S
     assert guarded.ask("SELECT 1 AS n", 1, SECONDS)[0]["n"].to_pylist() == [1]
 
 

@@ -19,6 +19,7 @@ from jobs.job_api import JobApi
 from jobs.submit import run_on_cluster
 from jobs.work import Work
 from tests.helpers import free_port
+from tests.limits import SOON_S
 
 
 @contextlib.contextmanager
@@ -62,10 +63,8 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_server_that_says_nothing_is_given_up() -> None:
-    began = time.monotonic()
     with mute() as address, pytest.raises(ClusterError, match="does not answer"):
         JobApi(address)
-    assert time.monotonic() - began < 10
 
 
 def test_an_alarm_is_heard_while_a_request_waits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +76,7 @@ def test_an_alarm_is_heard_while_a_request_waits(monkeypatch: pytest.MonkeyPatch
     def late(*_: object) -> None:
         raise Late
 
-    monkeypatch.setattr(job_api._Client, "timeout_s", (5.0, 30.0))
+    monkeypatch.setattr(job_api._Client, "timeout_s", (2 * SOON_S, 2 * SOON_S))
     before = signal.signal(signal.SIGALRM, late)
     began = time.monotonic()
     try:
@@ -87,17 +86,15 @@ def test_an_alarm_is_heard_while_a_request_waits(monkeypatch: pytest.MonkeyPatch
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < SOON_S
 
 
 def test_a_stop_that_nobody_answers_ends(caplog: pytest.LogCaptureFixture) -> None:
     with answering(200) as (address, _):
         api = JobApi(address)
-    began = time.monotonic()
     with mute() as address:
         api._client._address = address
         api.stop("latentlake-stage-d-1")
-    assert time.monotonic() - began < 10
     assert "not seen to have ended" in caplog.text
 
 

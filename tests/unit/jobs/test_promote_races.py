@@ -18,6 +18,7 @@ from jobs.promote import PromoteJob
 from jobs.storage import folder_names
 from jobs.tables import Snapshot
 from tests.inline import NIGHT, InlineTrain
+from tests.limits import SOON_S
 from tests.promotions import (
     SECOND,
     THIRD,
@@ -231,7 +232,7 @@ def test_of_many_threads_exactly_one_wins_and_the_others_are_told(lake: Lake) ->
     class AtOnce(PromoteJob):
         def plan(self):
             plan = super().plan()
-            planned.wait(30)
+            planned.wait(SOON_S)
             return plan
 
     def run(version: str) -> None:
@@ -245,7 +246,7 @@ def test_of_many_threads_exactly_one_wins_and_the_others_are_told(lake: Lake) ->
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(SOON_S)
     (winner,) = [version for version, outcome in outcomes.items() if outcome is True]
     assert named(lake) == [first, winner]
     losers = [outcome for outcome in outcomes.values() if outcome is not True]
@@ -257,7 +258,7 @@ def _in_a_process(uri: str, version: str, barrier: Any, outcomes: Any) -> None:
     class AtOnce(PromoteJob):
         def plan(self):
             plan = super().plan()
-            barrier.wait(60)
+            barrier.wait(SOON_S)
             return plan
 
     asked = promotion(Lake(uri), version, by=version)
@@ -277,9 +278,9 @@ def test_of_two_processes_exactly_one_wins(lake: Lake) -> None:
     ]
     for process in processes:
         process.start()
-    ended = [outcomes.get(timeout=60) for _ in processes]
+    ended = [outcomes.get(timeout=SOON_S) for _ in processes]
     for process in processes:
-        process.join(60)
+        process.join(SOON_S)
     (winner,) = [version for version, _ in ended if version is not None]
     (loser,) = [text for version, text in ended if version is None]
     assert f"moved to {winner} by {winner}" in loser

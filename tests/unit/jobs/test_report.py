@@ -31,6 +31,7 @@ from jobs.storage import local_path, read
 from tests import reported
 from tests.helpers import image_bytes
 from tests.inline import InlineEmbed, InlineStage, InlineTrain
+from tests.limits import COMMAND_S
 from tests.report_page import SECTIONS, Page, html_of, page_of
 
 FIRST, SECOND = reported.NIGHTS
@@ -226,7 +227,7 @@ def test_the_same_lake_gives_the_same_bytes_in_another_process(written: Written)
     )
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
     command = [sys.executable, "-c", code, written.lake.uri]
-    subprocess.run(command, check=True, env=environment, timeout=120)
+    subprocess.run(command, check=True, env=environment, timeout=COMMAND_S)
     assert read(made.uri).decode() == written.html
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from tests.limits import COMMAND_S
 from tests.unit.vae_core.models import images, model_of
 from vae_core.config import ObjectiveConfig
 from vae_core.noise import StepNoise
@@ -72,7 +73,7 @@ def ranks(tmp_path_factory) -> Path:
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(120)
+        worker.join(COMMAND_S)
         assert worker.exitcode == 0
     return folder
 
