@@ -15,6 +15,8 @@ from jobs.lake import Lake
 from tests.helpers import write_source
 from tests.inline import Inline, InlineStage, InlineTrain
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lake:

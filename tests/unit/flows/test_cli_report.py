@@ -15,6 +15,8 @@ from jobs.lake import Lake
 from tests.helpers import write_source
 from tests.inline import InlineStage
 
+pytestmark = pytest.mark.slow
+
 NIGHT = "2026-01-01"
 
 

@@ -14,6 +14,8 @@ from tests.explored import NIGHTS, make_lake
 from tests.helpers import image_ids
 from tests.inline import InlineEmbed
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:

@@ -12,6 +12,8 @@ from tests.explored import HOSTILE, write_labelled
 from tests.helpers import image_bytes, image_ids, write_files
 from tests.inline import InlineStage
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:

@@ -89,6 +89,7 @@ def test_an_alarm_is_heard_while_a_request_waits(monkeypatch: pytest.MonkeyPatch
     assert time.monotonic() - began < SOON_S
 
 
+@pytest.mark.slow
 def test_a_stop_that_nobody_answers_ends(caplog: pytest.LogCaptureFixture) -> None:
     with answering(200) as (address, _):
         api = JobApi(address)

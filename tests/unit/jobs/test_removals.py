@@ -18,6 +18,8 @@ from jobs.tables import open_snapshot
 from tests.helpers import image_bytes, image_ids, staged_ids, write_source
 from tests.inline import InlineEmbed, InlineStage, OvertakenStage
 
+pytestmark = pytest.mark.slow
+
 
 def write(path: Path, numbers, labels=None) -> None:
     """Always another file than the one before, as a store's new etag tells."""

@@ -231,6 +231,7 @@ def test_the_same_lake_gives_the_same_bytes_in_another_process(written: Written)
     assert read(made.uri).decode() == written.html
 
 
+@pytest.mark.slow
 def test_a_night_can_be_reported_again_after_later_ones(tmp_path: Path) -> None:
     lake = Lake((tmp_path / "lake").as_uri())
     reported.write_night(tmp_path / "source" / "1.parquet", range(400))

@@ -85,6 +85,7 @@ def without_labels(path: Path, rows: range) -> None:
     pq.write_table(pa.table({"image": pa.array(images, kind)}), path)
 
 
+@pytest.mark.slow
 def test_images_without_labels(tmp_path: Path) -> None:
     lake = Lake((tmp_path / "lake").as_uri())
     without_labels(tmp_path / "source" / "a.parquet", range(300))

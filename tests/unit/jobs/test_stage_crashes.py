@@ -12,6 +12,8 @@ from jobs.tables import Conflict
 from tests.helpers import labels_of, staged_labels, write_source
 from tests.inline import InlineStage, OvertakenStage
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("tables_committed", [0, 1, 2, 3])
 def test_a_crash_between_commits_is_completed_by_the_next_run(

@@ -19,6 +19,8 @@ from tests.helpers import image_bytes, image_ids, staged_ids, write_source
 from tests.inline import InlineCompact, InlineEmbed, InlineStage, InlineTrain, OvertakenStage
 from tests.unit.jobs.test_removals import run, write
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:

@@ -137,6 +137,7 @@ def test_a_clean_night_flags_anything_with_probability_alpha_at_most() -> None:
     assert share >= 0.3 * alpha
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("images", "calibration"), [(439, 689), (500, 100)])
 def test_the_interval_of_a_share_covers_that_of_a_calibrated_model(images, calibration) -> None:
     """Of 400 models whose scores and calibration scores are of one distribution: the share is to

@@ -216,6 +216,7 @@ def test_a_total_correlation_of_independent_latents_is_zero_and_of_equal_ones_is
         assert abs(found) < 0.15 if expected == 0.0 else found > expected
 
 
+@pytest.mark.slow
 def test_beta_tc_with_equal_weights_is_the_elbo_in_expectation() -> None:
     model, x = model_of().double(), images(4).double()
     module = Objective(model, ObjectiveConfig(kind="beta_tc"), dataset_size=100)

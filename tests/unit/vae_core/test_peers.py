@@ -19,6 +19,8 @@ from vae_core.noise import StepNoise
 from vae_core.objectives import Objective, total_loss
 from vae_core.peers import Peers
 
+pytestmark = pytest.mark.slow
+
 CODE = {"posterior": "deterministic", "code": "sigmoid"}
 PLAIN = {"kind": "reconstruction"}
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
