@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 TORCH  := $(shell sed -n 's/.*"\(torch==[0-9.]*\)".*/\1/p' pyproject.toml)
 
-.PHONY: demo test fast faults lint format bench bench-stage bench-train bench-embed bench-query bench-nightly bench-drift bench-explore bench-capacity bench-core screenshots machine lock wheel clean help
+.PHONY: demo test fast faults mutants lint format bench bench-stage bench-train bench-embed bench-query bench-nightly bench-drift bench-explore bench-capacity bench-core screenshots machine lock wheel clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -28,6 +28,9 @@ screenshots: $(VENV)/.dev machine ## the page's pictures in docs/pictures, by a 
 faults: $(VENV)/.dev     ## kill processes and fail storage at random moments, many rounds
 	LATENTLAKE_FAULT_ROUNDS=25 $(BIN)/python -m pytest tests/faults \
 		tests/integration/test_compile.py --timeout 7200
+
+mutants: $(VENV)/.dev    ## 40 small changes of the code: does a unit test fail for each? half an hour
+	$(BIN)/python -u -m tests.mutants
 
 lint: $(VENV)/.dev       ## ruff and pyright
 	$(BIN)/ruff check .

@@ -18,6 +18,7 @@ import copy
 import dataclasses
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -172,19 +173,17 @@ def survived(mutant: Mutant) -> tuple[bool, float, str]:
 
 
 def _by_nearness(folder: Path, path: str) -> list[str]:
-    """Its test files: of the module itself, those that name it, the others."""
+    """Its test files: of the module itself, of its part, those that name it, the others."""
     name = Path(path).stem
-    module = path.removesuffix(".py").replace("/", ".")
-    package, _, last = module.rpartition(".")
+    part = name.split("_")[0]
 
-    def distance(file: Path) -> int:
+    def distance(file: Path) -> tuple[int, int]:
         if file.stem == f"test_{name}":
-            return 0
-        if file.stem.startswith(f"test_{name}"):
-            return 1
-        text = file.read_text()
-        near = f"from {module} " in text or f"import {last}" in text or f"{package} import" in text
-        return 2 if near else 3
+            return 0, 0
+        named = len(re.findall(rf"\b{name}\b", file.read_text()))
+        if file.stem.startswith(f"test_{part}"):
+            return 1, -named
+        return 2, -named
 
     return [str(file) for file in sorted(folder.glob("test_*.py"), key=distance)]
 
