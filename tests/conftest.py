@@ -83,28 +83,40 @@ def s3_commands(
     made.end()
 
 
+# A file's tests run in one process, and these files in the same one: each has trainings that take
+# every core until they are stopped, which two at once would wait for.
+ONE_AFTER_THE_OTHER = (
+    "integration/test_serve.py",
+    "integration/test_ray_jobs.py",
+    "faults/test_train_kills.py",
+)
 # The longest first, so that no process is alone with one at the end; by `--durations` of a run.
 LONGEST = (
-    "integration/test_serve.py",
-    "faults/test_train_kills.py",
-    "integration/test_ray_jobs.py",
-    "integration/test_hosts.py",
+    *ONE_AFTER_THE_OTHER,
     "integration/test_demo_and_readme.py",
     "integration/test_judged_nights.py",
-    "integration/test_browser.py",
-    "faults/test_storage_faults.py",
-    "integration/test_deployments.py",
     "integration/test_s3.py",
+    "faults/test_storage_faults.py",
+    "integration/test_hosts.py",
+    "integration/test_browser.py",
+    "integration/test_deployments.py",
     "faults/test_kills.py",
     "integration/test_training_on_ray.py",
     "integration/test_jobs_on_ray.py",
     "integration/test_compile.py",
     "integration/test_nightly.py",
     "integration/test_explore_browser.py",
+    "unit/jobs/test_drift_decision.py",
+    "unit/vae_core/test_two_sample.py",
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     tests = Path(__file__).parent
     place = {tests / name: number for number, name in enumerate(LONGEST)}
+    together = {tests / name for name in ONE_AFTER_THE_OTHER}
     items.sort(key=lambda item: place.get(item.path, len(place)))
+    for item in items:
+        group = "trainings" if item.path in together else item.path.relative_to(tests).as_posix()
+        item.add_marker(pytest.mark.xdist_group(group))

@@ -20,7 +20,7 @@ END_S = 120.0  # a process that was asked to end
 T = TypeVar("T")
 
 
-def until(found: Callable[[], T], seconds: float = SOON_S, every_s: float = 0.1) -> T:
+def until(found: Callable[[], T], seconds: float = SOON_S, every_s: float = 0.5) -> T:
     """Waits for a true answer, and gives it back."""
     deadline = time.monotonic() + seconds
     while not (value := found()):

@@ -30,7 +30,7 @@ from tests.serving import children
 
 pytestmark = pytest.mark.faults
 
-EPOCHS = 40
+EPOCHS = 20
 NIGHT = ("--night", "2026-01-01")
 SETTINGS = {
     "dataset": "d",
