@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # Small tensors gain nothing from threads, and two test processes have two cores. Before numpy.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -25,6 +26,7 @@ os.environ["AWS_CONFIG_FILE"] = str(_HOME / "no-aws-config")
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
+from xdist.scheduler import LoadFileScheduling  # noqa: E402
 
 from jobs.lake import Lake  # noqa: E402
 from tests.command_process import CommandProcess  # noqa: E402
@@ -111,12 +113,21 @@ LONGEST = (
 )
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     tests = Path(__file__).parent
     place = {tests / name: number for number, name in enumerate(LONGEST)}
-    together = {tests / name for name in ONE_AFTER_THE_OTHER}
     items.sort(key=lambda item: place.get(item.path, len(place)))
-    for item in items:
-        group = "trainings" if item.path in together else item.path.relative_to(tests).as_posix()
-        item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
+    """`--dist loadfile`, but for the files that go together."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    together = tuple(f"tests/{name}::" for name in ONE_AFTER_THE_OTHER)
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "trainings" if nodeid.startswith(together) else super()._split_scope(nodeid)
+
+    return Scheduling(config, log)
