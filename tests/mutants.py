@@ -1,6 +1,6 @@
 """Seeded mutants of the modules that must not be wrong: does a test fail for each?
 
-    python -m tests.mutants [--count 40] [--seed 0] [--only NUMBER…]
+    python -m tests.mutants [--count 40] [--seed 0] [--only NUMBER…] [--nearest FILES]
 
 A mutant is one small change of the code: a comparison turned, a sum made a difference, a constant
 moved by one, a statement left out. It lives in a copy of the tree and meets the tests of its own
@@ -147,8 +147,11 @@ def chosen(count: int, seed: int) -> list[Mutant]:
     return found
 
 
-def survived(mutant: Mutant) -> tuple[bool, float, str]:
-    """Whether every test passes; the seconds it took, and the test that failed."""
+def survived(mutant: Mutant, nearest: int | None) -> tuple[bool, float, str]:
+    """Whether every test passes; the seconds it took, and the test that failed.
+
+    nearest: test files of the folder; all if None.
+    """
     began = time.monotonic()
     folder = f"tests/unit/{mutant.path.split('/')[0]}"
     with tempfile.TemporaryDirectory(prefix="ll-mutant-", dir="/tmp") as made:
@@ -159,7 +162,10 @@ def survived(mutant: Mutant) -> tuple[bool, float, str]:
             shutil.copy(ROOT / name, tree)
         (tree / mutant.path).write_text(mutant.source)
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
-        command += [f"--basetemp={tree / 'tmp'}", *_by_nearness(tree / folder, mutant.path)]
+        command += [
+            f"--basetemp={tree / 'tmp'}",
+            *_by_nearness(tree / folder, mutant.path)[:nearest],
+        ]
         env = os.environ | {"PYTHONPATH": str(tree)}
         try:
             done = subprocess.run(
@@ -193,22 +199,26 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, nargs="*", help="Numbers of the table.")
+    parser.add_argument("--nearest", type=int, help="Test files each meets; all if none.")
     parser.add_argument("--at-once", type=int, default=2)
     asked = parser.parse_args()
     numbered = list(enumerate(chosen(asked.count, asked.seed), 1))
     if asked.only:
         numbered = [one for one in numbered if one[0] in asked.only]
     killed = 0
-    say = sys.stdout.write
     with concurrent.futures.ThreadPoolExecutor(asked.at_once) as pool:
-        results = pool.map(lambda one: survived(one[1]), numbered)
-        for (number, mutant), (alive, seconds, told) in zip(numbered, results, strict=True):
+        running = {
+            pool.submit(survived, mutant, asked.nearest): (n, mutant) for n, mutant in numbered
+        }
+        for done in concurrent.futures.as_completed(running):
+            number, mutant = running[done]
+            alive, seconds, told = done.result()
             killed += not alive
             what = f"{mutant.path}:{mutant.line} `{mutant.before}` → `{mutant.after}`"
             end = "SURVIVED" if alive else f"killed by {told}"
-            say(f"{number:3} {mutant.group:6} {what}: {end} ({seconds:.0f} s)\n")
+            sys.stdout.write(f"{number:3} {mutant.group:6} {what}: {end} ({seconds:.0f} s)\n")
             sys.stdout.flush()
-    say(f"killed {killed} of {len(numbered)}\n")
+    sys.stdout.write(f"killed {killed} of {len(numbered)}\n")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from jobs.tables import open_snapshot
 from tests.helpers import write_source
 from tests.integration.conftest import embed, stage, train
 from tests.limits import RUN_S
+from tests.serving import command_of
 from vae_core.score_names import SCORES
 
 pytestmark = pytest.mark.integration
@@ -117,6 +119,14 @@ def test_nothing_of_an_embedded_ray_listens_to_the_network(trained: Lake) -> Non
     assert len(found) > 5
     loopback = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
     assert set(found.values()) <= loopback, found
+
+
+def test_an_embedded_ray_has_no_process_that_nothing_asks(trained: Lake) -> None:
+    embed(trained)
+    commands = [command_of(pid) for pid in descendants(os.getpid())]
+    assert any("gcs_server" in command for command in commands)
+    idle = [c for c in commands if re.search(r"/(log_)?monitor\.py", c)]
+    assert idle == []
 
 
 def descendants(pid: int) -> set[int]:

@@ -40,14 +40,16 @@ def write_inverted(path: Path, rows: range) -> None:
 class Nights:
     """One lake, and a config that a test may change from night to night."""
 
-    def __init__(self, folder: Path, commands: CommandProcess, dataset: str) -> None:
+    def __init__(
+        self, folder: Path, commands: CommandProcess, dataset: str, images: int = KEPT
+    ) -> None:
         """dataset: of no other test, so that runs in the Prefect home are told apart."""
         self.folder = folder
         self.commands = commands
         self.dataset = dataset
         self.lake = Lake((folder / "lake").as_uri())
         self.source = folder / "source"
-        write_source(self.source / "a.parquet", range(KEPT))
+        write_source(self.source / "a.parquet", range(images))
         self.settings: dict[str, Any] = {
             "lake": str(folder / "lake"),
             "stage": {"source": str(self.source), "dataset": dataset, "channels": 1}
@@ -156,7 +158,8 @@ def test_a_changed_camera_and_a_worse_model_do_not_slip_through(
 def test_a_mistake_in_training_is_told_once_the_champion_has_embedded(
     tmp_path: Path, commands: CommandProcess
 ) -> None:
-    nights = Nights(tmp_path, commands, "mistaken")
+    nights = Nights(tmp_path, commands, "mistaken", images=300)
+    nights.settings |= {"evaluate": None, "drift": None}
     nights.run("2026-01-01")
     write_source(nights.source / "b.parquet", range(KEPT, KEPT + 60))
     nights.settings["train"] |= {"batch_size": 10**6}

@@ -91,6 +91,19 @@ def test_query_needs_neither_prefect_nor_ray_nor_torch() -> None:
     assert not loaded_after("import jobs.query") & {"ray", "torch", "prefect"}
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from jobs.embed import EmbedJob; EmbedJob.worker(None)",
+        "from jobs.evaluate import EvaluateJob; EvaluateJob.worker(None)",
+        "import jobs.train_board",
+    ],
+)
+def test_what_only_starts_work_or_hears_of_it_needs_no_torch(code: str) -> None:
+    """Each process that imports it is seconds of a core, before any work."""
+    assert not loaded_after(code) & {"torch", "prefect"}
+
+
 def test_the_core_and_the_loader_run_without_ray() -> None:
     loaded = loaded_after("import jobs.loader, vae_core.scores, vae_core.training")
     assert "torch" in loaded

@@ -1,11 +1,13 @@
-"""What becomes of a training whose controller fails."""
+"""A training on Ray Train: what it starts, and what becomes of it where the controller fails."""
 
 from __future__ import annotations
 
 import pytest
+from ray.train import ScalingConfig
+from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from jobs.train_launch import CONTROLLERS, _until_done
+from jobs.train_launch import CONTROLLERS, _Trainer, _until_done
 
 
 class Trainer:
@@ -40,3 +42,21 @@ def test_what_the_workers_raised_ends_it() -> None:
     with pytest.raises(WorkerGroupError):
         _until_done(failed)  # type: ignore[arg-type]
     assert failed.fits == 1
+
+
+def test_no_actor_is_started_that_has_nothing_to_do() -> None:
+    def kinds(embedded: bool) -> set[str]:
+        trainer = _Trainer(
+            lambda: None, scaling_config=ScalingConfig(num_workers=1), embedded=embedded
+        )
+        return {type(callback).__name__ for callback in trainer._create_default_callbacks()}
+
+    own = {type(callback).__name__ for callback in _ray_s_own()}
+    assert {"DatasetsCallback", "PlacementGroupCleanerCallback"} <= own
+    assert own - kinds(embedded=True) == {"DatasetsCallback", "PlacementGroupCleanerCallback"}
+    assert own - kinds(embedded=False) == {"DatasetsCallback"}
+
+
+def _ray_s_own() -> list:
+    trainer = TorchTrainer(lambda: None, scaling_config=ScalingConfig(num_workers=1))
+    return trainer._create_default_callbacks()
