@@ -39,6 +39,7 @@ def settings_of(folder: Path, dataset: str, **more: Any) -> dict[str, Any]:
             "network": {"kind": "mlp", "widths": [32]},
         },
         "embed": {"dataset": dataset, "model": dataset, "alpha": 0.9},  # something is flagged
+        "evaluate": {"samples": 4, "resamples": 100},
         "ray": {"cpus": 2},
         **more,
     }

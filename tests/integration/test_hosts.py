@@ -26,7 +26,7 @@ from tests.s3_server import WEED, running_server
 
 pytestmark = pytest.mark.integration
 NIGHT = "2026-01-01"
-IMAGES = 10000  # so that each host has some seconds of embedding to do
+IMAGES = 6000  # so that each host has some seconds of embedding to do
 # A host is missed after some 15 s; a busy machine is none that is lost.
 WATCHFUL = {
     "RAY_health_check_initial_delay_ms": "20000",
@@ -127,6 +127,8 @@ def test_a_night_over_hosts_of_which_two_are_cut_off_ends_correct(
         | {"network": {"kind": "conv", "widths": [32, 64], "hidden": 128}, "batch_size": 96}
         | {"run": {"checkpoint_s": 1, "min_workers": 1}},
         "embed": {"dataset": "d", "model": "d"},
+        "evaluate": None,  # minutes of it, and no other way over hosts than embedding
+        "drift": None,
         "ray": {"address": cluster.address},
     }
     (tmp_path / "n.yaml").write_text(yaml.safe_dump(settings))

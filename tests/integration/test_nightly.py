@@ -51,6 +51,7 @@ def config(tmp_path: Path) -> Path:
             "network": {"kind": "mlp", "widths": [32]},
         },
         "embed": {"dataset": "d", "model": "m", "alpha": 0.9},  # so that something is flagged
+        "evaluate": {"samples": 4, "resamples": 100},
     }
     path = tmp_path / "nightly.yaml"
     path.write_text(yaml.safe_dump(settings))

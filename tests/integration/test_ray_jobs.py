@@ -101,6 +101,7 @@ def night(head: RayHead, tmp_path_factory: pytest.TempPathFactory) -> ClusterNig
         "train": {"dataset": "far", "model": "far", "epochs": 2, "latent_dim": 4}
         | {"network": {"kind": "mlp", "widths": [32]}, "workers": 2},
         "embed": {"dataset": "far", "model": "far"},
+        "evaluate": {"samples": 4, "resamples": 100},
         "ray": {"address": head.address},
     }
     (folder / "n.yaml").write_text(yaml.safe_dump(settings))
