@@ -14,8 +14,8 @@ help:            ## this list
 demo: $(VENV)/.runtime   ## two nights on the sample that ships with the project
 	$(BIN)/latentlake demo
 
-test: $(VENV)/.dev machine ## every test; many of them wait for processes, so four files at a time
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+test: $(VENV)/.dev machine ## every test; many of them wait for processes, so three files at a time
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 fast: $(VENV)/.dev       ## the tests that need no server, no Ray and no training
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -m "not slow" -n 2

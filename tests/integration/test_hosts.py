@@ -128,6 +128,7 @@ def test_a_night_over_hosts_of_which_two_are_cut_off_ends_correct(
         | {"run": {"checkpoint_s": 1, "min_workers": 1}},
         "embed": {"dataset": "d", "model": "d"},
         "evaluate": None,  # minutes of it, and no other way over hosts than embedding
+        "gate": None,
         "drift": None,
         "ray": {"address": cluster.address},
     }

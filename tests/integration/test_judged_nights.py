@@ -159,7 +159,7 @@ def test_a_mistake_in_training_is_told_once_the_champion_has_embedded(
     tmp_path: Path, commands: CommandProcess
 ) -> None:
     nights = Nights(tmp_path, commands, "mistaken", images=300)
-    nights.settings |= {"evaluate": None, "drift": None}
+    nights.settings |= {"evaluate": None, "gate": None, "drift": None}
     nights.run("2026-01-01")
     write_source(nights.source / "b.parquet", range(KEPT, KEPT + 60))
     nights.settings["train"] |= {"batch_size": 10**6}
