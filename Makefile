@@ -29,7 +29,7 @@ faults: $(VENV)/.dev     ## kill processes and fail storage at random moments, m
 	LATENTLAKE_FAULT_ROUNDS=25 $(BIN)/python -m pytest tests/faults \
 		tests/integration/test_compile.py --timeout 7200
 
-mutants: $(VENV)/.dev    ## 40 small changes of the code: does a unit test fail for each? half an hour
+mutants: $(VENV)/.dev    ## 40 small changes of the code: does a unit test fail for each? long
 	$(BIN)/python -u -m tests.mutants
 
 lint: $(VENV)/.dev       ## ruff and pyright
