@@ -14,18 +14,23 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray._private import node as ray_node
 from ray._private import ray_constants
 from ray.autoscaler.sdk import request_resources
 
+from jobs import forked_worker
 from jobs.config import RaySettings
 from jobs.errors import ClusterError, InputError
+from jobs.fork_server import ForkServer
+from jobs.forked_worker import RAYS_WORKER
 
 log = logging.getLogger("latentlake")
 
 GRACE_S = 5.0  # how long busy workers may take to become free where nothing scales up
+_fork_server: ForkServer | None = None
 SOCKET_PATH_LIMIT = 42  # Ray's socket names under its temporary folder must stay short
 
 
@@ -204,6 +209,39 @@ def _without_monitors() -> Iterator[None]:
         node.start_monitor, node.start_log_monitor = before
 
 
+def import_first(*modules: str) -> None:
+    """Says what the workers to come will import, which an embedded cluster's then share."""
+    if _fork_server is not None:
+        _fork_server.import_first(*modules)
+
+
+def _start_fork_server(folder: Path) -> None:
+    global _fork_server
+    if _fork_server is not None:
+        _fork_server.end()
+    _fork_server = ForkServer(folder)
+    atexit.register(_fork_server.end)
+    os.environ[RAYS_WORKER] = str(Path(ray_node.__file__).parent / "workers" / "default_worker.py")
+    # Workers that wait for a first task would have been forked before anything was imported.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+
+
+@contextlib.contextmanager
+def _forked_workers() -> Iterator[None]:
+    """Within it, a node's raylet is told to start workers by our script (Ray 2.60)."""
+    start = ray_node.Node.start_raylet
+
+    def start_raylet(self: ray_node.Node, *arguments: Any, **more: Any) -> None:
+        self._ray_params.worker_path = forked_worker.__file__
+        start(self, *arguments, **more)
+
+    ray_node.Node.start_raylet = start_raylet
+    try:
+        yield
+    finally:
+        ray_node.Node.start_raylet = start
+
+
 def _sweep(base: Path, prefix: str) -> None:
     """Removes what processes that were killed could not remove themselves."""
     for folder in base.glob(f"{prefix}*-*"):
@@ -232,8 +270,9 @@ def _start_embedded(cpus: int) -> None:
     token.write_text(secrets.token_hex(32))
     os.environ.setdefault("RAY_AUTH_TOKEN_PATH", str(token))
     _stay_on_loopback()
+    _start_fork_server(folder)
     started = time.monotonic()
-    with _without_monitors():
+    with _without_monitors(), _forked_workers():
         ray.init(
             address="local",
             num_cpus=cpus,

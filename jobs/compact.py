@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.config import RaySettings
-from jobs.job import OutOfDate, PoolJob, WorkerFactory
+from jobs.job import ImportedWorker, OutOfDate, PoolJob, WorkerFactory
 from jobs.lake import Lake
 from jobs.schema import (
     MODEL_TABLES,
@@ -129,7 +129,7 @@ class CompactJob(PoolJob):
         return True
 
     def worker(self) -> WorkerFactory:
-        return CompactWorker
+        return ImportedWorker("jobs.compact", "CompactWorker")
 
     def settle(
         self, plan: Plan, completions: dict[str, Completion], head: Snapshot

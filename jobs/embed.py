@@ -25,7 +25,7 @@ from jobs.bundle_about import (
 from jobs.config import EmbedSettings, RaySettings
 from jobs.embed_settle import PER_IMAGE, EmbedSettle
 from jobs.idset import IdSet, digests
-from jobs.job import PoolJob, Worker, WorkerFactory, Workers
+from jobs.job import ImportedWorker, PoolJob, WorkerFactory, Workers
 from jobs.lake import Lake
 from jobs.model_tables import embed_tables
 from jobs.schema import (
@@ -36,7 +36,7 @@ from jobs.schema import (
 from jobs.shards import read_digests, read_shard
 from jobs.storage import join
 from jobs.tables import Snapshot, Table, open_snapshot
-from jobs.units import Completion, JobContext, Plan, Settled, Unit, digest, slices
+from jobs.units import Completion, Plan, Settled, Unit, digest, slices
 
 log = logging.getLogger("latentlake")
 
@@ -47,13 +47,6 @@ SAMPLE = 100  # one in as many is in the sample of reconstructions
 def in_sample(ids: np.ndarray) -> np.ndarray:
     """Of image ids by digest, the same ones always, (N,) of bool."""
     return ids["low"].astype(np.uint64) % SAMPLE == 0
-
-
-def _worker(lake: Lake, context: JobContext) -> Worker:
-    """Made where units are done: torch takes seconds to import, and the driver needs none of it."""
-    from jobs.embed_worker import EmbedWorker
-
-    return EmbedWorker(lake, context)
 
 
 def _extreme(p_value: pa.ChunkedArray, alpha: float) -> pa.ChunkedArray:
@@ -270,7 +263,7 @@ class EmbedJob(PoolJob):
         }
 
     def worker(self) -> WorkerFactory:
-        return _worker
+        return ImportedWorker("jobs.embed_worker", "EmbedWorker")
 
     def settle(
         self, plan: Plan, completions: dict[str, Completion], head: Snapshot

@@ -17,7 +17,7 @@ from jobs.anomaly_column import DEFAULT, AnomalyColumn, anomaly_column
 from jobs.bundle_about import read_about, require_same_images
 from jobs.config import RaySettings
 from jobs.errors import InputError
-from jobs.job import OutOfDate, PoolJob, Worker, WorkerFactory, Workers
+from jobs.job import ImportedWorker, OutOfDate, PoolJob, WorkerFactory, Workers
 from jobs.judge_config import EvaluateRule, EvaluateSettings
 from jobs.judgements import EVALUATIONS, evaluated_spec
 from jobs.lake import Lake
@@ -25,7 +25,7 @@ from jobs.schema import PREPROCESSING, image_shape_of, passthrough_of
 from jobs.split_sample import packed, sample_of
 from jobs.storage import create_or_keep, join
 from jobs.tables import Snapshot, Table, open_snapshot
-from jobs.units import Completion, JobContext, Plan, Settled, Unit, digest, total_counts
+from jobs.units import Completion, Plan, Settled, Unit, digest, total_counts
 
 LAYOUT = 2  # raised when the same bundle and images would come out otherwise
 TEST_ROWS = 1024  # images a unit: each is decoded once a posterior sample
@@ -226,7 +226,7 @@ class EvaluateJob(PoolJob):
         return iter(plan.units)
 
     def worker(self) -> WorkerFactory:
-        return _worker
+        return ImportedWorker("jobs.evaluate_worker", "EvaluateWorker")
 
     def settle(
         self, plan: Plan, completions: dict[str, Completion], head: Snapshot
@@ -256,13 +256,6 @@ class EvaluateJob(PoolJob):
         folder = self.lake.bundle(self.target, told["model_version"])
         body = json.dumps({"rule": told["rule"], "metrics": rows}, indent=1)
         create_or_keep(join(folder, name), body.encode())
-
-
-def _worker(lake: Lake, context: JobContext) -> Worker:
-    """Made where units are done: torch takes seconds to import, and the driver needs none of it."""
-    from jobs.evaluate_worker import EvaluateWorker
-
-    return EvaluateWorker(lake, context)
 
 
 def _known(columns: pa.Schema) -> str:

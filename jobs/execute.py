@@ -14,7 +14,7 @@ import ray
 
 from jobs import cluster, pool
 from jobs.config import RaySettings
-from jobs.job import WorkerFactory, Workers
+from jobs.job import ImportedWorker, WorkerFactory, Workers
 from jobs.lake import Lake
 from jobs.progress import Progress
 from jobs.records import save_completion
@@ -85,6 +85,8 @@ def run_units(
         gpus = (least or 1) if workers.device != "cpu" else 0
         room = cluster.ensure(ray_settings, least, gpus=gpus)
     _begun.add((plan.job_id, least))
+    if isinstance(factory, ImportedWorker):
+        cluster.import_first(factory.module)
     wanted = 1 if begun else least or 1
     on_gpus = workers.device != "cpu" and cluster.on_gpus(workers.device, wanted)
     if on_gpus:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import importlib
 import itertools
 import logging
 import time
@@ -103,6 +104,20 @@ class Worker(Protocol):
 
 
 WorkerFactory = Callable[[Lake, JobContext], Worker]
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportedWorker:
+    """A factory that imports the worker's class where units are done.
+
+    Most bring torch, which takes seconds, and the driver needs none of it.
+    """
+
+    module: str
+    name: str
+
+    def __call__(self, lake: Lake, context: JobContext) -> Worker:
+        return getattr(importlib.import_module(self.module), self.name)(lake, context)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ from jobs import records
 from jobs.config import RaySettings, StageSettings
 from jobs.corrections import correction_unit, latest_completions
 from jobs.errors import JobError
-from jobs.job import OutOfDate, PoolJob, WorkerFactory
+from jobs.job import ImportedWorker, OutOfDate, PoolJob, WorkerFactory
 from jobs.lake import Lake, valid_name
 from jobs.listing import list_files
 from jobs.schema import PREPROCESSING, QUARANTINE, SOURCES, images_spec, passthrough_of, type_named
@@ -182,9 +182,7 @@ class StageJob(PoolJob):
         return digest(PREPROCESSING, self.settings.fingerprint_of())
 
     def worker(self) -> WorkerFactory:
-        from jobs.stage_worker import StageWorker
-
-        return StageWorker
+        return ImportedWorker("jobs.stage_worker", "StageWorker")
 
     def settle(
         self, plan: Plan, completions: dict[str, Completion], head: Snapshot

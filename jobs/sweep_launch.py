@@ -20,6 +20,7 @@ from jobs.sweep import METRIC, Trial, Tried
 from jobs.sweep_config import SweepSettings
 from jobs.telemetry import Telemetry
 from jobs.train import TrainJob
+from jobs.train_launch import TRAINING
 from jobs.training import Training
 
 MAX_FAILURES = 3  # of a trial's process; it goes on from its newest checkpoint
@@ -35,6 +36,7 @@ def run_trials(
     """Every trial, as far as ASHA let it go. Raises JobError where all of them failed."""
     run, at_once = settings.train.run, settings.concurrent or 1
     cluster.ensure(ray_settings, at_once * run.threads)
+    cluster.import_first(*TRAINING)
     gpus = 1 if cluster.on_gpus(run.device, at_once) else 0
     numbered = {trial.number: trial for trial in trials}
 

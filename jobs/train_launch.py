@@ -35,6 +35,16 @@ log = logging.getLogger("latentlake")
 
 MAX_FAILURES = 20  # worker groups that are started again; each goes on from the newest checkpoint
 CONTROLLERS = 3  # of Ray Train, one after the other failed
+# What a worker of Ray Train's and ours import; making an optimizer brings torch._dynamo, whatever
+# is compiled.
+TRAINING = (
+    "pandas",
+    "fsspec",
+    "pyarrow.dataset",
+    "torch._dynamo",
+    "jobs.finishing",
+    "jobs.listeners",
+)
 POLL_S = 1.0
 ABORT_S = 2.0
 # What workers on other machines need of the driver's environment.
@@ -70,6 +80,7 @@ def fit(order: TrainOrder, ray_settings: RaySettings) -> None:
     least = run.min_workers or workers
     gpus = least if run.device == "cuda" else 0
     cluster.ensure(ray_settings, least * run.threads, gpus=gpus)
+    cluster.import_first(*TRAINING)
     # Beside the driver: a node that is lost takes no more than its workers. Not soft: without CPUs,
     # Ray then takes any node (2.60).
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
