@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 COMMAND_S = 600.0  # one `latentlake` command, a training or a night included
+DEMO_S = 1500.0  # two nights, of real size
 RUN_S = 900.0  # a flow run from its request to its end
 START_S = 300.0  # a server, a cluster or a node, until it answers
 SOON_S = 180.0  # whatever takes a second or two

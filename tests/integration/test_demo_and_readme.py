@@ -11,6 +11,7 @@ from PIL import Image
 
 from tests.command_process import CommandProcess
 from tests.helpers import LATENTLAKE, ROOT, Ran, ok, run_cli
+from tests.limits import DEMO_S
 
 pytestmark = pytest.mark.integration
 
@@ -25,7 +26,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ran]:
     folder = tmp_path_factory.mktemp("demo")
     home = tmp_path_factory.mktemp("home")
     # The home folder must stay empty: nothing is written outside the lake and the temporary one.
-    ran = ok(run_cli("demo", cwd=folder, env={"HOME": str(home)}))
+    ran = ok(run_cli("demo", cwd=folder, env={"HOME": str(home)}, timeout_s=DEMO_S))
     assert list(home.iterdir()) == []
     return folder, ran
 

@@ -16,6 +16,7 @@ import yaml
 
 from tests.command_process import CommandProcess
 from tests.helpers import ROOT, free_port, ok, run_cli, write_source
+from tests.limits import until
 from tests.prefect_home import ask, wait_until_written
 
 pytestmark = pytest.mark.integration
@@ -167,7 +168,7 @@ def test_a_users_mistake_in_a_flow_is_a_sentence_and_no_retry(
         home, "SELECT data FROM artifact WHERE key = 'summary-d' AND flow_run_id = ?", run_id
     )
     ours = "SELECT event FROM events WHERE event LIKE 'latentlake.%' AND resource_id LIKE ?"
-    (event,) = ask(home, ours, f"%{run_id}")
+    (event,) = until(lambda: ask(home, ours, f"%{run_id}"))  # by another way than its states
     assert "The run ended early" in summary
     assert "does not exist" in summary
     assert event == ("latentlake.run.failed",)

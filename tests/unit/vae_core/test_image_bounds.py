@@ -44,7 +44,7 @@ def test_it_is_the_bound_of_the_model_with_the_noise_of_the_image() -> None:
 def test_large_images_are_decoded_a_few_at_a_time(monkeypatch) -> None:
     one = scorer("gaussian")
     known = one.bounds(pixels(12), ids(12), samples=9, seed=5)[0]
-    monkeypatch.setattr(scores, "DECODED_AT_ONCE", 14 * 11 * 2 * 10)
+    monkeypatch.setitem(scores.DECODED_AT_ONCE, "cpu", 14 * 11 * 2 * 10)
     assert one._decoded_at_once() == (10, 1)
     found = one.bounds(pixels(12), ids(12), samples=9, seed=5)[0]
     np.testing.assert_allclose(found, known, rtol=1e-5)
