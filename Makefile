@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 TORCH  := $(shell sed -n 's/.*"\(torch==[0-9.]*\)".*/\1/p' pyproject.toml)
 
-.PHONY: demo test fast faults mutants lint format bench bench-stage bench-train bench-embed bench-query bench-nightly bench-drift bench-explore bench-capacity bench-core screenshots machine lock wheel clean help
+.PHONY: demo test fast faults mutants lint format bench bench-stage bench-train bench-embed bench-query bench-nightly bench-starts bench-drift bench-explore bench-capacity bench-core screenshots machine lock wheel clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -25,9 +25,10 @@ screenshots: $(VENV)/.dev machine ## the page's pictures in docs/pictures, by a 
 		tests/integration/test_browser.py tests/integration/test_report_browser.py \
 		tests/integration/test_explore_browser.py
 
-faults: $(VENV)/.dev     ## kill processes and fail storage at random moments, many rounds
+faults: $(VENV)/.dev     ## kill, fail storage and simulate nights, many rounds
 	LATENTLAKE_FAULT_ROUNDS=25 $(BIN)/python -m pytest tests/faults \
-		tests/integration/test_compile.py --timeout 7200
+		tests/integration/test_compile.py tests/unit/vae_core/test_two_sample.py \
+		tests/unit/jobs/test_drift_decision.py tests/unit/jobs/test_drift_level.py --timeout 7200
 
 mutants: $(VENV)/.dev    ## 40 small changes of the code: does a unit test fail for each? long
 	$(BIN)/python -u -m tests.mutants
@@ -58,6 +59,9 @@ bench-query: $(VENV)/.dev ## queries of a million embeddings, on disk and on S3
 
 bench-nightly: $(VENV)/.dev ## what orchestration costs: an idle night, the demo's first
 	$(BIN)/python -m tests.benchmarks.bench_nightly
+
+bench-starts: $(VENV)/.dev ## what the start of jobs costs: forked workers against Ray's own
+	$(BIN)/python -m tests.benchmarks.bench_starts
 
 bench-drift: $(VENV)/.dev ## what a judgement of drift costs, and what it finds
 	$(BIN)/python -m tests.benchmarks.bench_drift

@@ -127,8 +127,8 @@ def _forked(listening: socket.socket) -> dict[str, Any] | None:
             if os.fork():
                 asking.sendall(FORKED)
                 return None
-        except OSError:
-            return None  # who asked has gone, or starts the worker itself
+        except (OSError, ValueError):
+            return None  # who asked has gone, and starts the worker itself
         else:
             for number, file in enumerate(files):
                 os.dup2(file, number)

@@ -24,10 +24,10 @@ from tests.command_process import CommandProcess
 from tests.helpers import LATENTLAKE, TINY_STAGE, ok, write_source
 from tests.inline import InlineTrain
 from tests.limits import END_S, RUN_S
+from tests.rounds import ROUNDS
 
 pytestmark = pytest.mark.faults
 
-ROUNDS = int(os.environ.get("LATENTLAKE_FAULT_ROUNDS", "1"))
 NIGHT = ("--night", "2026-01-01")
 STAGE = ("stage", "--dataset", "d", *TINY_STAGE, *NIGHT)
 # At so large an alpha some images are flagged.
@@ -155,7 +155,7 @@ def test_killed_workers_cost_no_row(undisturbed: Path, tmp_path: Path, seed: int
             os.kill(generator.choice(workers), signal.SIGKILL)
             killed += 1
             time.sleep(generator.uniform(0.0, 0.5))
-        time.sleep(0.005)
+        time.sleep(0.02)
     assert process.wait(END_S) == 0
     assert killed
     same_tables(undisturbed, lake, "staged")

@@ -7,7 +7,6 @@ ends with one clear line, with nothing half-published to be seen, and a rerun co
 from __future__ import annotations
 
 import dataclasses
-import os
 import uuid
 from collections.abc import Callable, Iterator
 
@@ -22,10 +21,11 @@ from tests.command_process import CommandProcess
 from tests.fault_proxy import Fault, FaultProxy, Rule, fault_proxy, list_fails, writes
 from tests.helpers import TINY_STAGE, Ran, S3Server, ok, write_source
 from tests.inline import InlineTrain
+from tests.rounds import ROUNDS
 
 pytestmark = pytest.mark.faults
 
-SEEDS = max(1, int(os.environ.get("LATENTLAKE_FAULT_ROUNDS", "2")) // 2)
+SEEDS = max(1, ROUNDS // 2)
 NIGHT = ("--night", "2026-01-01")
 SOURCE = "lake/faults-source"
 STAGE = ("stage", "--dataset", "d", "--source", f"s3://{SOURCE}/*.parquet", *TINY_STAGE, *NIGHT)

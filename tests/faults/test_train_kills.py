@@ -23,9 +23,10 @@ from jobs.bundle import Bundle
 from jobs.lake import Lake
 from tests import limits
 from tests.command_process import CommandProcess
-from tests.faults.test_kills import ROUNDS, kill, start
+from tests.faults.test_kills import kill, start
 from tests.helpers import ok, write_source
 from tests.inline import InlineStage
+from tests.rounds import ROUNDS
 from tests.serving import children
 
 pytestmark = pytest.mark.faults

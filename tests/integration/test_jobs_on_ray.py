@@ -6,11 +6,13 @@ import contextlib
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import ray
 
-from jobs import bundle, catalog, views
+from jobs import bundle, catalog, cluster, views
 from jobs.config import RaySettings
 from jobs.errors import InputError, JobError
 from jobs.job import Workers
@@ -18,7 +20,7 @@ from jobs.lake import Lake
 from jobs.tables import open_snapshot
 from tests.helpers import write_source
 from tests.integration.conftest import embed, stage, train
-from tests.limits import RUN_S
+from tests.limits import RUN_S, SOON_S
 from tests.serving import command_of
 from vae_core.score_names import SCORES
 
@@ -241,3 +243,27 @@ class DiesOnce:
             self.flag.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return self.inner.execute(unit, attempt)
+
+
+@ray.remote(num_cpus=0)
+class Child:
+    def parent(self) -> int:
+        return os.getppid()
+
+
+def test_workers_are_forked_and_start_by_themselves_where_the_server_has_ended(
+    trained: Lake,
+) -> None:
+    """The last one: those after it would start without."""
+    embed(trained)
+    server = cluster._fork_server
+    assert server is not None
+    made: Any = Child.remote()  # type: ignore[attr-defined]
+    assert ray.get(made.parent.remote(), timeout=SOON_S) == server.process.pid
+    ray.kill(made)
+    server.end()
+    made = Child.remote()  # type: ignore[attr-defined]
+    assert ray.get(made.parent.remote(), timeout=SOON_S) != server.process.pid
+    ray.kill(made)
+    assert embed(trained, night="2026-01-02", scores="none", model="m").units == 0
+    stage(trained, Path(trained.uri.removeprefix("file://")).parent / "source", night="2026-01-03")

@@ -18,8 +18,9 @@ from jobs.drift_decision import Decision, decide
 from jobs.drift_samples import Refusals, Sample, Sides, runs
 from jobs.judge_config import DriftRule
 from tests.helpers import image_bytes, labels
+from tests.rounds import sampled
 
-NIGHTS = 240
+NIGHTS = sampled(240)
 LEVEL = 0.1
 SIDE = 8  # of synthetic images
 LATENT = 3

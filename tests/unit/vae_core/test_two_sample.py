@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from tests.rounds import sampled
 from vae_core.tails import smallest_shift
 from vae_core.two_sample import (
     Family,
@@ -20,7 +21,7 @@ from vae_core.two_sample import (
     weights,
 )
 
-NIGHTS = 300
+NIGHTS = sampled(300)
 ALPHA = 0.1
 
 
@@ -275,7 +276,8 @@ def test_the_smallest_shift_is_found_as_often_as_was_said() -> None:
     alone = smallest_shift(100, 150, dimensions, level)
     shared = smallest_shift(100, 150, dimensions, level / tests)
     found = {"alone": [], "shared": []}
-    for night in range(150):
+    nights = sampled(150)
+    for night in range(nights):
         x, y = drawn(generator, 100, dimensions), drawn(generator, 150, dimensions)
         direction = generator.standard_normal(dimensions)
         direction /= np.linalg.norm(direction)
@@ -283,6 +285,6 @@ def test_the_smallest_shift_is_found_as_often_as_was_said() -> None:
         found["alone"].append(of(seen).tests["hotelling"] <= level)
         seen = two_sample({"x": (x + shared * direction, y)}, seed=night, relabellings=199)
         found["shared"].append(seen.p_value <= level)
-    low, high = interval(0.8, 150)
+    low, high = interval(0.8, nights)
     assert low <= np.mean(found["alone"]) <= high
     assert np.mean(found["shared"]) >= low
