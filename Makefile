@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 TORCH  := $(shell sed -n 's/.*"\(torch==[0-9.]*\)".*/\1/p' pyproject.toml)
 
-.PHONY: demo test fast faults mutants lint format bench bench-stage bench-train bench-embed bench-query bench-nightly bench-starts bench-drift bench-explore bench-capacity bench-core screenshots machine lock wheel clean help
+.PHONY: demo test fast faults attack mutants lint format bench bench-stage bench-train bench-embed bench-query bench-nightly bench-starts bench-drift bench-explore bench-capacity bench-core screenshots machine lock wheel clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -29,6 +29,10 @@ faults: $(VENV)/.dev     ## kill, fail storage and simulate nights, many rounds
 	LATENTLAKE_FAULT_ROUNDS=25 $(BIN)/python -m pytest tests/faults \
 		tests/integration/test_compile.py tests/unit/vae_core/test_two_sample.py \
 		tests/unit/jobs/test_drift_decision.py tests/unit/jobs/test_drift_level.py --timeout 7200
+
+attack: $(VENV)/.dev     ## what a stranger may try: a web page, with each line of defence by itself
+	LATENTLAKE_FAULT_ROUNDS=2 $(BIN)/python -m pytest tests/integration/test_strangers.py \
+		tests/integration/test_browser.py tests/unit/flows/test_login.py
 
 mutants: $(VENV)/.dev    ## 40 small changes of the code: does a unit test fail for each? long
 	$(BIN)/python -u -m tests.mutants

@@ -243,21 +243,35 @@ def nightly(config: str, night: str | None, retrain: bool, lake: str | None, as_
 
 
 @cli.command()
-@click.argument("configs", nargs=-1, required=True, metavar="CONFIG...")
+@click.argument("configs", nargs=-1, metavar="CONFIG...")
 @click.option("--port", type=int, default=4200, show_default=True, help="Of the UI, on loopback.")
 @click.option("--home", metavar="FOLDER", help="Of the server's database; a temporary one if none.")
 @click.option(
     "--runs-at-once", type=click.IntRange(1), default=2, show_default=True, help="Flow runs."
 )
-def serve(configs: tuple[str, ...], port: int, home: str | None, runs_at_once: int) -> None:
+@click.option(
+    "--show-login",
+    is_flag=True,
+    help="Print what the page asks for, which commands need in PREFECT_API_AUTH_STRING; no server.",
+)
+def serve(
+    configs: tuple[str, ...], port: int, home: str | None, runs_at_once: int, show_login: bool
+) -> None:
     """A Prefect server with its UI, a worker and the deployments of nightly configs, here.
 
     Example: latentlake serve nightly.yaml
     """
     from flows.environment import private_folder
+    from flows.login import login_of
     from flows.serve import serve as run_server
 
     folder = Path(home) if home else private_folder() / "serve"
+    if show_login:
+        folder.mkdir(parents=True, exist_ok=True)
+        click.echo(login_of(folder.absolute()))
+        return
+    if not configs:
+        raise click.UsageError("Missing argument 'CONFIG...'.")
     run_server(configs, port, folder.absolute(), runs_at_once)
 
 

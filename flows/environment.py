@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+import tomllib
 from pathlib import Path
 
+from flows.login import NOWHERE, new_login, secured
 from jobs.errors import LatentlakeError
 
 TAG = "latentlake"  # of our runs
@@ -36,16 +38,31 @@ def prepare_prefect() -> None:
     os.environ |= HEARTBEAT
     if "PREFECT_API_URL" not in os.environ:
         os.environ.setdefault("PREFECT_HOME", str(private_folder() / "prefect"))
-        os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "true"
+        if not _profile_has_server():
+            os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "true"
+            login = os.environ.get("PREFECT_API_AUTH_STRING") or new_login()
+            os.environ |= secured(login, NOWHERE)
 
 
-def server_environment(url: str, home: Path) -> dict[str, str]:
-    """Of a server of our own, its worker, and their runs."""
+def _profile_has_server() -> bool:
+    """Whether the active profile of a home of the user's own names a server."""
+    path = os.environ.get("PREFECT_PROFILES_PATH", f"{os.environ['PREFECT_HOME']}/profiles.toml")
+    try:
+        told = tomllib.loads(Path(path).read_text())
+        active = os.environ.get("PREFECT_PROFILE") or told.get("active")
+        return "PREFECT_API_URL" in told.get("profiles", {}).get(active, {})
+    except (OSError, tomllib.TOMLDecodeError):
+        return False
+
+
+def server_environment(url: str, home: Path, login: str) -> dict[str, str]:
+    """Of a server of our own, its worker, and their runs. url: of its API; login: USER:PASSWORD."""
     return {
         "PREFECT_HOME": str(home),
         "PREFECT_API_URL": url,
         **QUIET,
         **HEARTBEAT,
+        **secured(login, url.removesuffix("/api")),
         "PREFECT_WORKER_QUERY_SECONDS": str(WORKER_ASKS_S),
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home / 'prefect.db'}",
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.environment import server_environment
+from flows.login import login_of
 from jobs.errors import InputError, JobError
 from jobs.nightly_config import NightlySettings, load_nightly
 
@@ -38,17 +40,22 @@ def serve(configs: Sequence[str], port: int, home: Path, runs_at_once: int) -> N
     for stop in STOPS:  # from here on, so that no child outlives this process
         signal.signal(stop, _stop)
     home.mkdir(parents=True, exist_ok=True)
+    login = login_of(home)
     url = f"http://{HOST}:{port}/api"
     if _answers(url):
         raise InputError(f"something listens on port {port} already; name another with --port")
-    os.environ |= server_environment(url, home)  # before anything imports prefect
+    os.environ |= server_environment(url, home, login)  # before anything imports prefect
     with contextlib.suppress(KeyboardInterrupt):
-        _serve(settings, url, port, runs_at_once)
+        _serve(settings, url, port, home, runs_at_once)
     log.info("serve: stopped")
 
 
+def show_login_command(home: Path) -> str:
+    return shlex.join(["latentlake", "serve", "--show-login", "--home", str(home)])
+
+
 def _serve(
-    settings: list[tuple[str, NightlySettings]], url: str, port: int, runs_at_once: int
+    settings: list[tuple[str, NightlySettings]], url: str, port: int, home: Path, runs_at_once: int
 ) -> None:
     from flows import deployments, watches
 
@@ -61,7 +68,12 @@ def _serve(
         for config, held in settings:
             for name in deployments.deploy(config, held, POOL, str(Path.cwd())):
                 log.info("serve: %s", name)
-        log.info("serve: http://%s:%d; ^C ends it", HOST, port)
+        log.info(
+            "serve: http://%s:%d; ^C ends it. The page asks once for a login: %s",
+            HOST,
+            port,
+            show_login_command(home),
+        )
         _work(server, "--limit", str(runs_at_once))
 
 

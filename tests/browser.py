@@ -40,12 +40,17 @@ RENAME_FOLDER = """
 
 
 @contextlib.contextmanager
-def browsing(folder: Path, *, hears: bool = False) -> Iterator[webdriver.Chrome]:
-    """folder: for its profile. hears: its console, and what it asks the network for."""
+def browsing(
+    folder: Path, *, hears: bool = False, knows: str | None = None
+) -> Iterator[webdriver.Chrome]:
+    """folder: for its profile. hears: its console, and what it asks the network for. knows: a host
+    name, which is this machine."""
     options = webdriver.ChromeOptions()
     options.binary_location = str(CHROMIUM)
     for option in [*OPTIONS.split(), f"--user-data-dir={folder / 'profile'}"]:
         options.add_argument(option)
+    if knows is not None:
+        options.add_argument(f"--host-resolver-rules=MAP {knows} 127.0.0.1")
     if hears:
         options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     service = Service(executable_path=DRIVER)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import subprocess
 import time
 import urllib.error
 import urllib.request
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,10 +55,36 @@ class Served:
         self.url = f"http://127.0.0.1:{port}/api"
         self.process = process
 
+    def login(self) -> str | None:
+        """USER:PASSWORD, once the server's home has one."""
+        path = self.folder / "home" / "login"
+        return path.read_text() if path.exists() else None
+
+    def authorized(self) -> dict[str, str]:
+        login = self.login()
+        return {"authorization": f"Basic {b64encode(login.encode()).decode()}"} if login else {}
+
+    @functools.cache  # noqa: B019 - as long as the server
+    def token(self) -> dict[str, str]:
+        """What a change needs where the server is protected against forged ones."""
+        try:
+            token = self.call("GET", "/csrf-token?client=tests")["token"]
+        except urllib.error.HTTPError as error:
+            if error.code != 422:  # it is not
+                raise
+            return {}
+        return {"prefect-csrf-token": token, "prefect-csrf-client": "tests"}
+
+    def client(self) -> dict[str, str]:
+        """The environment of a command that speaks to the server."""
+        return {"PREFECT_API_URL": self.url, "PREFECT_API_AUTH_STRING": self.login() or ""}
+
     def call(self, method: str, path: str, body: Any = None) -> Any:
         """Raises HTTPError, whose body has the reason."""
         data = json.dumps(body).encode() if body is not None else None
-        kind = {"content-type": "application/json"}
+        kind = {"content-type": "application/json", **self.authorized()}
+        if method != "GET":
+            kind |= self.token()
         asked = urllib.request.Request(self.url + path, data, kind, method=method)
         only_reads = method == "GET" or path.endswith("/filter")
         for left in reversed(range(30)):

@@ -15,9 +15,10 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.browser import NEEDS_BROWSER, RENAME_FOLDER, SCREENSHOTS, browsing, save_picture
-from tests.helpers import write_source
+from tests.helpers import ok, run_cli, write_source
 from tests.limits import RUN_S, SOON_S, until
 from tests.serving import Served, serving, settings_of
+from tests.stranger import HOST, Came, attack, strangers_page
 
 pytestmark = [pytest.mark.integration, NEEDS_BROWSER]
 NIGHT = "2026-01-01"
@@ -64,8 +65,18 @@ class Page:
 
     def __init__(self, browser: webdriver.Chrome, served: Served) -> None:
         self.browser, self.served = browser, served
-        browser.get(served.url.removesuffix("/api") + "/deployments")
+        home = served.url.removesuffix("/api")
+        browser.get(f"{home}/deployments")
+        self.log_in()
+        browser.get(f"{home}/deployments")  # without what was said before the login
         browser.execute_script(KEEP_TOASTS + NO_ANIMATIONS)
+
+    def log_in(self) -> None:
+        """By what `latentlake serve --show-login` prints."""
+        shown = ok(run_cli("serve", "--show-login", "--home", self.served.folder / "home")).out
+        self.see('//input[@type="password"]').send_keys(shown.strip())
+        self.click(button("Login"))
+        self.see(holding("Deployments"))
 
     def reload(self) -> None:
         self.nothing_went_wrong()
@@ -163,6 +174,23 @@ def see_in_time(page: Page, what: str) -> None:
             page.see(what, 6)
             return
     page.see(what)
+
+
+@pytest.mark.parametrize("rebound", [False, True], ids=["a foreign page", "a name rebound to us"])
+def test_a_stranger_s_page_gets_nothing_done_and_hears_nothing(
+    served: Served, tmp_path: Path, rebound: bool
+) -> None:
+    ran = tmp_path / "ran"
+    deployment = served.deployment("nightly/photos")["id"]
+    before = runs(served)
+    with strangers_page() as foreign, browsing(tmp_path, knows=HOST) as browser:
+        own = served.url.replace("127.0.0.1", HOST)  # as if it had been the stranger's all along
+        page, api = (own.removesuffix("/api"), own) if rebound else (foreign, served.url)
+        came = attack(browser, page, api, deployment, f"touch {ran}")
+    refused = 403 if rebound else "blocked"
+    assert came == Came(read=refused, write=refused, blind="sent", listen="closed")
+    assert runs(served) == before
+    assert not ran.exists()
 
 
 def submit(page: Page) -> None:

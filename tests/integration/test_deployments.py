@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from flows.environment import server_environment
+from flows.login import login_of
 from tests.helpers import ROOT, free_port
 from tests.limits import RUN_S, until
 from tests.serving import Served, serving_process, settings_of
@@ -51,7 +52,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("server")
     port = free_port()
     command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
-    env = server_environment(f"http://127.0.0.1:{port}/api", folder / "home")
+    home = folder / "home"
+    home.mkdir()
+    env = server_environment(f"http://127.0.0.1:{port}/api", home, login_of(home))
     with serving_process(folder, port, command, env) as held:
         yield held
 
@@ -59,7 +62,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def python(served: Served, code: str, *arguments: Any) -> subprocess.Popen[bytes]:
     """In a process of its own, which has Prefect's settings as they are at its beginning."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
-    env |= {"PREFECT_API_URL": served.url, "PREFECT_HOME": str(served.folder / "client")}
+    env |= {**served.client(), "PREFECT_HOME": str(served.folder / "client")}
     words = [sys.executable, "-c", code, *(str(word) for word in arguments)]
     return subprocess.Popen(words, env=env | {"PYTHONPATH": str(ROOT)})
 

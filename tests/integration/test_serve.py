@@ -218,7 +218,7 @@ def test_prefect_yaml_deploys_the_same(served: Served, tmp_path: Path) -> None:
         done = subprocess.run(
             [sys.executable, "-m", "prefect", "--no-prompt", *words.split()],
             cwd=tmp_path,
-            env=os.environ | {"PREFECT_API_URL": served.url, "PREFECT_HOME": str(home)},
+            env=os.environ | served.client() | {"PREFECT_HOME": str(home)},
             capture_output=True,
             text=True,
             check=False,
@@ -245,7 +245,7 @@ def watched_within(served: Served, seconds: float | None = None) -> list[float]:
     """Changes after how long without a heartbeat a run is lost; what the server's watches have."""
     first = f"w.LOST_AFTER_S = {seconds}; " if seconds is not None else ""
     code = f"from flows import watches as w; {first}w.watch_runs()"
-    env = os.environ | {"PREFECT_API_URL": served.url}
+    env = os.environ | served.client()
     subprocess.run([sys.executable, "-c", code], env=env, check=True)
     held = served.call("POST", "/automations/filter", {})
     return sorted(one["trigger"]["within"] for one in held if "latentlake" in one["name"])
@@ -271,8 +271,10 @@ def test_a_port_that_is_taken_is_refused(served: Served) -> None:
 
 
 def test_the_nightly_of_the_command_line_uses_that_server(served: Served) -> None:
-    env = {"PREFECT_API_URL": served.url}
-    ok(run_cli("nightly", "--config", served.folder / "d.yaml", "--night", "2026-01-09", env=env))
+    command = ("nightly", "--config", served.folder / "d.yaml", "--night", "2026-01-09")
+    stranger = run_cli(*command, env={"PREFECT_API_URL": served.url})
+    assert stranger.code != 0
+    ok(run_cli(*command, env=served.client()))
     asked = {"flow_runs": {"name": {"any_": ["nightly d 2026-01-09"]}}}
     (run,) = served.call("POST", "/flow_runs/filter", asked)
     assert run["state_type"] == "COMPLETED"
