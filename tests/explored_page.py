@@ -83,6 +83,7 @@ class Page:
         element.click()
 
     def tab(self, name: str) -> None:
+        self.until(lambda: any(self.said), "it never said anything")  # nor hears before that
         self.click("[role=tab]", name)
         self.until(lambda: self.all("[role=tab][aria-selected=true]", name), f"no tab {name}")
 
