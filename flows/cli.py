@@ -19,6 +19,7 @@ from flows.cli_models import aliases, promote, rollback
 from flows.cli_query import query
 from flows.cli_report import report
 from flows.cli_train import sweep, train
+from flows.environment import NO_SURPRISES
 from flows.options import (
     common,
     given,
@@ -291,6 +292,7 @@ def demo(lake: str, as_json: bool) -> None:
 
 def main() -> None:
     """Entry point: exit code 0, 1 failed, 2 bad usage or bad input."""
+    os.environ |= NO_SURPRISES
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Abort:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
-from flows.environment import HEARTBEAT, TAG, prepare_prefect
+from flows.environment import HEARTBEAT, NO_SURPRISES, TAG, prepare_prefect
 
 prepare_prefect()
 
@@ -40,6 +40,7 @@ OF_RUNS = {
     "PREFECT_LOGGING_LEVEL": "INFO",
     "PREFECT_LOGGING_EXTRA_LOGGERS": "latentlake",
     **HEARTBEAT,
+    **NO_SURPRISES,
 }
 CONFIGURED = "latentlake-config"  # the slug of the schedule that is the config's
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import stat
 import tempfile
 import tomllib
 from pathlib import Path
 
 from flows.login import NOWHERE, new_login, secured
-from jobs.errors import LatentlakeError
+from jobs.errors import InputError, LatentlakeError
 
 TAG = "latentlake"  # of our runs
 WORKER_ASKS_S = 2  # a worker of its server on the same machine; 10 by default
@@ -24,6 +26,8 @@ QUIET = {
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
 }
 # A watch takes a run whose beats stay away for lost: nothing else may set how often they come.
+# No child of ours imports what lies in the working directory: somebody's `h2.py`, or `jobs`.
+NO_SURPRISES = {"PYTHONSAFEPATH": "1"}
 HEARTBEAT = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S)}
 
 
@@ -62,6 +66,7 @@ def server_environment(url: str, home: Path, login: str) -> dict[str, str]:
         "PREFECT_API_URL": url,
         **QUIET,
         **HEARTBEAT,
+        **NO_SURPRISES,
         **secured(login, url.removesuffix("/api")),
         "PREFECT_WORKER_QUERY_SECONDS": str(WORKER_ASKS_S),
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home / 'prefect.db'}",
@@ -69,13 +74,27 @@ def server_environment(url: str, home: Path, login: str) -> dict[str, str]:
 
 
 def private_folder() -> Path:
-    """`latentlake-<user>` in the temporary folder, readable by this user alone."""
+    """`latentlake-<user>` in the temporary folder, for this user alone. Raises InputError where it
+    is not."""
     user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
     folder = Path(tempfile.gettempdir()) / f"latentlake-{user}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
-        folder = Path(tempfile.mkdtemp(prefix="latentlake-"))
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    if hasattr(os, "getuid"):
+        _refuse_what_others_reach(folder)
     return folder
+
+
+def _refuse_what_others_reach(folder: Path) -> None:
+    """Raises InputError where another user made the folder, or may have put something into it."""
+    found = folder.lstat()
+    ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+    if not ours or found.st_mode & 0o022:
+        raise InputError(
+            f"{folder} is not yours alone, and what lies in it may be another user's; remove it, "
+            "or name another temporary folder in TMPDIR"
+        )
+    folder.chmod(0o700)
 
 
 class ToldInASentence(logging.Filter):

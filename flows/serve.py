@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import shlex
@@ -39,7 +40,7 @@ def serve(configs: Sequence[str], port: int, home: Path, runs_at_once: int) -> N
     settings = _loaded(configs)
     for stop in STOPS:  # from here on, so that no child outlives this process
         signal.signal(stop, _stop)
-    home.mkdir(parents=True, exist_ok=True)
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
     login = login_of(home)
     url = f"http://{HOST}:{port}/api"
     if _answers(url):
@@ -111,10 +112,10 @@ def _process(name: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
     with _no_signals():
         # In a session of its own: ^C is ours to pass on, the worker first.
         process = subprocess.Popen(
-            [sys.executable, "-m", "prefect", *arguments],
+            [sys.executable, "-P", "-m", "prefect", *arguments],
             stdout=sys.stderr,
             start_new_session=True,
-            preexec_fn=_as_usual,
+            preexec_fn=functools.partial(_as_usual, private=name == "server"),
         )
         try:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
@@ -139,7 +140,10 @@ def _no_signals() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
 
 
-def _as_usual() -> None:
+def _as_usual(*, private: bool) -> None:
+    """private: what it writes is for its user alone, as the server's database."""
+    if private:
+        os.umask(0o077)
     # A worker ends itself by SIGINT, which a shell's background jobs ignore.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)

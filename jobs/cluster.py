@@ -9,10 +9,11 @@ import os
 import secrets
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import ray
 from ray._private import node as ray_node
 from ray._private import ray_constants
 from ray.autoscaler.sdk import request_resources
+from ray.job_config import JobConfig
 
 from jobs import forked_worker
 from jobs.config import RaySettings
@@ -159,6 +161,7 @@ def _quiet() -> None:
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ["PYTHONSAFEPATH"] = "1"  # no child imports what lies in the working directory
     # How often Ray Train's controller looks at its workers: at their start and end this is waited.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 
@@ -166,7 +169,7 @@ def _quiet() -> None:
 def temporary_folder(prefix: str) -> Path:
     """A new private folder that goes with the process; its path is short enough for sockets."""
     base = tempfile.gettempdir()
-    if len(base) + len(prefix) + 18 > SOCKET_PATH_LIMIT:
+    if len(base) + len(prefix) + 20 > SOCKET_PATH_LIMIT:
         base = "/tmp"
     owner = os.getpid()
     _sweep(Path(base), prefix)
@@ -189,6 +192,17 @@ def _stay_on_loopback() -> None:
     """
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
+
+
+class _DriverPaths(list[str]):
+    """What Ray adds to the paths that workers import from: no more than the driver imports from.
+
+    Ray adds the working directory, whatever lies there: a folder named `jobs` beside somebody's
+    photos would be imported for ours (2.60).
+    """
+
+    def extend(self, paths: Iterable[str]) -> None:
+        super().extend(path for path in paths if path in sys.path)
 
 
 @contextlib.contextmanager
@@ -271,6 +285,8 @@ def _start_embedded(cpus: int) -> None:
     os.environ.setdefault("RAY_AUTH_TOKEN_PATH", str(token))
     _stay_on_loopback()
     _start_fork_server(folder)
+    job_config = JobConfig()
+    job_config._py_driver_sys_path = _DriverPaths()
     started = time.monotonic()
     with _without_monitors(), _forked_workers():
         ray.init(
@@ -280,7 +296,8 @@ def _start_embedded(cpus: int) -> None:
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.WARNING,
-            _temp_dir=str(folder),
+            job_config=job_config,
+            _temp_dir=str(folder / "r"),  # Ray opens it to everybody, but not what is around it
         )
     atexit.register(ray.shutdown)
     log.info("Ray: embedded, %d CPUs, started in %.1f s", cpus, time.monotonic() - started)

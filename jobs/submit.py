@@ -35,7 +35,7 @@ START_S = 1200.0  # Ray itself gives a job up that has not begun after 900
 DRIVER_STOP_S = 15  # that a driver has for ending its workers, until Ray ends it
 STOPPED_ROUNDS = 3
 KILLED = 128  # exit codes from here on are signals
-ENTRY = "python -m jobs.submitted"
+ENTRY = "python -P -m jobs.submitted"
 
 
 def run_on_cluster(work: Work, asked_by: str = "") -> dict[str, Any]:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -279,6 +280,13 @@ def test_the_nightly_of_the_command_line_uses_that_server(served: Served) -> Non
     (run,) = served.call("POST", "/flow_runs/filter", asked)
     assert run["state_type"] == "COMPLETED"
     assert "latentlake" in run["tags"]  # the watch has it, too
+
+
+def test_the_server_s_database_is_for_its_user_alone(served: Served) -> None:
+    files = list((served.folder / "home").rglob("prefect.db*"))
+    assert files
+    for path in files:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
 
 
 def test_a_time_that_is_none_is_refused_before_anything_starts(tmp_path: Path) -> None:
