@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -26,6 +29,24 @@ PATHS = """
     from jobs.config import RaySettings
     cluster.ensure(RaySettings(cpus=1), 1)
     print(json.dumps(ray.get(ray.remote(lambda: __import__("sys").path).remote())))
+"""
+
+
+OTHER = 12345  # another user
+REACHED = f"""
+    import json, os, subprocess, sys
+    from pathlib import Path
+    from jobs import cluster
+    from jobs.config import RaySettings
+    cluster.ensure(RaySettings(cpus=1), 1)
+    folder = Path(os.environ["RAY_AUTH_TOKEN_PATH"]).parent
+    assert folder.stat().st_mode & 0o777 == 0o700, folder
+    # What Ray opens to everybody is inside.
+    tried = ["ls .", "cat token", "mv token other", "touch r/x", "ls r/session_latest", "ls forks"]
+    other = ["setpriv", "--reuid={OTHER}", "--regid={OTHER}", "--clear-groups", "sh", "-c"]
+    same = [subprocess.run(["sh", "-c", "ls " + one], cwd=folder).returncode for one in (".", "r")]
+    done = [subprocess.run([*other, f"cd {{folder}} && {{one}}"]).returncode for one in tried]
+    print(json.dumps([same, done]))
 """
 
 
@@ -49,14 +70,26 @@ def test_a_server_and_its_worker_in_a_folder_of_modules_import_none(tmp_path: Pa
 
 
 def test_ray_adds_no_more_to_its_workers_paths_than_the_driver_has(tmp_path: Path) -> None:
-    command = [sys.executable, "-P", "-c", "\n".join(line[4:] for line in PATHS.splitlines())]
+    paths = told_by(PATHS, tmp_path)
+    assert not {str(tmp_path), "", "."} & set(paths)
+
+
+@pytest.mark.skipif(os.getuid() != 0 or not shutil.which("setpriv"), reason="root becomes another")
+def test_another_user_reaches_nothing_of_an_embedded_ray(tmp_path: Path) -> None:
+    same, other = told_by(REACHED, tmp_path)
+    assert same == [0, 0]
+    assert other
+    assert 0 not in other
+
+
+def told_by(script: str, folder: Path) -> Any:
+    """What a driver of its own prints last."""
     done = subprocess.run(
-        command,
-        cwd=tmp_path,
+        [sys.executable, "-P", "-c", textwrap.dedent(script)],
+        cwd=folder,
         env=os.environ | {"PYTHONPATH": ""},
         stdout=subprocess.PIPE,
         check=True,
         timeout=RUN_S,
     )
-    paths = json.loads(done.stdout.splitlines()[-1])
-    assert not {str(tmp_path), "", "."} & set(paths)
+    return json.loads(done.stdout.splitlines()[-1])

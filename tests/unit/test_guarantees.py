@@ -15,7 +15,7 @@ ROOT = TESTS.parent
 PAGE = (TESTS / "README.md").read_text()
 GUIDES = ["staging", "training", "models", "embedding", "evaluating", "judging", "tables"]
 GUIDES += ["report", "operations", "clusters"]
-GUARANTEED = {"README.md", *(f"docs/{name}.md" for name in GUIDES)}
+GUARANTEED = {"README.md", "SECURITY.md", *(f"docs/{name}.md" for name in GUIDES)}
 
 
 def rows() -> Iterator[tuple[str, str, str]]:
