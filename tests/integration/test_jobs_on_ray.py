@@ -252,7 +252,7 @@ class Child:
 
 
 def test_workers_are_forked_and_start_by_themselves_where_the_server_has_ended(
-    trained: Lake,
+    trained: Lake, trained_folder: Path, tmp_path: Path
 ) -> None:
     """The last one: those after it would start without."""
     embed(trained)
@@ -265,5 +265,5 @@ def test_workers_are_forked_and_start_by_themselves_where_the_server_has_ended(
     made = Child.remote()  # type: ignore[attr-defined]
     assert ray.get(made.parent.remote(), timeout=SOON_S) != server.process.pid
     ray.kill(made)
-    assert embed(trained, night="2026-01-02", scores="none", model="m").units == 0
-    stage(trained, Path(trained.uri.removeprefix("file://")).parent / "source", night="2026-01-03")
+    other = Lake((tmp_path / "other").as_uri())
+    assert stage(other, trained_folder / "source").counts["staged"] == 1000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 import re
 import shlex
 import shutil
@@ -202,6 +203,7 @@ def test_a_target_refuses_the_torch_of_the_other(
     (check,) = [rest for name, rest in stages()[target] if name == "RUN" and "torch" in rest]
     done = subprocess.run(
         shlex.split(check.replace("python", sys.executable, 1)),
+        env={name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"},
         cwd=tmp_path,
         capture_output=True,
         text=True,
