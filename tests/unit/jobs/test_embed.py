@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ from tests.helpers import write_source
 from tests.inline import InlineEmbed, InlineStage, InlineTrain, OvertakenEmbed
 from vae_core.conformal import p_values
 from vae_core.score_names import SCORES
+
+PNGS = "SELECT image_id, png FROM reconstructions"
 
 
 def embedded(lake: Lake, extra: str = "") -> pa.Table:
@@ -126,6 +129,26 @@ def test_reconstructions_can_be_asked_for_later(trained: Lake) -> None:
     assert embedded(trained).equals(before)
     assert len(views.sql(trained, "SELECT DISTINCT image_id FROM reconstructions")) == 600
     assert job.run(InlineEmbed(trained, night="2026-01-03", reconstructions="all")).units == 0
+
+
+def test_a_piece_of_a_shard_is_of_its_own_rows(trained: Lake, tmp_path: Path, monkeypatch) -> None:
+    """Units that begin in the middle of a shard, and want some of its images."""
+    folder = tmp_path / "other"
+    shutil.copytree(trained.uri.removeprefix("file://"), folder)
+    other = Lake(folder.as_uri())
+    job.run(InlineEmbed(trained, reconstructions="all"))
+    monkeypatch.setattr("jobs.embed.UNIT_ROWS", 1)
+    monkeypatch.setattr("jobs.embed.SAMPLE", 10)
+    job.run(InlineEmbed(other, reconstructions="none"))
+    job.run(InlineEmbed(other, reconstructions="sample"))
+    expected, found = (
+        {row["image_id"]: row["png"] for row in views.sql(of, PNGS).to_pylist()}
+        for of in (trained, other)
+    )
+    assert len(found) > 10
+    assert found == {image_id: expected[image_id] for image_id in found}
+    same = ["image_id", "embedding", "p_value"]
+    assert embedded(other).select(same).equals(embedded(trained).select(same))
 
 
 def test_an_image_that_was_trained_on_has_no_p_value_in_any_dataset(
