@@ -268,7 +268,6 @@ def serve(
 
     folder = Path(home) if home else private_folder() / "serve"
     if show_login:
-        folder.mkdir(parents=True, exist_ok=True)
         click.echo(login_of(folder.absolute()))
         return
     if not configs:

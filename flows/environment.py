@@ -25,9 +25,9 @@ QUIET = {
     # Its migrations, the first time on a machine: 20 s were too few on a busy one.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
 }
-# A watch takes a run whose beats stay away for lost: nothing else may set how often they come.
 # No child of ours imports what lies in the working directory: somebody's `h2.py`, or `jobs`.
 NO_SURPRISES = {"PYTHONSAFEPATH": "1"}
+# A watch takes a run whose beats stay away for lost: nothing else may set how often they come.
 HEARTBEAT = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S)}
 
 

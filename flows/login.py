@@ -27,10 +27,11 @@ def new_login() -> str:
 
 
 def login_of(home: Path) -> str:
-    """The one of a server's home, made with the first server there; for its user's eyes alone.
+    """The one of a server's home, both made where they are not there; for its user's eyes alone.
 
     Raises InputError where the file is not ours alone, or not what was written.
     """
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = home / FILE
     if not path.is_symlink() and not path.exists():
         # Whole from the first moment on: another server may start beside this one.

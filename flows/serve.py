@@ -40,7 +40,6 @@ def serve(configs: Sequence[str], port: int, home: Path, runs_at_once: int) -> N
     settings = _loaded(configs)
     for stop in STOPS:  # from here on, so that no child outlives this process
         signal.signal(stop, _stop)
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
     login = login_of(home)
     url = f"http://{HOST}:{port}/api"
     if _answers(url):
@@ -49,10 +48,6 @@ def serve(configs: Sequence[str], port: int, home: Path, runs_at_once: int) -> N
     with contextlib.suppress(KeyboardInterrupt):
         _serve(settings, url, port, home, runs_at_once)
     log.info("serve: stopped")
-
-
-def show_login_command(home: Path) -> str:
-    return shlex.join(["latentlake", "serve", "--show-login", "--home", str(home)])
 
 
 def _serve(
@@ -73,7 +68,7 @@ def _serve(
             "serve: http://%s:%d; ^C ends it. The page asks once for a login: %s",
             HOST,
             port,
-            show_login_command(home),
+            shlex.join(["latentlake", "serve", "--show-login", "--home", str(home)]),
         )
         _work(server, "--limit", str(runs_at_once))
 

@@ -32,8 +32,8 @@ from jobs.forked_worker import RAYS_WORKER
 log = logging.getLogger("latentlake")
 
 GRACE_S = 5.0  # how long busy workers may take to become free where nothing scales up
-_fork_server: ForkServer | None = None
 SOCKET_PATH_LIMIT = 42  # Ray's socket names under its temporary folder must stay short
+_fork_server: ForkServer | None = None
 
 
 def cpu_count() -> int:
@@ -161,7 +161,6 @@ def _quiet() -> None:
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    os.environ["PYTHONSAFEPATH"] = "1"  # no child imports what lies in the working directory
     # How often Ray Train's controller looks at its workers: at their start and end this is waited.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 
@@ -284,11 +283,13 @@ def _start_embedded(cpus: int) -> None:
     token.write_text(secrets.token_hex(32))
     os.environ.setdefault("RAY_AUTH_TOKEN_PATH", str(token))
     _stay_on_loopback()
-    _start_fork_server(folder)
+    forks = sys.platform == "linux"  # elsewhere libraries do not bear a fork
+    if forks:
+        _start_fork_server(folder)
     job_config = JobConfig()
     job_config._py_driver_sys_path = _DriverPaths()
     started = time.monotonic()
-    with _without_monitors(), _forked_workers():
+    with _without_monitors(), _forked_workers() if forks else contextlib.nullcontext():
         ray.init(
             address="local",
             num_cpus=cpus,

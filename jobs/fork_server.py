@@ -1,10 +1,10 @@
 """Ray workers of an embedded cluster, forked from a process that has imported what they need.
 
 A worker is an interpreter that imports numpy, pyarrow and mostly torch: two to four seconds of a
-CPU each, and a night has some twenty. Forked from one that has imported them, it starts in half a
-second and shares their memory. The server has one thread of Python, opens no file and no
-connection, and computes nothing: what a fork copies is modules. Ray itself is not one of them: it
-draws the names of its objects from a state that forks would share.
+CPU each, and the demo's two nights have some twenty. Forked from one that has imported them, it
+imports Ray and no more, and shares their memory (`make bench-starts`). The server has one thread of
+Python, opens no file and no connection, and computes nothing: what a fork copies is modules. Ray
+itself is not one of them: it draws the names of its objects from a state that forks would share.
 """
 
 from __future__ import annotations
@@ -87,14 +87,14 @@ def serve(listening: socket.socket) -> dict[str, Any] | None:
     waits = selectors.DefaultSelector()
     waits.register(listening, selectors.EVENT_READ)
     waits.register(0, selectors.EVENT_READ)
-    pending, owner = deque[str](FIRST), b""
+    pending, rest = deque[str](FIRST), b""
     while "ray" not in sys.modules:
         ready = {key.fileobj for key, _ in waits.select(0 if pending else None)}
         if 0 in ready:
             read = os.read(0, 1 << 16)
             if not read:
                 return None
-            *names, owner = (owner + read).split(b"\n")
+            *names, rest = (rest + read).split(b"\n")
             pending.extend(name.decode() for name in names)
         elif pending:
             # Before a fork that waits: else both would import it.

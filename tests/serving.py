@@ -64,7 +64,7 @@ class Served:
         login = self.login()
         return {"authorization": f"Basic {b64encode(login.encode()).decode()}"} if login else {}
 
-    @functools.cache  # noqa: B019 - as long as the server
+    @functools.cached_property
     def token(self) -> dict[str, str]:
         """What a change needs where the server is protected against forged ones."""
         try:
@@ -84,7 +84,7 @@ class Served:
         data = json.dumps(body).encode() if body is not None else None
         kind = {"content-type": "application/json", **self.authorized()}
         if method != "GET":
-            kind |= self.token()
+            kind |= self.token
         asked = urllib.request.Request(self.url + path, data, kind, method=method)
         only_reads = method == "GET" or path.endswith("/filter")
         for left in reversed(range(30)):

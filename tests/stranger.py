@@ -26,17 +26,21 @@ ATTACK = """
     async function tried(action) {
         try { return await action(); } catch (error) { return 'blocked'; }
     }
-    async function read() {
-        const asked = {method: 'POST', headers: json, body: '{}'};
-        return (await fetch(`${api}/deployments/filter`, asked)).status;
-    }
-    async function write() {
+    async function permitted() {
         const found = await fetch(`${api}/csrf-token?client=stranger`);
         const headers = {...json};
         if (found.ok) {
             headers['prefect-csrf-token'] = (await found.json()).token;
             headers['prefect-csrf-client'] = 'stranger';
         }
+        return headers;
+    }
+    async function read() {
+        const asked = {method: 'POST', headers: await permitted(), body: '{}'};
+        return (await fetch(`${api}/deployments/filter`, asked)).status;
+    }
+    async function write() {
+        const headers = await permitted();
         return (await fetch(start, {method: 'POST', headers, body: wanted})).status;
     }
     async function blind() {

@@ -21,7 +21,7 @@ from vae_core.score_names import DECISIVE, SCORES, patch_side
 from vae_core.training import Precision
 
 # Numbers of a likelihood's parameters, in `Scorer.bounds`: on a CPU what stays in its cache, with
-# the layers before it, which is twice as fast as what does not.
+# the layers before it, which is faster than what does not.
 DECODED_AT_ONCE = {"cpu": 1 << 16, "cuda": 1 << 25}
 
 

@@ -19,8 +19,7 @@ SERVER, CLIENT = "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING"
 
 
 def test_a_home_has_one_login_that_only_its_user_can_read(tmp_path: Path) -> None:
-    os.umask(before := os.umask(0))
-    os.umask(0)
+    before = os.umask(0)
     try:
         first = login_of(tmp_path)
     finally:
