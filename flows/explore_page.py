@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Callable
 
 import panel as pn
 import panel_material_ui as pmui
 import param
 from panel.custom import JSComponent
+from panel.viewable import Viewable
 
 from flows.explore_anomalies import Anomalies
 from flows.explore_held import Held
 from flows.explore_image import ImageDialog
 from flows.explore_images import Images
 from flows.explore_overview import Overview
+from flows.explore_parts import Notice
 from flows.explore_search import Search
 from flows.explore_sql import Sql
+
+log = logging.getLogger("latentlake")
 
 TITLE = "latentlake explore"
 THREADS = 4
@@ -73,15 +79,15 @@ def _page(held: Held) -> pmui.Page:
         "Overview": lambda: Overview(held).view(),
     }
     parts = {name: pmui.Column(sizing_mode="stretch_width", margin=(12, 16)) for name in makers}
-    tabs = pmui.Tabs(*parts.items(), dynamic=True, sizing_mode="stretch_width", sx=NARROW)
-
-    begun: set[str] = set()
+    # Not dynamic: what a thread puts into a part while the library makes its model would be lost.
+    tabs = pmui.Tabs(*parts.items(), sizing_mode="stretch_width", sx=NARROW)
+    one_at_a_time = threading.Lock()
 
     def fill(*_: param.parameterized.Event) -> None:
         name = list(parts)[tabs.active]
-        if name not in begun:
-            begun.add(name)
-            parts[name].extend(makers[name]())
+        with one_at_a_time:
+            if not parts[name].objects:
+                parts[name].extend(contents(name, makers[name]))
 
     location = pn.state.location
     if location is not None:
@@ -97,3 +103,14 @@ def _page(held: Held) -> pmui.Page:
     )
     prefers.jslink(made, dark="dark_theme")
     return made
+
+
+def contents(name: str, maker: Callable[[], list[Viewable]]) -> list[Viewable]:
+    """A part's contents, or what went wrong: an empty page says nothing to anybody."""
+    try:
+        return maker()
+    except Exception as error:
+        log.exception("explore: the page %s could not be made", name)
+        notice = Notice(sizing_mode="stretch_width")
+        notice.say(f"This page could not be made ({error}); its log says more.", "error")
+        return [notice]

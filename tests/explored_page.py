@@ -65,7 +65,14 @@ class Page:
         try:
             return patient.until(lambda _: done())
         except TimeoutException:
-            raise AssertionError(f"{message}; said: {self.said}") from None
+            raise AssertionError(f"{message}; {self.state}") from None
+
+    @property
+    def state(self) -> str:
+        """For whoever reads of a failure."""
+        text = self.browser.execute_script("return document.body.innerText")
+        logged = [entry["message"] for entry in self.browser.get_log("browser")]
+        return f"said: {self.said}; shown: {text!r}; logged: {logged[-5:]}"
 
     @property
     def said(self) -> list[str]:

@@ -10,6 +10,7 @@ import pytest
 
 from flows.explore_anomalies import Anomalies
 from flows.explore_image import ImageDialog
+from flows.explore_page import contents
 from flows.explore_parts import LONGEST, Notice
 from flows.explore_sql import Sql
 from jobs.nights import Night
@@ -48,6 +49,16 @@ def test_two_columns_of_a_name_are_an_answer() -> None:
     page.ask()
     assert page.notice.kind == "good"
     assert len(page.table.rows) == 1
+
+
+def test_a_page_that_cannot_be_made_says_so() -> None:
+    def broken() -> list[Any]:
+        raise OSError("the disk is gone")
+
+    (told,) = contents("Search", broken)
+    assert isinstance(told, Notice)
+    assert (told.kind, told.visible) == ("error", True)
+    assert "the disk is gone" in told.text
 
 
 @pytest.mark.parametrize(
