@@ -6,34 +6,91 @@ loopback: workers of different hosts then call themselves.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
+import logging
 import os
 import socket
 import struct
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError
 from ray.train._internal.base_worker_group import BaseWorkerGroup
-from ray.train.torch import TorchConfig
-from ray.train.torch.config import _TorchBackend
+from ray.train._internal.utils import get_address_and_port
+from ray.train.backend import Backend, BackendConfig
+
+log = logging.getLogger("latentlake")
 
 GLOO = "GLOO_SOCKET_IFNAME"
 SIOCGIFADDR = 0x8915  # Linux: the IPv4 address of an interface
+LEAVE_S = 30.0
 
 
 @dataclasses.dataclass
-class OnRaysNetwork(TorchConfig):
-    """Ray Train's process group, Gloo on the interface that has the node's address."""
+class ProcessGroup(BackendConfig):
+    """Torch's process group of Ray Train's workers.
+
+    As `ray.train.torch.TorchConfig` makes it (2.60), but that brings torch to the driver and to the
+    controller, a second and a half each, which neither needs.
+    """
+
+    kinds: str  # as torch.distributed.init_process_group takes them: gloo, cpu:gloo,cuda:nccl
 
     @property
-    def backend_cls(self) -> type[_TorchBackend]:
+    def backend_cls(self) -> type[Backend]:
         return _Backend
 
+    @property
+    def train_func_context(self) -> Callable[[], Any]:
+        return _on_own_device
 
-class _Backend(_TorchBackend):
-    def on_start(self, worker_group: BaseWorkerGroup, backend_config: TorchConfig) -> None:
-        worker_group.execute(use_rays_interface)
-        super().on_start(worker_group, backend_config)
+
+class _Backend(Backend):
+    share_cuda_visible_devices = True
+
+    def on_start(self, worker_group: BaseWorkerGroup, backend_config: ProcessGroup) -> None:
+        address, port = worker_group.execute_single(0, get_address_and_port)
+        size, kinds = len(worker_group), backend_config.kinds
+        ray.get(
+            [
+                worker_group.execute_single_async(rank, _join, kinds, rank, size, address, port)
+                for rank in range(size)
+            ]
+        )
+
+    def on_shutdown(self, worker_group: BaseWorkerGroup, backend_config: ProcessGroup) -> None:
+        left = worker_group.execute_async(_leave, destroy=len(worker_group) > 1)
+        try:
+            ray.get(left, timeout=LEAVE_S)
+        except GetTimeoutError:
+            log.warning("the process group of a training did not end within %.0f s", LEAVE_S)
+
+
+def _join(kinds: str, rank: int, size: int, address: str, port: int) -> None:
+    from ray.train.torch.config import _set_torch_distributed_env_vars, _setup_torch_process_group
+
+    use_rays_interface()
+    os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
+    _set_torch_distributed_env_vars()
+    _setup_torch_process_group(kinds, rank, size, "env://")
+
+
+def _leave(destroy: bool) -> None:
+    from ray.train.torch.config import _shutdown_torch
+
+    _shutdown_torch(destroy_process_group=destroy)
+
+
+@contextlib.contextmanager
+def _on_own_device() -> Iterator[None]:
+    """Of the worker: its GPU is the current one, where it has one."""
+    from ray.train.torch.config import TorchConfigContextManager
+
+    with TorchConfigContextManager():
+        yield
 
 
 def use_rays_interface() -> None:

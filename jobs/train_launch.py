@@ -15,9 +15,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -26,7 +26,7 @@ from jobs.apart import apart
 from jobs.config import RaySettings
 from jobs.errors import JobError, LatentlakeError
 from jobs.mlflow_listener import MLFLOW
-from jobs.process_group import OnRaysNetwork
+from jobs.process_group import ProcessGroup
 from jobs.progress import TrainingProgress
 from jobs.train import TrainOrder
 from jobs.train_board import Board
@@ -56,7 +56,7 @@ PASSED_ON = (
 )
 
 
-class _Trainer(TorchTrainer):
+class _Trainer(DataParallelTrainer):
     """Without two actors of Ray Train's that have nothing to do here (2.60).
 
     Each is an interpreter that imports Ray Train. One hands out Ray datasets, and there are none;
@@ -94,12 +94,12 @@ def fit(order: TrainOrder, ray_settings: RaySettings) -> None:
         resources_per_worker={"CPU": run.threads},
     )
 
-    def trainer() -> TorchTrainer:
+    def trainer() -> DataParallelTrainer:
         return _Trainer(
             train_loop,
             embedded=ray_settings.address is None,
             # Sums of losses and positions are on the CPU, gradients where the model is.
-            torch_config=OnRaysNetwork(backend="cpu:gloo,cuda:nccl" if on_gpus else None),
+            backend_config=ProcessGroup("cpu:gloo,cuda:nccl" if on_gpus else "gloo"),
             train_loop_config=config,
             scaling_config=scaling,
             run_config=RunConfig(
@@ -130,7 +130,7 @@ def _abort(board: Any) -> None:
             ray.get(controller.abort.remote(), timeout=ABORT_S)  # which ends by its own death
 
 
-def _until_done(trainer: Callable[[], TorchTrainer]) -> None:
+def _until_done(trainer: Callable[[], DataParallelTrainer]) -> None:
     """Trains, with a new controller where Ray Train's own failed.
 
     Seen on a machine under heavy load: Ray took a living controller for dead and removed its

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tests.helpers import ROOT, Ran
 from tests.limits import COMMAND_S, END_S
+from tests.prefect_home import prepare
 
 
 class CommandProcess:
@@ -53,6 +54,8 @@ class CommandProcess:
         return Ran(code, out.read_text(), err.read_text())
 
     def _started(self) -> subprocess.Popen[str]:
+        if not self.prefect_home.exists():
+            prepare(self.prefect_home)
         with (self.folder / "process-err").open("wb") as err:
             return subprocess.Popen(
                 [sys.executable, "-m", "tests.command_loop"],

@@ -19,6 +19,7 @@ import yaml
 
 from tests.helpers import LATENTLAKE, free_port
 from tests.limits import END_S, RUN_S, SOON_S, START_S, until
+from tests.prefect_home import prepare
 
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
@@ -133,12 +134,14 @@ class Served:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, *configs: dict[str, Any]) -> Iterator[Served]:
+def serving(folder: Path, *configs: dict[str, Any], new_home: bool = False) -> Iterator[Served]:
     """`latentlake serve` of configs, with all of its deployments there; ended with the block."""
     paths = []
     for settings in configs:
         paths.append(folder / f"{settings['stage']['dataset']}.yaml")
         paths[-1].write_text(yaml.safe_dump(settings))
+    if not new_home:
+        prepare(folder / "home")
     port = free_port()
     command = [LATENTLAKE, "serve", *paths, "--port", str(port), "--home", folder / "home"]
     with serving_process(folder, port, command, {}) as held:

@@ -27,7 +27,7 @@ from tests.faults.test_kills import kill, start
 from tests.helpers import ok, write_source
 from tests.inline import InlineStage
 from tests.rounds import ROUNDS
-from tests.serving import children
+from tests.serving import children, command_of
 
 pytestmark = pytest.mark.faults
 
@@ -116,6 +116,14 @@ class Raylets:
         """Whether both nodes can take a worker: an earlier training's may still be going."""
         return self.cluster.global_state.available_resources().get("CPU") == 2
 
+    def train_workers(self) -> list[int]:
+        return train_workers(
+            *(
+                node.all_processes["raylet"][0].process.pid
+                for node in (self.cluster.head_node, self.node)
+            )
+        )
+
     @property
     def address(self) -> tuple[str, str]:
         return "--ray-address", self.cluster.address
@@ -151,16 +159,20 @@ def until(process: subprocess.Popen[bytes], lake: Path, step: int) -> None:
     limits.until(reached, limits.RUN_S, every_s=0.05)
 
 
-def train_workers(session: int) -> list[int]:
-    """Process ids of the Ray Train workers below a driver's session."""
+def train_workers(*parents: int) -> list[int]:
+    """Process ids of the Ray Train workers among their children."""
+    found = [pid for parent in parents for pid in children(parent)]
+    return [pid for pid in found if "RayTrainWorker" in command_of(pid)]
+
+
+def forked_train_workers(session: int) -> list[int]:
+    """The same of an embedded cluster, whose workers are no children of its raylet."""
     found = []
     for entry in Path("/proc").iterdir():
-        try:
-            ours = b"RayTrainWorker" in (entry / "cmdline").read_bytes()
-            if ours and os.getsid(int(entry.name)) == session:
-                found.append(int(entry.name))
-        except (OSError, ValueError):
-            continue
+        with contextlib.suppress(OSError, ValueError):
+            pid = int(entry.name)
+            if os.getsid(pid) == session and "RayTrainWorker" in command_of(pid):
+                found.append(pid)
     return found
 
 
@@ -199,23 +211,36 @@ STEPS = EPOCHS * 38  # 2,400 train images in batches of 64
 
 
 @pytest.mark.parametrize("seed", range(max(1, ROUNDS // 2)))
-@pytest.mark.parametrize("what", ["worker", "driver", "node"])
 def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(
-    undisturbed: Bundle, lake: Path, raylets: Raylets, what: str, seed: int
+    undisturbed: Bundle, lake: Path, raylets: Raylets, seed: int
 ) -> None:
-    generator = random.Random(f"train-{what}-{seed}")
-    embedded = what == "worker"
-    command = ("train", "--config", written(lake.parent, SETTINGS), "--lake", lake, *NIGHT)
-    command = command if embedded else (*command, *raylets.address)
+    """A worker, a node and the driver, one after the other at random steps, in random order."""
+    generator = random.Random(f"train-{seed}")
+    config = written(lake.parent, SETTINGS)
+    command = ("train", "--config", config, "--lake", lake, *NIGHT, *raylets.address)
     process = start(*command)
-    until(process, lake, generator.randint(1, int(0.6 * STEPS)))
-    if what == "worker":
-        os.kill(generator.choice(train_workers(process.pid)), signal.SIGKILL)
-    elif what == "node":
-        raylets.kill()
-        raylets.add()
-    else:
-        kill(process)
-        process = start(*command)
+    kinds = generator.sample(["worker", "node", "driver"], 3)
+    first = 1
+    for number, kind in enumerate(kinds, 1):
+        until(process, lake, generator.randint(first, max(first, STEPS * number // 4)))
+        if kind == "worker":
+            os.kill(generator.choice(raylets.train_workers()), signal.SIGKILL)
+        elif kind == "node":
+            raylets.kill()
+            raylets.add()
+        else:
+            kill(process)
+            process = start(*command)
+        first = steps(lake) + 1
+    assert process.wait(limits.RUN_S) == 0
+    same(bundle_of(lake), undisturbed)
+
+
+def test_a_killed_worker_of_an_embedded_cluster_is_no_loss_either(
+    undisturbed: Bundle, lake: Path
+) -> None:
+    process = start("train", "--config", written(lake.parent, SETTINGS), "--lake", lake, *NIGHT)
+    until(process, lake, random.Random("embedded").randint(1, STEPS // 2))
+    os.kill(forked_train_workers(process.pid)[0], signal.SIGKILL)
     assert process.wait(limits.RUN_S) == 0
     same(bundle_of(lake), undisturbed)

@@ -19,6 +19,7 @@ import pytest
 
 from tests.helpers import free_port
 from tests.limits import END_S, SOON_S, START_S, until
+from tests.prefect_home import prepare
 from tests.unit.infra.files import INFRA, document, documents
 
 pytestmark = pytest.mark.integration
@@ -41,6 +42,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     told = SERVICES["prefect-server"]["environment"]
     assert "PREFECT_AUTH_STRING:?" in told["PREFECT_SERVER_API_AUTH_STRING"]
     env = own() | {"PREFECT_SERVER_API_AUTH_STRING": AUTH, "PREFECT_HOME": str(folder / "home")}
+    prepare(folder / "home")
     port = free_port()
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(

@@ -18,17 +18,21 @@ from flows.environment import server_environment
 from flows.login import login_of
 from tests.helpers import ROOT, free_port
 from tests.limits import RUN_S, until
+from tests.prefect_home import prepare
 from tests.serving import Served, serving_process, settings_of
 
 pytestmark = pytest.mark.integration
 POOL = "latentlake"
 WINDOW_S = 10  # the shortest that Prefect has
+# Of configs, a path a line.
 DEPLOY = """
 import sys
 from flows import deployments
 from jobs.nightly_config import load_nightly
-deployments.make_pool("latentlake")
-deployments.deploy(sys.argv[1], load_nightly(sys.argv[1]), "latentlake", ".")
+for path in map(str.strip, sys.stdin):
+    deployments.make_pool("latentlake")
+    deployments.deploy(path, load_nightly(path), "latentlake", ".")
+    print("deployed", flush=True)
 """
 WATCH = f"""
 from flows import watches
@@ -55,30 +59,48 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     home = folder / "home"
     home.mkdir()
     env = server_environment(f"http://127.0.0.1:{port}/api", home, login_of(home))
+    prepare(home)
     with serving_process(folder, port, command, env) as held:
         yield held
 
 
-def python(served: Served, code: str, *arguments: Any) -> subprocess.Popen[bytes]:
+
+def python(served: Served, code: str, *arguments: Any, **more: Any) -> subprocess.Popen[bytes]:
     """In a process of its own, which has Prefect's settings as they are at its beginning."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
     env |= {**served.client(), "PREFECT_HOME": str(served.folder / "client")}
     words = [sys.executable, "-c", code, *(str(word) for word in arguments)]
-    return subprocess.Popen(words, env=env | {"PYTHONPATH": str(ROOT)})
+    return subprocess.Popen(words, env=env | {"PYTHONPATH": str(ROOT)}, **more)
 
 
-def deploy(served: Served, dataset: str, **more: Any) -> None:
-    path = served.folder / f"{dataset}.yaml"
-    path.write_text(yaml.safe_dump(settings_of(served.folder, dataset, **more)))
-    assert python(served, DEPLOY, path).wait(RUN_S) == 0
+class Deploy:
+    """Does what `serve` does with a config when it starts."""
+
+    def __init__(self, server: Served, process: subprocess.Popen[bytes]) -> None:
+        self.server, self.process = server, process
+
+    def __call__(self, dataset: str, **more: Any) -> None:
+        path = self.server.folder / f"{dataset}.yaml"
+        path.write_text(yaml.safe_dump(settings_of(self.server.folder, dataset, **more)))
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{path}\n".encode())
+        self.process.stdin.flush()
+        assert self.process.stdout.readline() == b"deployed\n"
+
+
+@pytest.fixture(scope="module")
+def deploy(server: Served) -> Iterator[Deploy]:
+    with python(server, DEPLOY, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        yield Deploy(server, process)
 
 
 def crons(deployment: dict[str, Any]) -> dict[str, bool]:
     return {one["schedule"]["cron"]: one["active"] for one in deployment["schedules"]}
 
 
-def test_what_was_done_on_a_page_stays_when_serve_starts_again(server: Served) -> None:
-    deploy(server, "kept", schedule={"cron": "0 2 * * *"})
+def test_what_was_done_on_a_page_stays_when_serve_starts_again(server: Served, deploy: Deploy) -> None:
+    deploy("kept", schedule={"cron": "0 2 * * *"})
     maintain, nightly = (server.deployment(f"{name}/kept") for name in ("maintain", "nightly"))
     weekly = {"schedule": {"cron": "0 6 * * 0", "timezone": "Europe/Berlin"}, "active": False}
     for held in (maintain, nightly):
@@ -88,37 +110,37 @@ def test_what_was_done_on_a_page_stays_when_serve_starts_again(server: Served) -
     at = f"/deployments/{nightly['id']}/schedules/{ours['id']}"
     server.call("PATCH", at, {"active": False})
 
-    deploy(server, "kept", schedule={"cron": "0 2 * * *"})
+    deploy("kept", schedule={"cron": "0 2 * * *"})
     assert crons(server.deployment("maintain/kept")) == {"0 6 * * 0": False}
     assert server.deployment("maintain/kept")["paused"] is True
     assert server.deployment("nightly/kept")["paused"] is False
     assert crons(server.deployment("nightly/kept")) == {"0 2 * * *": False, "0 6 * * 0": False}
     # The config's own follows the config.
-    deploy(server, "kept", schedule={"cron": "0 3 * * *"})
+    deploy("kept", schedule={"cron": "0 3 * * *"})
     assert crons(server.deployment("nightly/kept")) == {"0 3 * * *": False, "0 6 * * 0": False}
     server.call("PATCH", at, {"active": True})
-    deploy(server, "kept", schedule={"cron": "0 4 * * *"})
+    deploy("kept", schedule={"cron": "0 4 * * *"})
     assert crons(server.deployment("nightly/kept")) == {"0 4 * * *": True, "0 6 * * 0": False}
-    deploy(server, "kept")
+    deploy("kept")
     assert crons(server.deployment("nightly/kept")) == {"0 6 * * 0": False}
 
 
-def test_a_config_that_loses_its_only_schedule_has_none(server: Served) -> None:
-    deploy(server, "once", schedule={"cron": "0 2 * * *"})
+def test_a_config_that_loses_its_only_schedule_has_none(server: Served, deploy: Deploy) -> None:
+    deploy("once", schedule={"cron": "0 2 * * *"})
     assert crons(server.deployment("nightly/once")) == {"0 2 * * *": True}
-    deploy(server, "once")
+    deploy("once")
     assert crons(server.deployment("nightly/once")) == {}
 
 
-def test_a_schedule_of_an_earlier_version_is_taken_over(server: Served) -> None:
-    deploy(server, "older", schedule={"cron": "0 2 * * *"})
+def test_a_schedule_of_an_earlier_version_is_taken_over(server: Served, deploy: Deploy) -> None:
+    deploy("older", schedule={"cron": "0 2 * * *"})
     held = server.deployment("nightly/older")
     (ours,) = held["schedules"]
     server.call("DELETE", f"/deployments/{held['id']}/schedules/{ours['id']}")
     unnamed = {"schedule": {"cron": "0 2 * * *", "timezone": "UTC"}, "active": True}
     server.call("POST", f"/deployments/{held['id']}/schedules", [unnamed])
-    deploy(server, "older", schedule={"cron": "0 2 * * *"})
-    deploy(server, "older", schedule={"cron": "0 5 * * *"})
+    deploy("older", schedule={"cron": "0 2 * * *"})
+    deploy("older", schedule={"cron": "0 5 * * *"})
     assert crons(server.deployment("nightly/older")) == {"0 5 * * *": True}
 
 
@@ -134,9 +156,9 @@ def set_state(served: Served, run_id: str, kind: str, **more: Any) -> None:
     served.call("POST", f"/flow_runs/{run_id}/set_state", body)
 
 
-def test_the_flows_of_a_dataset_run_one_at_a_time(server: Served) -> None:
+def test_the_flows_of_a_dataset_run_one_at_a_time(server: Served, deploy: Deploy) -> None:
     for dataset in ("a", "b"):
-        deploy(server, dataset)
+        deploy(dataset)
     first = server.start("nightly/a")
     second, third = server.start("maintain/a"), server.start("train/a")
     other = server.start("nightly/b")
@@ -153,7 +175,7 @@ def test_the_flows_of_a_dataset_run_one_at_a_time(server: Served) -> None:
     queue = server.call("GET", f"/work_pools/{POOL}/queues/a")
     assert queue["concurrency_limit"] == 1
     server.call("PATCH", f"/work_pools/{POOL}/queues/a", {"concurrency_limit": 2})
-    deploy(server, "a")
+    deploy("a")
     assert server.call("GET", f"/work_pools/{POOL}/queues/a")["concurrency_limit"] == 2
 
 

@@ -45,9 +45,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     schedule = {"cron": "* * * * *", "timezone": "Europe/Berlin"}
     slow = settings_of(folder, "slow")
     slow["train"] |= {"epochs": 500_000, "run": {"checkpoint_s": 1}}
-    hasty = settings_of(folder, "hasty", timeouts={"train_s": 15.0})
+    hasty = settings_of(folder, "hasty", timeouts={"train_s": 6.0})
     hasty["train"] |= {"epochs": 500_000}
-    with serving(folder, settings_of(folder, "d", schedule=schedule), slow, hasty) as held:
+    scheduled = settings_of(folder, "d", schedule=schedule)
+    with serving(folder, scheduled, slow, hasty, new_home=True) as held:
         yield held
 
 
@@ -187,7 +188,7 @@ def test_a_task_is_given_up_when_its_time_is_over(served: Served) -> None:
     asked = {"flow_runs": {"id": {"any_": [run["id"]]}}}
     tasks = {task["name"]: task for task in served.call("POST", "/task_runs/filter", asked)}
     assert tasks["train hasty"]["state_name"] == "TimedOut"
-    assert tasks["train hasty"]["total_run_time"] >= 15
+    assert tasks["train hasty"]["total_run_time"] >= 6
     assert tasks["train hasty"]["run_count"] == 1  # not tried again
 
 

@@ -18,6 +18,7 @@ from flows.environment import server_environment
 from flows.login import login_of, secured
 from tests.browser import NEEDS_BROWSER, browsing
 from tests.helpers import free_port
+from tests.prefect_home import prepare
 from tests.rounds import ROUNDS
 from tests.serving import Served, serving_process
 from tests.stranger import HOST, Came, attack, strangers_page
@@ -46,7 +47,7 @@ NAMES = ["nothing", "CORS", "CSRF", "auth", "all three"]
 @contextlib.contextmanager
 def serving_with(folder: Path, lines: tuple[str, ...]) -> Iterator[Served]:
     port, home = free_port(), folder / "home"
-    home.mkdir()
+    prepare(home)
     login = login_of(home)
     env = server_environment(f"http://127.0.0.1:{port}/api", home, login)
     without = {name for name in secured("", "") if name not in lines}
