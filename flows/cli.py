@@ -31,6 +31,7 @@ from flows.options import (
     share,
     work_of,
 )
+from jobs import collector
 from jobs.config import (
     Fit,
     FormatName,
@@ -292,6 +293,7 @@ def demo(lake: str, as_json: bool) -> None:
 def main() -> None:
     """Entry point: exit code 0, 1 failed, 2 bad usage or bad input."""
     os.environ |= NO_SURPRISES
+    collector.seldom()
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Abort:

@@ -11,6 +11,7 @@ import tomllib
 from pathlib import Path
 
 from flows.login import NOWHERE, new_login, secured
+from jobs import collector
 from jobs.errors import InputError, LatentlakeError
 
 TAG = "latentlake"  # of our runs
@@ -37,6 +38,7 @@ def prepare_prefect() -> None:
     The home lies in the temporary folder, is kept between runs (a new one costs the server's
     migrations), and the user's `~/.prefect` stays as it is.
     """
+    collector.seldom()
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     os.environ |= HEARTBEAT

@@ -10,6 +10,7 @@ itself is not one of them: it draws the names of its objects from a state that f
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -84,6 +85,7 @@ def _no_interrupts() -> Iterator[None]:
 def serve(listening: socket.socket) -> dict[str, Any] | None:
     """Imports and forks until its owner is gone. In a forked process, what the worker is to be."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
+    gc.disable()  # modules are no garbage
     waits = selectors.DefaultSelector()
     waits.register(listening, selectors.EVENT_READ)
     waits.register(0, selectors.EVENT_READ)
@@ -124,6 +126,7 @@ def _forked(listening: socket.socket) -> dict[str, Any] | None:
                     return None
                 told += part
             worker = json.loads(told.decode("utf-8", "surrogateescape"))
+            gc.freeze()  # nor in the workers, whose collector would copy their pages
             if os.fork():
                 asking.sendall(FORKED)
                 return None
@@ -141,6 +144,7 @@ def _forked(listening: socket.socket) -> dict[str, Any] | None:
 def become(worker: dict[str, Any]) -> None:
     """In the forked process: Ray's worker, as if it had been started by itself."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    gc.enable()
     os.setpgid(0, 0)  # as the raylet does it: a worker is ended with its group
     random.seed()
     if "numpy" in sys.modules:

@@ -10,7 +10,7 @@ import sys
 import traceback
 from typing import Any
 
-from jobs import wire
+from jobs import collector, wire
 from jobs.errors import InputError, JobError, LatentlakeError
 from jobs.progress import listening
 from jobs.work import Work
@@ -26,6 +26,7 @@ def version() -> str:
 
 def main() -> int:
     """Exit code 0, or that of the error that was told."""
+    collector.seldom()
     log = logging.getLogger("latentlake")
     log.setLevel(logging.INFO)
     log.addHandler(wire.LogLines())

@@ -64,7 +64,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield held
 
 
-
 def python(served: Served, code: str, *arguments: Any, **more: Any) -> subprocess.Popen[bytes]:
     """In a process of its own, which has Prefect's settings as they are at its beginning."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
@@ -99,7 +98,9 @@ def crons(deployment: dict[str, Any]) -> dict[str, bool]:
     return {one["schedule"]["cron"]: one["active"] for one in deployment["schedules"]}
 
 
-def test_what_was_done_on_a_page_stays_when_serve_starts_again(server: Served, deploy: Deploy) -> None:
+def test_what_was_done_on_a_page_stays_when_serve_starts_again(
+    server: Served, deploy: Deploy
+) -> None:
     deploy("kept", schedule={"cron": "0 2 * * *"})
     maintain, nightly = (server.deployment(f"{name}/kept") for name in ("maintain", "nightly"))
     weekly = {"schedule": {"cron": "0 6 * * 0", "timezone": "Europe/Berlin"}, "active": False}
