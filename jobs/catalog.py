@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import functools
-import json
 from typing import Any
 
 import pyarrow as pa
 
+from jobs.documents import parsed
 from jobs.errors import InputError, unknown_name
 from jobs.lake import Lake
 from jobs.shards import read_shard
 from jobs.storage import exists, folder_names, join
-from jobs.tables import Snapshot, open_snapshot
+from jobs.tables import MEND, Snapshot, open_snapshot
+
+Versions = dict[str, int]
 
 
 def datasets(lake: Lake) -> list[str]:
@@ -66,7 +68,8 @@ def published_versions(lake: Lake) -> dict[str, int]:
     """By table, relative to the lake: the newest version that a finished job published."""
     newest: dict[str, int] = {}
     for row in catalog_rows(lake, "runs"):
-        for table, version in json.loads(row["versions"]).items():
+        where = f"{lake.uri}/catalog/runs: the versions of {row['job_id']}"
+        for table, version in parsed(Versions, row["versions"], where, MEND).items():
             newest[table] = max(version, newest.get(table, -1))
     return newest
 
@@ -82,7 +85,7 @@ def images_snapshot(lake: Lake, dataset: str, version: int | None = None) -> Sna
     require_dataset(lake, dataset)
     uri = lake.dataset(dataset, "images")
     if version is None:
-        version = published_versions(lake).get(uri.removeprefix(lake.uri + "/"))
+        version = published_versions(lake).get(lake.name_of(uri))
         if version is None:
             raise InputError(
                 f"dataset {dataset!r} has no published images yet; run latentlake stage first"
@@ -96,7 +99,7 @@ def images_snapshot(lake: Lake, dataset: str, version: int | None = None) -> Sna
 def embeddings_snapshot(lake: Lake, model: str, version: str) -> Snapshot:
     """The published embeddings of a model. Raises InputError where the version has none."""
     uri = lake.model(model, "embeddings")
-    published = published_versions(lake).get(uri.removeprefix(lake.uri + "/"))
+    published = published_versions(lake).get(lake.name_of(uri))
     snapshot = open_snapshot(uri, published) if published is not None else None
     if snapshot is None or not snapshot.partition_rows({"model_version": version}):
         raise InputError(f"{model}@{version} has embedded no images yet; run latentlake embed")

@@ -222,13 +222,14 @@ def _finish(job: Job, plan: Plan) -> JobReport:
             settled = job.settle(plan, completions, head)
         worked = sum(completion.seconds for completion in completions.values())
         counts = {**settled.counts, "unit_seconds": worked}
+        named = job.lake.name_of
         record = records.CommitRecord(
-            settled.files,
+            {named(uri): outputs for uri, outputs in settled.files.items()},
             counts,
             time.monotonic() - started,
-            settled.removed,
+            {named(uri): paths for uri, paths in settled.removed.items()},
             settled.same_rows,
-            {table.uri: table.delta_schema for table in tables},
+            {named(table.uri): table.delta_schema for table in tables},
         )
         publish.commit(job.lake, plan, head, record)
         return counts, record.seconds

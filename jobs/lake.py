@@ -45,6 +45,10 @@ class Lake:
     def units(self, job_id: str) -> str:
         return join(self.uri, "units", job_id)
 
+    def name_of(self, table_uri: str) -> str:
+        """Of a table in this lake, such as datasets/photos/images."""
+        return table_uri.removeprefix(self.uri + "/")
+
     @property
     def datasets(self) -> str:
         return join(self.uri, "datasets")

@@ -22,7 +22,7 @@ from jobs.lake import Lake
 from jobs.records import CommitRecord, load_commit, save_commit
 from jobs.schema import RUNS
 from jobs.shards import write_shard
-from jobs.storage import ATTEMPTS
+from jobs.storage import ATTEMPTS, join
 from jobs.tables import Conflict, Snapshot, Table, Unanswered, open_snapshot
 from jobs.units import Plan
 
@@ -64,9 +64,11 @@ def recover(lake: Lake, first_table: str) -> None:
 
 def _complete_last(lake: Lake, head: Snapshot) -> None:
     last = head.last_commit()
-    record = load_commit(lake, last["job_id"], last["commit"]) if "commit" in last else None
+    if "commit" not in last:
+        return
+    record = load_commit(lake, str(last.get("job_id")), str(last["commit"]))
     if record is not None:
-        complete(last["job_id"], record)
+        complete(lake, last["job_id"], record)
 
 
 def commit(lake: Lake, plan: Plan, head: Snapshot, record: CommitRecord) -> None:
@@ -79,7 +81,7 @@ def commit(lake: Lake, plan: Plan, head: Snapshot, record: CommitRecord) -> None
         raise Conflict(f"{plan.job_id} is committed already")
     save_commit(lake, plan.job_id, record)
     first = next(iter(record.files))
-    assert head.uri == first
+    assert head.uri == join(lake.uri, first)
     metadata = {"commit": record.name, "night": plan.night}
     gone = record.removed.get(first, [])
     head.commit(
@@ -90,26 +92,28 @@ def commit(lake: Lake, plan: Plan, head: Snapshot, record: CommitRecord) -> None
         same_rows=record.same_rows,
         schema=record.schemas.get(first),
     )
-    complete(plan.job_id, record)
+    complete(lake, plan.job_id, record)
 
 
-def complete(job_id: str, record: CommitRecord) -> None:
+def complete(lake: Lake, job_id: str, record: CommitRecord) -> None:
     """Commits a job's files to every table that does not have them yet."""
-    for uri in record.files:
-        retrying(lambda u=uri: _commit_one(u, job_id, record), uri)
+    for table in record.files:
+        uri = join(lake.uri, table)
+        retrying(lambda u=uri, t=table: _commit_one(u, t, job_id, record), uri)
 
 
-def _commit_one(uri: str, job_id: str, record: CommitRecord) -> None:
+def _commit_one(uri: str, table: str, job_id: str, record: CommitRecord) -> None:
     snapshot = open_snapshot(uri)
-    assert snapshot is not None, f"{uri} is created before the first commit"
+    if snapshot is None:  # it is created before the first commit
+        raise JobError(f"{uri} is gone, and {job_id} has files for it; restore it")
     if not snapshot.has(job_id):
         snapshot.commit(
             job_id,
-            record.files[uri],
+            record.files[table],
             {"commit": record.name},
-            record.removed.get(uri, []),
+            record.removed.get(table, []),
             same_rows=record.same_rows,
-            schema=record.schemas.get(uri),
+            schema=record.schemas.get(table),
         )
 
 
@@ -125,7 +129,7 @@ def published_versions(plan: Plan, lake: Lake, tables: Sequence[Table]) -> dict[
     for table in tables:
         snapshot = table.snapshot()
         assert snapshot is not None
-        versions[table.uri.removeprefix(lake.uri + "/")] = snapshot.version_of(plan.job_id)
+        versions[lake.name_of(table.uri)] = snapshot.version_of(plan.job_id)
     return versions
 
 
@@ -154,7 +158,8 @@ def told_of(lake: Lake, plan: Plan, first_table: Table) -> tuple[dict[str, Any],
         return json.loads(row["counts"]), row["seconds"]
     head = first_table.snapshot()
     assert head is not None
-    record = load_commit(lake, plan.job_id, head.commit_of(plan.job_id).get("commit", ""))
+    name = head.commit_of(plan.job_id).get("commit")
+    record = load_commit(lake, plan.job_id, str(name)) if name is not None else None
     return (record.counts, record.seconds) if record is not None else ({}, 0.0)
 
 

@@ -1,16 +1,20 @@
 """What a job keeps in the lake while it runs: its plan, its units' completions, its commit.
 
-All of it lies under `units/<job_id>/`, is written create-only, and goes after the commit.
+All of it lies under `units/<job_id>/`, is written create-only, and goes after the commit. What it
+says of outputs is relative to the lake, and is read as if a stranger had written it: a lake that
+was copied completes into the copy, and no record makes us write, or remove, elsewhere.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from jobs.documents import damaged, parsed
 from jobs.lake import Lake
 from jobs.storage import (
     create_or_keep,
@@ -22,8 +26,12 @@ from jobs.storage import (
     read_if_there,
 )
 from jobs.units import Completion, Output, Plan, Unit, digest
+from jobs.uris import is_inner, is_plain
 
 READERS = 16  # requests at a time
+TABLE = re.compile(r"(datasets|models)/[a-z0-9_-]+/[a-z0-9_]+|catalog/[a-z0-9_]+")
+AGAIN = "remove the folder it lies in, and the job is planned anew"
+ELSEWHERE = "nothing was done; whoever wrote the lake has to mend it"
 
 
 def save_plan(lake: Lake, plan: Plan) -> Plan:
@@ -31,7 +39,7 @@ def save_plan(lake: Lake, plan: Plan) -> Plan:
     uri = join(lake.units(plan.job_id), "plan.json")
     if create_or_keep(uri, plan.to_json()):
         return plan
-    return Plan.from_json(read(uri))
+    return _plan(read(uri), plan.job_id, uri)
 
 
 def unfinished_plans(lake: Lake, job: str, target: str) -> list[Plan]:
@@ -40,12 +48,45 @@ def unfinished_plans(lake: Lake, job: str, target: str) -> list[Plan]:
     for job_id in folder_names(lake.all_units):
         if not job_id.startswith(f"{job}-"):
             continue
-        data = read_if_there(join(lake.units(job_id), "plan.json"))
-        if data is not None:
-            plan = Plan.from_json(data)
-            if (plan.job, plan.target) == (job, target):
-                plans.append(plan)
+        plan = load_plan(lake, job_id)
+        if plan is not None and (plan.job, plan.target) == (job, target):
+            plans.append(plan)
     return plans
+
+
+def load_plan(lake: Lake, job_id: str) -> Plan | None:
+    """None where there is none, or it was given up."""
+    uri = join(lake.units(job_id), "plan.json")
+    data = read_if_there(uri)
+    return _plan(data, job_id, uri) if data is not None else None
+
+
+def _plan(data: bytes, job_id: str, uri: str) -> Plan:
+    plan = parsed(Plan, data, uri, AGAIN)
+    if plan.job_id != job_id:  # its name is a digest of most of it
+        raise damaged(uri, f"it is the plan of {plan.job_id}", AGAIN)
+    _require_plain((unit.unit_id for unit in plan.units), uri)
+    return plan
+
+
+def _require_plain(names: Iterable[str], uri: str) -> None:
+    for name in names:
+        if not is_plain(name):
+            raise damaged(uri, f"{name!r} is no name of a unit", AGAIN)
+
+
+def _require_inner(outputs: Iterable[Output], uri: str) -> None:
+    for output in outputs:
+        if not is_inner(output.path):
+            raise damaged(uri, f"{output.path!r} is no path in a table", AGAIN)
+        if output.size < 0 or output.rows < 0:
+            raise damaged(uri, f"{output.path} has {output.rows} rows, {output.size} bytes", AGAIN)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Units:
+    units: list[Unit]
+    found: dict[str, Any]
 
 
 def save_units(lake: Lake, job_id: str, units: Sequence[Unit], found: dict[str, Any]) -> None:
@@ -56,11 +97,13 @@ def save_units(lake: Lake, job_id: str, units: Sequence[Unit], found: dict[str, 
 
 def load_units(lake: Lake, job_id: str) -> tuple[list[Unit], dict[str, Any]] | None:
     """None where the planning was not finished."""
-    data = read_if_there(join(lake.units(job_id), "units.json"))
+    uri = join(lake.units(job_id), "units.json")
+    data = read_if_there(uri)
     if data is None:
         return None
-    body = json.loads(data)
-    return [Unit(**unit) for unit in body["units"]], body["found"]
+    body = parsed(_Units, data, uri, AGAIN)
+    _require_plain((unit.unit_id for unit in body.units), uri)
+    return body.units, body.found
 
 
 def _completion_uri(lake: Lake, job_id: str, unit_id: str) -> str:
@@ -88,14 +131,25 @@ def load_completions(lake: Lake, job_id: str, unit_ids: Sequence[str]) -> dict[s
     wanted = [unit_id for unit_id in unit_ids if unit_id in present]
     with ThreadPoolExecutor(READERS) as pool:
         bodies = pool.map(lambda unit_id: read(_completion_uri(lake, job_id, unit_id)), wanted)
-        return dict(zip(wanted, map(Completion.from_json, bodies), strict=True))
+        return {
+            unit_id: completion_of(body, _completion_uri(lake, job_id, unit_id))
+            for unit_id, body in zip(wanted, bodies, strict=True)
+        }
+
+
+def completion_of(data: bytes, uri: str) -> Completion:
+    """uri: where it lies, for whoever reads that it is damaged."""
+    completion = parsed(Completion, data, uri, AGAIN)
+    _require_inner(completion.outputs, uri)
+    return completion
 
 
 @dataclasses.dataclass(frozen=True)
 class CommitRecord:
-    """Which files go into which table URI, in commit order, and which paths leave it.
+    """Which files go into which table, in commit order, and which paths leave it.
 
-    schemas: of the tables, for those that have never been published.
+    Tables by their names in the lake, such as datasets/photos/images. schemas: of the tables, for
+    those that have never been published.
     """
 
     files: dict[str, list[Output]]
@@ -107,7 +161,7 @@ class CommitRecord:
 
     @property
     def name(self) -> str:
-        files = {uri: [o.path for o in outputs] for uri, outputs in self.files.items()}
+        files = {table: [o.path for o in outputs] for table, outputs in self.files.items()}
         return f"commit-{digest(files, self.removed)}"
 
 
@@ -117,13 +171,36 @@ def save_commit(lake: Lake, job_id: str, record: CommitRecord) -> None:
 
 
 def load_commit(lake: Lake, job_id: str, name: str) -> CommitRecord | None:
-    """None where the job has been cleared, which happens after its row in `catalog/runs`."""
-    data = read_if_there(join(lake.units(job_id), f"{name}.json"))
-    if data is None:
-        return None
-    body = json.loads(data)
-    files = {uri: [Output(**o) for o in outputs] for uri, outputs in body["files"].items()}
-    return CommitRecord(**{**body, "files": files})
+    """None where the job has been cleared, which happens after its row in `catalog/runs`.
+
+    job_id, name: as a table's log tells them.
+    """
+    if not (is_plain(job_id) and is_plain(name)):
+        log = f"the log of a table of {lake.uri}"
+        raise damaged(log, f"{job_id!r}, {name!r} are no names of a job and its commit", ELSEWHERE)
+    uri = join(lake.units(job_id), f"{name}.json")
+    data = read_if_there(uri)
+    return commit_of(lake, data, uri) if data is not None else None
+
+
+def commit_of(lake: Lake, data: bytes, uri: str) -> CommitRecord:
+    """uri: where it lies, for whoever reads that it is damaged."""
+    record = parsed(CommitRecord, data, uri, ELSEWHERE)
+    for outputs in record.files.values():
+        _require_inner(outputs, uri)
+    named = {
+        field: {_table(lake, table, uri): value for table, value in getattr(record, field).items()}
+        for field in ("files", "removed", "schemas")
+    }
+    return dataclasses.replace(record, **named)
+
+
+def _table(lake: Lake, named: str, uri: str) -> str:
+    """Its name in the lake. Older releases wrote URIs: those of this lake are understood."""
+    table = named.removeprefix(lake.uri + "/")
+    if not TABLE.fullmatch(table):
+        raise damaged(uri, f"{named!r} is no table of {lake.uri}", ELSEWHERE)
+    return table
 
 
 def clear(lake: Lake, job_id: str) -> None:

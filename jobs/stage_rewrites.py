@@ -52,7 +52,12 @@ class Rewriter:
     def _rewritten(self, unit: Unit) -> Done:
         name, path = unit.inputs["rewrite"], unit.inputs["path"]
         order = load_order(self.lake, self.context.job_id, unit.inputs["order"])
-        change = getattr(_Leaving(order), name)
+        leaving = _Leaving(order)
+        change = {
+            "images": leaving.images,
+            "quarantine": leaving.quarantine,
+            "sources": leaving.sources,
+        }[name]
         output = rewritten(self.tables[name], path, self.name, change)
         return [output] if output else [], {}, {"rewrites": path}, {name: [path]}
 
@@ -60,8 +65,12 @@ class Rewriter:
         """An earlier unit's rows, less what is held elsewhere."""
         drop = _Drop(unit.inputs)
         outputs: list[Output] = []
-        for name in ("sources", "quarantine", "images"):
-            change = getattr(drop, name)
+        changes = (
+            ("sources", drop.sources),
+            ("quarantine", drop.quarantine),
+            ("images", drop.images),
+        )
+        for name, change in changes:
             for number, path in enumerate(unit.inputs["outputs"].get(name, [])):
                 output = rewritten(self.tables[name], path, f"{self.name}-{number:03d}", change)
                 outputs += [output] if output else []

@@ -22,7 +22,7 @@ import fsspec
 
 from jobs.draft import Draft
 from jobs.errors import AlreadyThere, InputError, LatentlakeError, Refused, StorageError
-from jobs.uris import refuse_credentials
+from jobs.uris import is_inner, refuse_credentials
 
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 15
@@ -75,6 +75,13 @@ def resolve_uri(uri: str) -> str:
 
 
 def join(uri: str, *parts: str) -> str:
+    """What lies below `uri`. Raises InputError for a part that leads out of it, or may.
+
+    Parts are names that stand in a lake, and a lake may have been written by anybody.
+    """
+    for part in parts:
+        if not is_inner(part):
+            raise InputError(f"{uri}: {part!r} stands in the lake as a name, and is none of a file")
     return "/".join([uri.rstrip("/"), *parts])
 
 

@@ -21,14 +21,17 @@ from deltalake.exceptions import CommitFailedError, TableNotFoundError
 from deltalake.transaction import AddAction, CommitProperties, RemoveAction, Transaction
 
 from jobs.ahead import read_ahead
+from jobs.documents import damaged
 from jobs.errors import InputError, JobError, LatentlakeError, StorageError
 from jobs.idset import IdSet
 from jobs.schema import CONTRACT_KEYS, TableSpec
 from jobs.shards import read_digests, read_shard
 from jobs.storage import ATTEMPTS, attempt, delta_options, explain, is_transient, join
 from jobs.units import Output
+from jobs.uris import is_inner
 
 APP = "latentlake"
+MEND = "nothing was read of it; whoever wrote the lake has to mend it"
 
 
 class Conflict(Exception):
@@ -259,6 +262,8 @@ class Snapshot:
     def _files(self, partition: dict[str, str] | None) -> list[dict[str, Any]]:
         found = attempt(lambda: self.handle.get_add_actions(flatten=True), self.uri, "read")
         actions = pa.table(found).to_pylist()
+        for action in actions:
+            _require_ours(self.uri, action)
         wanted = (partition or {}).items()
         return [a for a in actions if all(a[f"partition.{k}"] == v for k, v in wanted)]
 
@@ -321,7 +326,7 @@ class Snapshot:
         # compare-and-swap.
         held = self.handle.schema()
         brought = schema is not None and schema != held.to_json() and not self.is_published
-        own = Schema.from_json(schema) if brought and schema is not None else None
+        own = _schema(schema, self.uri) if brought and schema is not None else None
 
         def action() -> None:
             try:
@@ -337,6 +342,23 @@ class Snapshot:
 
         _commit_once(action, self.uri)
         return self.version + 1
+
+
+def _schema(text: str, uri: str) -> Schema:
+    try:
+        return Schema.from_json(text)
+    except Exception as error:  # deltalake has no class for it
+        told = f"a schema that {error}"
+        raise damaged(f"a commit record for {uri}", told, MEND) from error
+
+
+def _require_ours(uri: str, action: dict[str, Any]) -> None:
+    """What a log says of a file: it lies in the table, and has been counted."""
+    path, size, rows = (action.get(name) for name in ("path", "size_bytes", "num_records"))
+    if path is None or not is_inner(path):
+        raise damaged(f"the log of {uri}", f"{path!r} is no path in the table", MEND)
+    if size is None or rows is None or min(size, rows) < 0:
+        raise damaged(f"the log of {uri}", f"{path} has {rows} rows and {size} bytes", MEND)
 
 
 def _may_have(action: dict[str, Any], within: tuple[str, Any, Any] | None) -> bool:

@@ -69,12 +69,6 @@ class Plan:
     def to_json(self) -> bytes:
         return json.dumps(dataclasses.asdict(self)).encode()
 
-    @classmethod
-    def from_json(cls, data: bytes) -> Plan:
-        raw = json.loads(data)
-        raw["units"] = [Unit(**unit) for unit in raw["units"]]
-        return cls(**raw)
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JobContext:
@@ -115,12 +109,6 @@ class Completion:
 
     def to_json(self) -> bytes:
         return json.dumps(dataclasses.asdict(self)).encode()
-
-    @classmethod
-    def from_json(cls, data: bytes) -> Completion:
-        raw = json.loads(data)
-        raw["outputs"] = [Output(**output) for output in raw["outputs"]]
-        return cls(**raw)
 
     def outputs_of(self, table: str) -> list[Output]:
         return [output for output in self.outputs if output.table == table]

@@ -1,4 +1,8 @@
-"""URIs as people write them. No credential is part of one: a URI is shown, logged and kept."""
+"""URIs as people write them, and names that lie in a folder.
+
+No credential is part of a URI: it is shown, logged and kept. No name in a lake leads out of it,
+whoever wrote it there.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,23 @@ from jobs.errors import InputError
 
 # Of Azure, abfs://CONTAINER@ACCOUNT names a place; only CONTAINER:KEY@ACCOUNT would hold a key.
 AT_IS_A_PLACE = ("az", "abfs", "abfss")
+
+
+# Percent-encoding and what ends a URI's path would make another path of it, a scheme another place.
+_NO_NAME = re.compile(r"[%?#\\\x00-\x1f\x7f]|^[A-Za-z][A-Za-z0-9+.-]*:")
+_PLAIN = re.compile(r"[A-Za-z0-9_=@+-][A-Za-z0-9_=@+.-]*")
+
+
+def is_inner(path: str) -> bool:
+    """Whether a path, relative to a folder, lies in it, however it is spelt."""
+    return not _NO_NAME.search(path) and not any(
+        part in ("", ".", "..") for part in path.split("/")
+    )
+
+
+def is_plain(name: str) -> bool:
+    """Whether a name is one file's or folder's: ASCII letters, digits and few marks."""
+    return _PLAIN.fullmatch(name) is not None
 
 
 def refuse_credentials(uri: str) -> None:

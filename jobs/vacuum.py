@@ -8,19 +8,19 @@ name, and whatever is younger than a day, because somebody may be writing it.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import time
 from collections.abc import Iterator
 from typing import Any
 
-from jobs import catalog
+from jobs import catalog, records
 from jobs.bundle_about import read_about
 from jobs.lake import Lake
 from jobs.listing import walk
 from jobs.schema import MAPS, MODEL_TABLES
 from jobs.storage import delete_tree, folder_names, join, read_if_there
 from jobs.tables import Snapshot, open_snapshot
+from jobs.units import Output, Plan
 
 log = logging.getLogger("latentlake")
 
@@ -92,45 +92,45 @@ class _Uses:
         self.versions.setdefault(uri, set()).add(version)
 
     def _look_at(self, lake: Lake, job_id: str) -> None:
-        folder = lake.units(job_id)
-        plan = read_if_there(join(folder, "plan.json"))
+        plan = records.load_plan(lake, job_id)
         if plan is None:
             self.given_up.append(job_id)
         else:
-            raw = json.loads(plan)
-            dataset = raw["settings"].get("dataset")
-            version = raw["settings"].get("images_version", raw["base"].get("images"))
+            dataset = plan.settings.get("dataset")
+            version = plan.settings.get("images_version", plan.base.get("images"))
             if version is None:
-                version = raw["base"].get("images")
-            if dataset and version is not None and version >= 0:
+                version = plan.base.get("images")
+            if isinstance(dataset, str) and isinstance(version, int) and version >= 0:
                 self._pin(lake.dataset(dataset, "images"), version)
-        roots = _roots(lake, job_id, plan)
-        for body in _bodies(folder):
-            if "files" in body:  # a commit record names its tables itself
-                for uri, outputs in body["files"].items():
-                    self.files.setdefault(uri, set()).update(o["path"] for o in outputs)
-            for output in body.get("outputs", []):
-                for root in roots:
-                    uri = join(root, output["table"])
-                    self.files.setdefault(uri, set()).add(output["path"])
+        for uri in _documents(lake.units(job_id)):
+            self._look_at_one(lake, uri, plan)
+
+    def _look_at_one(self, lake: Lake, uri: str, plan: Plan | None) -> None:
+        data = read_if_there(uri)
+        if data is None:
+            return
+        folder, name = uri.split("/")[-2:]
+        if name.startswith("commit-"):
+            for table, outputs in records.commit_of(lake, data, uri).files.items():
+                self._keep(join(lake.uri, table), outputs)
+        elif folder == "completions" and plan is not None:
+            for output in records.completion_of(data, uri).outputs:
+                for root in _roots(lake, plan):
+                    self._keep(join(root, output.table), [output])
+
+    def _keep(self, table: str, outputs: list[Output]) -> None:
+        self.files.setdefault(table, set()).update(output.path for output in outputs)
 
 
-def _roots(lake: Lake, job_id: str, plan: bytes | None) -> list[str]:
+def _roots(lake: Lake, plan: Plan) -> list[str]:
     """The folders whose tables a job's outputs may lie in."""
-    if plan is None:
-        return []
-    raw = json.loads(plan)
-    target = raw["settings"].get("target")
-    name = target if isinstance(target, str) else raw["target"]
-    return [lake.dataset(name, "")[:-1], lake.model(name, "")[:-1]]
+    target = plan.settings.get("target")
+    name = target if isinstance(target, str) else plan.target
+    return [join(lake.datasets, name), join(lake.models, name)]
 
 
-def _bodies(folder: str) -> Iterator[dict[str, Any]]:
-    for entry in walk(folder):
-        if entry["uri"].endswith(".json") and "/leaving-" not in entry["uri"]:
-            data = read_if_there(entry["uri"])
-            if data is not None:
-                yield json.loads(data)
+def _documents(folder: str) -> Iterator[str]:
+    return (entry["uri"] for entry in walk(folder) if entry["uri"].endswith(".json"))
 
 
 def _last_touched(lake: Lake, job_id: str) -> float:

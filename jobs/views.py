@@ -180,7 +180,7 @@ def _snapshots(
     found = []
     for uri, owner in places:
         # The catalog is what it is now; the others, as a finished job published them.
-        version = versions.get(uri.removeprefix(lake.uri + "/")) if owner else None
+        version = versions.get(lake.name_of(uri)) if owner else None
         if version is None and owner:
             continue  # no finished job has published it
         snapshot = open_snapshot(uri, version)

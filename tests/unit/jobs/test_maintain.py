@@ -224,7 +224,7 @@ def test_the_remains_of_given_up_plans_are_swept(lake, tmp_path) -> None:
     waiting.execute(plan, waiting.units(plan))
     records.drop(lake, plan.job_id)
     (tmp_path / "lake" / "units" / plan.job_id / "commit-x.json").write_text(
-        json.dumps({"files": {}, "counts": {}})
+        json.dumps({"files": {}, "counts": {}, "seconds": 0.0})
     )
     assert vacuum(lake, ["d"], [], keep_days=0.0).plans == 0
     age(tmp_path / "lake", 30)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobs.documents import parsed
 from jobs.sources import Part
 from jobs.stage_plan import _grouped
 from jobs.units import Completion, Output, Plan, Unit, digest, slices, total_counts
@@ -66,10 +67,10 @@ def test_a_job_id_follows_the_work_and_not_the_moment() -> None:
 
 
 def test_plans_and_completions_survive_json() -> None:
-    assert Plan.from_json(plan().to_json()) == plan()
+    assert parsed(Plan, plan().to_json(), "a plan", "") == plan()
     output = Output(table="images", path="a.parquet", size=3, rows=2, stats={"numRecords": 2})
     done = Completion(unit_id="u", attempt="a", outputs=[output], counts={"staged": 2}, seconds=0.5)
-    assert Completion.from_json(done.to_json()) == done
+    assert parsed(Completion, done.to_json(), "a completion", "") == done
     assert done.outputs_of("images") == [output]
     assert done.outputs_of("sources") == []
     assert total_counts([done, done]) == {"staged": 4}
