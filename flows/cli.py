@@ -31,6 +31,7 @@ from flows.options import (
     share,
     work_of,
 )
+from flows.unexpected import unexpected
 from jobs import collector
 from jobs.config import (
     Fit,
@@ -38,6 +39,7 @@ from jobs.config import (
     MaintainSettings,
     StageSettings,
 )
+from jobs.controls import shown
 from jobs.errors import InputError, LatentlakeError
 from jobs.nightly_config import load_nightly, tonight, valid_night
 from jobs.settings import build
@@ -49,6 +51,11 @@ FORMATS = get_args(FormatName)
 FITS = get_args(Fit)
 
 
+class _Shown(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return shown(super().format(record))
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="latentlake")
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
@@ -57,9 +64,9 @@ def cli(verbose: bool) -> None:
 
     Example: latentlake demo
     """
-    logging.basicConfig(
-        stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Shown("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(handlers=[handler], force=True)
     logging.getLogger("latentlake").setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
@@ -300,12 +307,16 @@ def main() -> None:
         click.echo("stopped", err=True)
         sys.exit(1)
     except click.ClickException as error:
+        error.message = shown(error.message)
         error.show()
         sys.exit(error.exit_code)
     except LatentlakeError as error:
-        click.echo(f"latentlake: {error}", err=True)
+        click.echo(f"latentlake: {shown(str(error))}", err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         # The reader of our output has left; so do we, without a second complaint at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:  # noqa: BLE001 - whatever it is, an operator reads a sentence
+        click.echo(f"latentlake: {shown(unexpected(error))}", err=True)
         sys.exit(1)

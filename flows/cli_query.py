@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flows.options import common
+from jobs.controls import shown
 
 if TYPE_CHECKING:
     from jobs.query import Lake
 
 SHOWN = 200  # rows on a screen
+GUARDED_ROWS, GUARDED_S = 100_000, 60.0
 MAP_SHOWN = ("image_id", "dataset", "x", "y", "label", "p_value", "source_uri")
 METRIC = click.option(
     "--metric",
@@ -177,14 +180,30 @@ def query_map(lake: str, model: str, **options: Any) -> None:
 
 @query.command("sql")
 @click.argument("statement")
+@click.option(
+    "--guarded",
+    is_flag=True,
+    help=f"For a statement that somebody else wrote: one SELECT, of these tables alone, within "
+    f"{GUARDED_S:.0f} s; as explore asks.",
+)
 @outputs
-def query_sql(lake: str, statement: str, **options: Any) -> None:
+def query_sql(lake: str, statement: str, guarded: bool, **options: Any) -> None:
     """SQL (DuckDB) over images, sources, quarantine, embeddings, reconstructions, anomalies,
     batches, maps, evaluated, evaluations, drift, aliases, runs.
 
+    It runs with your own rights: a statement may read and write any file that you may.
+
     Example: latentlake query sql "SELECT dataset, count(*) FROM images GROUP BY ALL"
     """
-    _emit_rows(_held(lake).sql(statement), lake, options)
+    held = _held(lake)
+    if guarded:
+        from jobs.guarded_views import GuardedViews
+
+        rows, more = GuardedViews(held).ask(statement, GUARDED_ROWS, GUARDED_S)
+        told = f"\nthe first {GUARDED_ROWS:,} rows: --guarded gives no more" if more else ""
+        _emit_rows(rows, lake, options, note=told)
+        return
+    _emit_rows(held.sql(statement), lake, options)
 
 
 def _held(lake: str) -> Lake:
@@ -210,13 +229,14 @@ def _emit_rows(
 
         draw_grid(_held(lake), table, options["grid"])
     if options["as_csv"]:
-        click.echo(csv_text(table), nl=False)
+        text = csv_text(table)
+        click.echo(shown(text) if sys.stdout.isatty() else text, nl=False)
         return
     if options["as_json"]:
         emit(to_records(table), True, "")
         return
-    shown = [name for name in columns or table.column_names if name in table.column_names]
-    text = records_text(to_records(table.select(shown).slice(0, SHOWN)))
+    among = [name for name in columns or table.column_names if name in table.column_names]
+    text = records_text(to_records(table.select(among).slice(0, SHOWN)))
     if len(table) > SHOWN:
         text += f"\n{SHOWN} of {len(table):,} rows; --csv, --json or --parquet FILE give all"
     emit(None, False, text + note)

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from jobs.controls import shown
 from jobs.errors import InputError
 from jobs.job_report import JobReport
 
@@ -20,13 +21,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ADDED_UP = ("rows_in", "staged", "refused", "duplicates")
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # begins with, in a spreadsheet
 ID_DIGITS = 12  # of a hash, enough to name a row on a screen
 URI_TAIL = 30  # of a URI, whose end differs
 
 
 def emit(value: Any, as_json: bool, text: str) -> None:
     """One machine-readable value on stdout, or the text for people."""
-    click.echo(json.dumps(value, default=str) if as_json else text)
+    click.echo(json.dumps(value, default=str) if as_json else shown(text))
 
 
 def report_text(report: JobReport) -> str:
@@ -51,15 +53,24 @@ def report_text(report: JobReport) -> str:
 
 
 def csv_text(table: pa.Table) -> str:
-    """With a head; lists and bytes as in JSON."""
+    """With a head; lists and bytes as in JSON, and text as no spreadsheet takes for a formula."""
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, table.column_names, lineterminator="\n")
-    writer.writeheader()
-    for record in to_records(table):
-        writer.writerow(
-            {k: json.dumps(v, default=str) if isinstance(v, list) else v for k, v in record.items()}
-        )
+    plain = csv.writer(buffer, lineterminator="\n")
+    quoted = csv.writer(buffer, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for values in (table.column_names, *(record.values() for record in to_records(table))):
+        cells = [_csv_cell(value) for value in values]
+        # By itself, the writer leaves a carriage return as it is (Python 3.11).
+        returns = any(isinstance(cell, str) and "\r" in cell for cell in cells)
+        (quoted if returns else plain).writerow(cells)
     return buffer.getvalue()
+
+
+def _csv_cell(value: Any) -> Any:
+    if isinstance(value, list | dict):
+        return json.dumps(value, default=str)
+    if isinstance(value, str) and value.startswith(FORMULA):
+        return f"'{value}"
+    return value
 
 
 def write_parquet(table: pa.Table, path: str) -> None:
@@ -83,7 +94,9 @@ def records_text(records: list[dict[str, Any]]) -> str:
     for record in records:
         # Text, not markup: what stands in a table may look like a tag.
         table.add_row(*(Text(cell(name, value)) for name, value in record.items()))
-    console = Console(width=None if Console().is_terminal else 160)
+    # Without colours and bold: what is shown of a table has no escape in it, whoever wrote it.
+    width = None if Console().is_terminal else 160
+    console = Console(width=width, color_system=None)
     with console.capture() as capture:
         console.print(table)
     return capture.get().rstrip("\n")
@@ -108,7 +121,7 @@ def cell(name: str, value: Any) -> str:
         return f"…{value[-URI_TAIL:]}"
     if isinstance(value, list):
         return ", ".join(map(_number, value)) if len(value) <= 4 else f"[{len(value)} numbers]"
-    return _number(value)
+    return shown(_number(value))
 
 
 def _number(value: Any) -> str:

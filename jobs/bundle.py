@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 import safetensors.torch
 import torch
 
-from jobs.bundle_about import FORMAT, Compute, compute_of, read_about
+from jobs.bundle_about import AGAIN, FORMAT, Compute, compute_of, read_about
+from jobs.documents import checked, reading
 from jobs.errors import InputError
 from jobs.hardware import can_compile, place
 from jobs.lake import Lake
@@ -27,6 +28,8 @@ from vae_core.autoencoder import Autoencoder
 from vae_core.config import ModelConfig
 from vae_core.moments import LatentMoments
 from vae_core.scores import Scorer
+
+MOST_SCORES = 1 << 27
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,18 +135,50 @@ def load(lake: Lake, model: str, version: str) -> Bundle:
     """Raises InputError that names what is missing or broken."""
     folder = lake.bundle(model, version)
     about = read_about(lake, model, version)
-    tensors = safetensors.torch.load(_written(folder, about["files"]["weights"]))
-    calibration = pq.read_table(io.BytesIO(_written(folder, about["files"]["calibration"])))
+    config = checked(ModelConfig, about["config"], join(folder, "model.json"), AGAIN)
+    weights, calibration = (join(folder, about["files"][n]) for n in ("weights", "calibration"))
+    with reading(weights, AGAIN):
+        tensors = safetensors.torch.load(_written(folder, about["files"]["weights"]))
+        moments = LatentMoments(tensors.pop("latent.mean"), tensors.pop("latent.precision"))
+        found = {name.removeprefix("model."): value for name, value in tensors.items()}
+        _require_fitting(config, found, moments)
+    with reading(calibration, AGAIN):
+        scores = _scores(_written(folder, about["files"]["calibration"]))
     return Bundle(
         model=model,
         version=version,
-        config=ModelConfig.from_dict(about["config"]),
-        weights={
-            name.removeprefix("model."): value
-            for name, value in tensors.items()
-            if name.startswith("model.")
-        },
-        moments=LatentMoments(tensors["latent.mean"], tensors["latent.precision"]),
-        calibration_scores=calibration["score"].to_numpy(),
+        config=config,
+        weights=found,
+        moments=moments,
+        calibration_scores=scores,
         about=about,
     )
+
+
+def _require_fitting(
+    config: ModelConfig, weights: dict[str, torch.Tensor], moments: LatentMoments
+) -> None:
+    """Raises ValueError unless they are those of the config's model, and numbers."""
+    with torch.device("meta"):  # which takes no memory, whatever the config says
+        wanted = {name: tensor.shape for name, tensor in Autoencoder(config).state_dict().items()}
+    if wanted.keys() != weights.keys():
+        raise ValueError(
+            f"tensors {sorted(wanted.keys() ^ weights.keys())[:3]} are too many or few"
+        )
+    dim = config.latent_dim
+    held = weights | {"latent.mean": moments.mean_D, "latent.precision": moments.precision_DD}
+    for name, shape in {**wanted, "latent.mean": (dim,), "latent.precision": (dim, dim)}.items():
+        if tuple(held[name].shape) != tuple(shape):
+            raise ValueError(f"{name} is of shape {tuple(held[name].shape)}, not {tuple(shape)}")
+        if not torch.isfinite(held[name]).all():
+            raise ValueError(f"{name} is not all numbers")
+
+
+def _scores(data: bytes) -> np.ndarray:
+    file = pq.ParquetFile(io.BytesIO(data))
+    if file.metadata.num_rows > MOST_SCORES:
+        raise ValueError(f"{file.metadata.num_rows} scores; at most {MOST_SCORES} are read")
+    scores = file.read(["score"])["score"].to_numpy()
+    if scores.dtype.kind != "f" or not np.isfinite(scores).all() or (np.diff(scores) < 0).any():
+        raise ValueError("the scores are no ascending numbers")
+    return scores

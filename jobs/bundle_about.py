@@ -3,19 +3,85 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
+from pydantic import AfterValidator, ConfigDict, Field
+from typing_extensions import TypedDict
+
+from jobs.documents import checked, damaged, parsed
 from jobs.errors import InputError
 from jobs.lake import Lake
 from jobs.schema import PREPROCESSING
 from jobs.storage import exists, join, read_if_there
 from jobs.units import digest
+from jobs.uris import is_plain
+from vae_core.score_names import SCORES
 
 FORMAT = 1
-# Of every model.json: the bundle cannot be read without them.
-PARTS = {"files", "config", "data", "scoring", "decision_score", "metrics"}
+AGAIN = "train it again"
+
+
+def _plain(name: str) -> str:
+    if not is_plain(name):
+        raise ValueError(f"{name!r} is no name of a file beside it")
+    return name
+
+
+def _score(name: str) -> str:
+    if name not in SCORES:
+        raise ValueError(f"unknown score {name!r}")
+    return name
+
+
+_Name = Annotated[str, AfterValidator(_plain)]
+_Count = Annotated[int, Field(ge=0)]
+
+
+class _Part(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+
+
+class _Files(_Part):
+    weights: _Name
+    calibration: _Name
+    sheet: NotRequired[_Name]
+
+
+class _Data(_Part):
+    dataset: _Name
+    images_version: _Count
+    preprocessing: int
+    calibration_images: NotRequired[_Count]
+
+
+class _Scoring(_Part):
+    samples: Annotated[int, Field(gt=0, le=65_536)]
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)]
+    batch_size: Annotated[int, Field(gt=0, le=65_536)]
+    device: NotRequired[Literal["cpu", "cuda"]]
+    precision: NotRequired[Literal["float32", "bfloat16"]]
+    compiled: NotRequired[bool]
+    channels_last: NotRequired[bool]
+    compute_fingerprint: NotRequired[str]
+
+
+class _Metrics(_Part):
+    validation_nats: float
+    validation_kl_nats: NotRequired[float | None]
+
+
+class _About(_Part):
+    """What every model.json says: the bundle cannot be read without it."""
+
+    files: _Files
+    config: dict[str, Any]
+    data: _Data
+    scoring: _Scoring
+    decision_score: Annotated[str, AfterValidator(_score)]
+    metrics: _Metrics
+    history: NotRequired[list[dict[str, Any]]]
+    bad_steps: NotRequired[_Count]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,16 +161,12 @@ def read_about(lake: Lake, model: str, model_version: str) -> dict[str, Any]:
     data = read_if_there(join(folder, "model.json"))
     if data is None:
         raise InputError(f"{folder} holds no complete bundle: model.json is missing; train it")
-    try:
-        about = json.loads(data)
-    except ValueError as error:
-        raise InputError(f"{folder}/model.json is broken ({error}); train it again") from error
-    written = about.get("format") if isinstance(about, dict) else None
+    uri = join(folder, "model.json")
+    about = parsed(dict[str, Any], data, uri, AGAIN)
+    written = about.get("format")
     if isinstance(written, int) and written > FORMAT:
         raise InputError(f"{folder} was written by a newer latentlake; upgrade this one")
-    if not isinstance(written, int) or not about.keys() >= PARTS:
-        raise InputError(
-            f"{folder} holds no complete bundle: model.json is JSON, but not that of a bundle; "
-            "train it again"
-        )
+    if written != FORMAT:
+        raise damaged(uri, f"it is of format {written!r}", AGAIN)
+    checked(_About, about, uri, AGAIN)
     return about

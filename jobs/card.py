@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from jobs import catalog
 from jobs.contact_sheet import Row, contact_sheet
+from jobs.documents import parsed, reading
 from jobs.idset import digests
 from jobs.image_shards import STATISTICS, ImageStatistics, counted
 from jobs.lake import Lake
@@ -42,8 +43,11 @@ def dataset_card(lake: Lake, dataset: str, version: int | None = None) -> dict[s
     Raises InputError for an unknown dataset or version.
     """
     images = catalog.images_snapshot(lake, dataset, version)
-    held = read_if_there(card_uri(lake, dataset, images.version, "json"))
-    return json.loads(held) if held is not None else write_card(lake, dataset, images)
+    uri = card_uri(lake, dataset, images.version, "json")
+    held = read_if_there(uri)
+    if held is None:
+        return write_card(lake, dataset, images)
+    return parsed(dict[str, Any], held, uri, "remove it, and it is made anew")
 
 
 def write_card(lake: Lake, dataset: str, images: Snapshot) -> dict[str, Any]:
@@ -67,7 +71,8 @@ def write_card(lake: Lake, dataset: str, images: Snapshot) -> dict[str, Any]:
 def look_of(images: Snapshot) -> dict[str, Any]:
     """What staged pixels depend on beside the bytes, as the table holds it."""
     held = images.schema.field("image").metadata or {}
-    return {name: json.loads(held[name.encode()]) for name in LOOK if name.encode() in held}
+    with reading(f"the schema of {images.uri}"):
+        return {name: json.loads(held[name.encode()]) for name in LOOK if name.encode() in held}
 
 
 def _contents(images: Snapshot) -> dict[str, Any]:
@@ -75,7 +80,8 @@ def _contents(images: Snapshot) -> dict[str, Any]:
     total = ImageStatistics()
     with ThreadPoolExecutor(READERS) as pool:
         for metadata in pool.map(shard_metadata, images.file_uris()):
-            total.merge(ImageStatistics.from_json(json.loads(metadata[STATISTICS])))
+            with reading(f"a shard of {images.uri}"):
+                total.merge(ImageStatistics.from_json(json.loads(metadata[STATISTICS])))
     files = images.files()
     return {
         "images": total.rows,

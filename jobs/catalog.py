@@ -12,7 +12,7 @@ from jobs.errors import InputError, unknown_name
 from jobs.lake import Lake
 from jobs.shards import read_shard
 from jobs.storage import exists, folder_names, join
-from jobs.tables import MEND, Snapshot, open_snapshot
+from jobs.tables import Snapshot, open_snapshot
 
 Versions = dict[str, int]
 
@@ -69,7 +69,7 @@ def published_versions(lake: Lake) -> dict[str, int]:
     newest: dict[str, int] = {}
     for row in catalog_rows(lake, "runs"):
         where = f"{lake.uri}/catalog/runs: the versions of {row['job_id']}"
-        for table, version in parsed(Versions, row["versions"], where, MEND).items():
+        for table, version in parsed(Versions, row["versions"], where).items():
             newest[table] = max(version, newest.get(table, -1))
     return newest
 

@@ -2,23 +2,56 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
-
-from jobs.errors import InputError
+from jobs.errors import InputError, LatentlakeError
 
 T = TypeVar("T")
+MEND = "nothing was done with it; whoever wrote the lake has to mend it"
 
 
-def parsed(kind: type[T], data: bytes, uri: str, remedy: str) -> T:
+def parsed(kind: type[T], data: bytes | str, uri: str, remedy: str = MEND) -> T:
     """A document of a kind: a dataclass, a dict.
 
     Raises InputError that names its place, what is wrong with it, and the remedy.
     """
-    try:
+    with _told(uri, remedy):
         return _adapter(kind).validate_json(data)
+
+
+def checked(kind: type[T], value: Any, uri: str, remedy: str = MEND) -> T:
+    """The same of what has been read already."""
+    with _told(uri, remedy):
+        return _adapter(kind).validate_python(value)
+
+
+def json_column(row: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A column of `catalog/runs` that holds a JSON object."""
+    return parsed(dict[str, Any], row[name], f"{name} of {row['job_id']} in catalog/runs")
+
+
+@contextlib.contextmanager
+def reading(uri: str, remedy: str = MEND) -> Iterator[None]:
+    """What goes wrong within is told as damage of what lies there."""
+    try:
+        yield
+    except LatentlakeError:
+        raise
+    except Exception as error:
+        # Readers of foreign bytes fail in many ways.
+        told = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise damaged(uri, told, remedy) from error
+
+
+@contextlib.contextmanager
+def _told(uri: str, remedy: str) -> Iterator[None]:
+    from pydantic import ValidationError  # the loader runs where it is not
+
+    try:
+        yield
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -26,10 +59,12 @@ def parsed(kind: type[T], data: bytes, uri: str, remedy: str) -> T:
         raise damaged(uri, told, remedy) from None
 
 
-def damaged(uri: str, what: str, remedy: str) -> InputError:
+def damaged(uri: str, what: str, remedy: str = MEND) -> InputError:
     return InputError(f"{uri} is damaged, or not ours ({what}); {remedy}")
 
 
 @functools.cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
+def _adapter(kind: Any) -> Any:
+    from pydantic import TypeAdapter
+
     return TypeAdapter(kind)

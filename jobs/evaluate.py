@@ -16,6 +16,7 @@ from jobs import catalog, evaluations
 from jobs.anomaly_column import DEFAULT, AnomalyColumn, anomaly_column
 from jobs.bundle_about import read_about, require_same_images
 from jobs.config import RaySettings
+from jobs.documents import json_column
 from jobs.errors import InputError
 from jobs.job import ImportedWorker, OutOfDate, PoolJob, WorkerFactory, Workers
 from jobs.judge_config import EvaluateRule, EvaluateSettings
@@ -129,10 +130,10 @@ class EvaluateJob(PoolJob):
         rows = held.read(["job_id"], self.partition)
         job_ids = set(rows["job_id"].to_pylist()) if rows is not None else set()
         told = [run for run in catalog.runs(self.lake) if run["job_id"] in job_ids]
-        config = json.loads(told[-1]["config"]) if told else {}
+        config = json_column(told[-1], "config") if told else {}
         if config.get("fingerprint") != self._fingerprint():
             return False
-        return _same_rows(images, config["images_version"])
+        return _same_rows(images, config.get("images_version"))
 
     def _units(self, images: Snapshot) -> list[Unit]:
         dataset, fingerprint = self.settings.dataset, self._fingerprint()

@@ -17,6 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from jobs.documents import json_column
 from jobs.errors import JobError
 from jobs.lake import Lake
 from jobs.records import CommitRecord, load_commit, save_commit
@@ -155,7 +156,7 @@ def told_of(lake: Lake, plan: Plan, first_table: Table) -> tuple[dict[str, Any],
         rows = runs.read(["job_id", "counts", "seconds"])
         assert rows is not None
         row = next(row for row in rows.to_pylist() if row["job_id"] == plan.job_id)
-        return json.loads(row["counts"]), row["seconds"]
+        return json_column(row, "counts"), row["seconds"]
     head = first_table.snapshot()
     assert head is not None
     name = head.commit_of(plan.job_id).get("commit")

@@ -31,7 +31,6 @@ from jobs.uris import is_inner, is_plain
 READERS = 16  # requests at a time
 TABLE = re.compile(r"(datasets|models)/[a-z0-9_-]+/[a-z0-9_]+|catalog/[a-z0-9_]+")
 AGAIN = "remove the folder it lies in, and the job is planned anew"
-ELSEWHERE = "nothing was done; whoever wrote the lake has to mend it"
 
 
 def save_plan(lake: Lake, plan: Plan) -> Plan:
@@ -177,7 +176,7 @@ def load_commit(lake: Lake, job_id: str, name: str) -> CommitRecord | None:
     """
     if not (is_plain(job_id) and is_plain(name)):
         log = f"the log of a table of {lake.uri}"
-        raise damaged(log, f"{job_id!r}, {name!r} are no names of a job and its commit", ELSEWHERE)
+        raise damaged(log, f"{job_id!r}, {name!r} are no names of a job and its commit")
     uri = join(lake.units(job_id), f"{name}.json")
     data = read_if_there(uri)
     return commit_of(lake, data, uri) if data is not None else None
@@ -185,7 +184,7 @@ def load_commit(lake: Lake, job_id: str, name: str) -> CommitRecord | None:
 
 def commit_of(lake: Lake, data: bytes, uri: str) -> CommitRecord:
     """uri: where it lies, for whoever reads that it is damaged."""
-    record = parsed(CommitRecord, data, uri, ELSEWHERE)
+    record = parsed(CommitRecord, data, uri)
     for outputs in record.files.values():
         _require_inner(outputs, uri)
     named = {
@@ -199,7 +198,7 @@ def _table(lake: Lake, named: str, uri: str) -> str:
     """Its name in the lake. Older releases wrote URIs: those of this lake are understood."""
     table = named.removeprefix(lake.uri + "/")
     if not TABLE.fullmatch(table):
-        raise damaged(uri, f"{named!r} is no table of {lake.uri}", ELSEWHERE)
+        raise damaged(uri, f"{named!r} is no table of {lake.uri}")
     return table
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 
+from jobs.documents import json_column
 from jobs.report_blocks import Block, Commands, Fold, Missing, Rows, Say, Section, counted, number
 from jobs.report_night import Night
 
@@ -45,7 +46,7 @@ def _chain(night: Night) -> Rows:
     steps.append(("model", night.name if night.version else f"{night.model}: none yet"))
     steps += [("champion before", night.previous)] if night.previous else []
     for run in night.runs:
-        published = json.loads(run["versions"]).items()
+        published = json_column(run, "versions").items()
         told = ", ".join(f"{table} version {version}" for table, version in published)
         steps.append((f"{run['job']} published", told or "nothing"))
     return Rows("From source to tables", ("step", "what"), steps)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +18,7 @@ import pyarrow as pa
 from jobs import catalog, evaluations
 from jobs.bundle_about import read_about
 from jobs.compare import Difference, compare
+from jobs.documents import json_column
 from jobs.errors import InputError, unknown_name
 from jobs.lake import Lake, valid_name
 from jobs.report_blocks import Missing
@@ -101,12 +101,12 @@ class Night:
         """Finished jobs of this dataset and this model in the night, oldest first."""
         mine = {True: self.dataset, False: self.model}
         return [
-            row | {"counts": json.loads(row["counts"]), "config": json.loads(row["config"])}
+            row | {"counts": json_column(row, "counts"), "config": json_column(row, "config")}
             for row in _all_runs(self.lake)
             if row["night"] == self.night
             and row["target"] == mine[row["job"] in OF_THE_DATASET]
             # Of a model that several datasets share: only what was done for this one.
-            and json.loads(row["config"]).get("dataset") in (self.dataset, None)
+            and json_column(row, "config").get("dataset") in (self.dataset, None)
         ]
 
     def counts(self, job: str) -> Counter[str]:
@@ -128,7 +128,7 @@ class Night:
         """Of the dataset after the night's staging; None for the newest."""
         table = f"datasets/{self.dataset}/images"
         known = [
-            json.loads(row["versions"]).get(table, -1)
+            json_column(row, "versions").get(table, -1)
             for row in _all_runs(self.lake)
             if row["night"] <= self.night
         ]

@@ -15,6 +15,7 @@ from importlib.resources import files
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from jobs.controls import shown
 from jobs.report_blocks import Chart, Section
 from jobs.report_figures import embedded, library
 from jobs.report_headline import Headline
@@ -65,10 +66,16 @@ def _templates() -> Environment:
     return Environment(
         loader=FunctionLoader(_text),
         autoescape=True,
+        finalize=_shown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def _shown(value: object) -> object:
+    """Not of our own markup, whose scripts are named by their hashes."""
+    return shown(value) if type(value) is str else value
 
 
 def _text(name: str) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-import json
 
 from jobs import catalog, records
 from jobs.bundle_about import read_about
 from jobs.config import TrainSettings
+from jobs.documents import json_column
 from jobs.drifts import drift_found
 from jobs.lake import Lake
 from jobs.nightly_config import RetrainSettings
@@ -52,7 +52,7 @@ def champion_of(lake: Lake, settings: TrainSettings) -> Champion | None:
 def _last_trained(lake: Lake, settings: TrainSettings) -> str | None:
     """Version of the newest bundle of the model and dataset; None where no run tells."""
     runs = [r for r in catalog.runs(lake) if (r["job"], r["target"]) == ("train", settings.model)]
-    versions = [json.loads(row["counts"]).get("version") for row in runs]
+    versions = [json_column(row, "counts").get("version") for row in runs]
     known = catalog.bundle_versions(lake, settings.model)
     mine = [v for v in versions if v in known and _dataset(lake, settings, v) == settings.dataset]
     return mine[-1] if mine else None

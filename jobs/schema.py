@@ -21,12 +21,14 @@ from jobs.columns import (
     provenance,
     scores,
 )
+from jobs.documents import reading
 from jobs.judgements import DRIFT, EVALUATIONS, evaluated_spec
 from vae_core.score_names import SCORES
 
 # What turns source bytes into staged pixels, as a number: it changes whenever the same bytes
 # would give other pixels, and outputs of different numbers never mix. Guarded by golden pixels.
 PREPROCESSING = 2
+LARGEST_SIDE = 65_536  # of staged images
 
 SPLITS = (("train", 80), ("validation", 5), ("calibration", 10), ("test", 5))
 
@@ -85,8 +87,11 @@ def images_spec(
 
 def image_shape_of(schema: pa.Schema) -> tuple[int, int, int]:
     """H, W, C of an images table, from its schema's metadata."""
-    height, width, channels = json.loads(schema.field("image").metadata[b"shape"])
-    return (height, width, channels)
+    with reading("the schema of an images table"):
+        height, width, channels = map(int, json.loads(schema.field("image").metadata[b"shape"]))
+        if not all(0 < side <= LARGEST_SIDE for side in (height, width, channels)):
+            raise ValueError(f"images of {height}x{width}x{channels}")
+        return (height, width, channels)
 
 
 RESERVED = frozenset((*images_spec((1, 1, 1), pa.schema([])).schema.names, "dataset", "model"))

@@ -31,7 +31,6 @@ from jobs.units import Output
 from jobs.uris import is_inner
 
 APP = "latentlake"
-MEND = "nothing was read of it; whoever wrote the lake has to mend it"
 
 
 class Conflict(Exception):
@@ -349,16 +348,16 @@ def _schema(text: str, uri: str) -> Schema:
         return Schema.from_json(text)
     except Exception as error:  # deltalake has no class for it
         told = f"a schema that {error}"
-        raise damaged(f"a commit record for {uri}", told, MEND) from error
+        raise damaged(f"a commit record for {uri}", told) from error
 
 
 def _require_ours(uri: str, action: dict[str, Any]) -> None:
     """What a log says of a file: it lies in the table, and has been counted."""
     path, size, rows = (action.get(name) for name in ("path", "size_bytes", "num_records"))
     if path is None or not is_inner(path):
-        raise damaged(f"the log of {uri}", f"{path!r} is no path in the table", MEND)
+        raise damaged(f"the log of {uri}", f"{path!r} is no path in the table")
     if size is None or rows is None or min(size, rows) < 0:
-        raise damaged(f"the log of {uri}", f"{path} has {rows} rows and {size} bytes", MEND)
+        raise damaged(f"the log of {uri}", f"{path} has {rows} rows and {size} bytes")
 
 
 def _may_have(action: dict[str, Any], within: tuple[str, Any, Any] | None) -> bool:

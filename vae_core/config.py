@@ -28,6 +28,12 @@ ObjectiveKind = Literal[
 CorruptionKind = Literal["none", "mask", "gaussian"]
 
 
+# Far above what is trained, and low enough to describe a model without building it.
+LARGEST = 65_536  # units of a layer, channels, latent dimensions, pixels of a side
+MOST_LAYERS = 64
+LARGEST_DEPTH = 128
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NetworkConfig(ConfigTree):
     """Encoder and decoder.
@@ -51,10 +57,18 @@ class NetworkConfig(ConfigTree):
         choice("network.kind", self.kind, NetworkKind)
         choice("network.activation", self.activation, Activation)
         require(
-            len(self.widths) > 0 and all(w > 0 for w in self.widths),
-            f"network.widths must be positive, got {list(self.widths)}",
+            0 < len(self.widths) <= MOST_LAYERS and all(0 < w <= LARGEST for w in self.widths),
+            f"network.widths must be positive, at most {LARGEST}, and {MOST_LAYERS} of them, got "
+            f"{list(self.widths)[:MOST_LAYERS]}",
         )
-        require(self.hidden > 0, f"network.hidden must be positive, got {self.hidden}")
+        require(
+            0 < self.hidden <= LARGEST,
+            f"network.hidden must be positive, at most {LARGEST}, got {self.hidden}",
+        )
+        require(
+            all(d <= LARGEST_DEPTH for d in self.depths),
+            f"network.depth must be at most {LARGEST_DEPTH}, got {self.depth}",
+        )
         require(
             len(self.depths) == len(self.widths) and all(d >= 0 for d in self.depths),
             f"network.depth must be a number, or one for each of the {len(self.widths)} widths, "
@@ -113,7 +127,8 @@ class LikelihoodConfig(ConfigTree):
             f"likelihood.sigma must be positive, got {self.sigma}",
         )
         require(
-            self.components > 0, f"likelihood.components must be positive, got {self.components}"
+            0 < self.components <= LARGEST,
+            f"likelihood.components must be positive, at most {LARGEST}, got {self.components}",
         )
 
 
@@ -277,10 +292,14 @@ class ModelConfig(ConfigTree):
         choice("code", self.code, CodeKind)
         choice("fit", self.fit, FitKind)
         require(
-            len(self.image_shape) == 3 and all(n > 0 for n in self.image_shape),
-            f"image_shape must be three positive numbers H, W, C, got {list(self.image_shape)}",
+            len(self.image_shape) == 3 and all(0 < n <= LARGEST for n in self.image_shape),
+            f"image_shape must be three positive numbers H, W, C, at most {LARGEST}, got "
+            f"{list(self.image_shape)}",
         )
-        require(self.latent_dim > 0, f"latent_dim must be positive, got {self.latent_dim}")
+        require(
+            0 < self.latent_dim <= LARGEST,
+            f"latent_dim must be positive, at most {LARGEST}, got {self.latent_dim}",
+        )
         require(
             self.fit == "gradient"
             or (

@@ -7,7 +7,7 @@ from typing import Any
 import click
 import pytest
 
-from flows.cli import cli
+from flows.cli import cli, main
 from tests.helpers import run_cli, write_source
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "cli.json"
@@ -127,3 +127,24 @@ def test_a_training_config_with_a_misspelt_key_names_it(tmp_path: Path) -> None:
     assert ran.code == 2
     assert "epoch: unknown key; known: dataset, model, latent_dim" in ran.err
     assert "network.wdths: unknown key; known: kind, widths, hidden" in ran.err
+
+
+def test_what_nobody_foresaw_is_a_sentence_and_its_traceback_a_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def broken(**_: Any) -> None:
+        raise KeyError("height\x1b[31m")
+
+    monkeypatch.setattr(cli, "main", broken)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    told = capsys.readouterr().err
+    assert told.startswith("latentlake: unexpected KeyError: ")
+    assert told.count("\n") == 1
+    assert "\x1b" not in told
+    file = Path(told.strip().rsplit(" ", 1)[-1])
+    assert file.is_relative_to(tmp_path)
+    assert file.stat().st_mode & 0o077 == 0
+    assert "in broken" in file.read_text()

@@ -22,11 +22,11 @@ from tests.unit.jobs.test_gate import bundle, differences
 FIRST, SECOND = "a" * 12, "b" * 12
 ABOUT = {
     "format": 1,
-    "data": {"dataset": "d", "images_version": 1},
+    "data": {"dataset": "d", "images_version": 1, "preprocessing": 2},
     "config": {"likelihood": {"kind": "gaussian"}},
-    "files": {},
-    "scoring": {},
-    "metrics": {},
+    "files": {"weights": "model-0.safetensors", "calibration": "calibration-0.parquet"},
+    "scoring": {"samples": 4, "seed": 0, "batch_size": 256},
+    "metrics": {"validation_nats": 1.0},
     "decision_score": "neg_elbo",
 }
 

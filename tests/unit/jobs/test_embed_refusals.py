@@ -51,13 +51,13 @@ def test_a_bundle_without_a_file_or_with_half_of_it(trained: Lake, name: str) ->
 def test_a_bundle_that_says_half_of_what_it_is(trained: Lake) -> None:
     about = bundle_folder(trained) / "model.json"
     about.write_bytes(about.read_bytes()[:100])
-    refused(trained, "model.json is broken")
+    refused(trained, "model.json is damaged")
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"format": 1}', '{"format": "one"}', '"no"'])
 def test_a_bundle_whose_json_is_not_ours(trained: Lake, text: str) -> None:
     (bundle_folder(trained) / "model.json").write_text(text)
-    refused(trained, "holds no complete bundle: model.json is JSON, but not that of a bundle")
+    refused(trained, "model.json is damaged, or not ours")
 
 
 def test_a_bundle_of_a_newer_release(trained: Lake) -> None:
