@@ -12,6 +12,7 @@ import dataclasses
 import io
 import math
 import warnings
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +29,13 @@ ORIENTATION = 0x0112
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "TIFF", "GIF")
 # Orientation tag by the turns and the mirroring that set the picture upright.
 TRANSPOSED = frozenset((5, 6, 7, 8))
+
+# A decoded picture takes as many bytes a pixel of `max_pixels` at most: RGB and RGBA of 8 bits do.
+BYTES_A_PIXEL = 4
+COEFFICIENT_BYTES = 2  # of progressive JPEG, which is held whole, whatever size is decoded to
+MOST_SCANS = 100  # of it: each goes through all of the picture again; encoders make about ten
+BAND_PIXELS = 1 << 22  # that are flattened at a time
+TILE_WIDTH, TILE_LENGTH = 322, 323  # TIFF's tags
 
 # Ours is the bound; Pillow's own warning would only repeat it.
 Image.MAX_IMAGE_PIXELS = None
@@ -48,8 +56,8 @@ class Target:
     """What staged pixels look like.
 
     fit: crop the middle to the aspect, pad with the background, or stretch. background: RGB; also
-    what shows through transparent pixels. max_pixels: of a source image, judged by its header.
-    exact: decode JPEG at full size always.
+    what shows through transparent pixels. max_pixels: of a source image, judged by its header, of
+    four bytes each; of more, fewer. exact: decode JPEG at full size always.
     """
 
     image_shape: tuple[int, int, int]
@@ -68,8 +76,9 @@ def decode(data: bytes | Pixels | None, target: Target) -> Staged:
     if data is None:
         raise Refused("no_bytes", "the row has no image bytes")
     if isinstance(data, Pixels):
+        height, width = data.array.shape[:2]
+        _require_few_pixels(width, height, target, -(-data.array.nbytes // max(1, width * height)))
         image = _from_array(data.array)
-        _require_few_pixels(*image.size, target)
         return _staged(image, target, image.size, "array", image.mode)
     if not data:
         raise Refused("zero_bytes", "the image has zero bytes")
@@ -87,7 +96,7 @@ def _decode_jpeg(data: bytes, target: Target) -> Staged | None:
         height, width = int(high), int(wide)
         if colourspace not in ("YCbCr", "Gray", "RGB"):
             return None
-        _require_few_pixels(width, height, target)
+        _require_few_pixels(width, height, target, _coefficient_bytes(data) or 1)
         orientation = _orientation(data)
         upright = (height, width) if orientation in TRANSPOSED else (width, height)
         needed = upright if target.exact else _needed(*upright, target)
@@ -131,16 +140,37 @@ def _orientation(data: bytes) -> int:
 
 
 def _has_exif(data: bytes) -> bool:
-    """Walks the segments before the picture; libjpeg has judged them already."""
+    return any(
+        marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0" for marker, at in _segments(data)
+    )
+
+
+def _coefficient_bytes(data: bytes) -> int:
+    """Of a pixel of progressive JPEG; 0 of any other.
+
+    Raises Refused where it has more scans than any encoder makes.
+    """
+    frame = next((at for marker, at in _segments(data) if marker in (0xC2, 0xC6, 0xCA)), None)
+    if frame is None:
+        return 0
+    scans = data.count(b"\xff\xda")
+    if scans > MOST_SCANS:
+        raise Refused("decode_error", f"{scans} scans; at most {MOST_SCANS} are decoded")
+    sampled = data[frame + 11 : frame + 11 + 3 * data[frame + 9] : 3]  # across and down, each
+    blocks = [(each >> 4) * (each & 15) for each in sampled]
+    return math.ceil(COEFFICIENT_BYTES * sum(blocks) / max(1, *blocks)) if blocks else 0
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Marker and place of the segments before the picture; libjpeg has judged them already."""
     at = 2
     while at + 10 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
-        if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
-            return True
         if marker == 0xDA:  # the picture begins
-            return False
+            return
+        if marker != 0xFF:
+            yield marker, at
         at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return False
 
 
 def _turned(image: Image.Image, orientation: int) -> Image.Image:
@@ -160,7 +190,10 @@ def _decode_any(data: bytes, target: Target) -> Staged:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         image = _open(data)
-        _require_few_pixels(*image.size, target)
+        _require_few_pixels(*image.size, target, _decoded_bytes(image))
+        _require_few_pixels(*_tile(image), target, _decoded_bytes(image))
+        if data.startswith(JPEG):
+            _require_few_pixels(*image.size, target, _coefficient_bytes(data))
         source_format, mode = image.format or "unknown", image.mode
         try:
             image.load()
@@ -173,9 +206,30 @@ def _decode_any(data: bytes, target: Target) -> Staged:
             raise _refusal(error) from error
 
 
-def _require_few_pixels(width: int, height: int, target: Target) -> None:
-    if width * height > target.max_pixels:
-        raise Refused("too_many_pixels", f"{width}x{height}, the bound is {target.max_pixels}")
+def _require_few_pixels(width: int, height: int, target: Target, bytes_each: int) -> None:
+    """bytes_each: that a decoder holds of a pixel."""
+    most = target.max_pixels
+    if width * height > most:
+        raise Refused("too_many_pixels", f"{width}x{height}, the bound is {most}")
+    if width * height * bytes_each > most * BYTES_A_PIXEL:
+        told = f"{width}x{height} of {bytes_each} bytes, the bound is {most} of {BYTES_A_PIXEL}"
+        raise Refused("too_many_pixels", told)
+
+
+def _tile(image: Image.Image) -> tuple[int, int]:
+    """What is decoded at once, whatever the size of the picture: TIFF says it by itself."""
+    tags = getattr(image, "tag_v2", {})
+    try:
+        return int(tags.get(TILE_WIDTH, 0)), int(tags.get(TILE_LENGTH, 0))
+    except (TypeError, ValueError) as error:
+        raise Refused("decode_error", f"tiles of no size: {error}") from error
+
+
+def _decoded_bytes(image: Image.Image) -> int:
+    """Of a pixel as its decoder has it, from the header."""
+    raw = str(image.tile[0].args) if image.tile else ""
+    wide = {"I;16": 2, "I;16B": 2, "I;16L": 2, "I": 4, "F": 4}.get(image.mode, 1)
+    return len(image.getbands()) * max(wide, 2 if ";16" in raw else 1)
 
 
 def _open(data: bytes) -> Image.Image:
@@ -221,6 +275,19 @@ def _flatten(image: Image.Image, target: Target) -> Image.Image:
     """Grey or RGB, transparency composited on the background, 16 bits reduced to 8."""
     if image.mode == "F":
         raise Refused("unsupported_mode", "floating-point pixels have no stated range")
+    wanted = "L" if target.image_shape[2] == 1 else "RGB"
+    if image.mode.startswith("I") or image.has_transparency_data:
+        # Band by band: each step makes another picture of it.
+        flat = Image.new(wanted, image.size)
+        rows = max(1, BAND_PIXELS // image.width)
+        for top in range(0, image.height, rows):
+            band = image.crop((0, top, image.width, min(top + rows, image.height)))
+            flat.paste(_flat_band(band, target).convert(wanted), (0, top))
+        return flat
+    return image.convert(wanted)
+
+
+def _flat_band(image: Image.Image, target: Target) -> Image.Image:
     if image.mode.startswith("I"):
         wide = np.asarray(image)
         if wide.dtype != np.uint16:
@@ -230,7 +297,7 @@ def _flatten(image: Image.Image, target: Target) -> Image.Image:
         rgba = image.convert("RGBA")
         background = Image.new("RGBA", rgba.size, (*target.background, 255))
         image = Image.alpha_composite(background, rgba)
-    return image.convert("L" if target.image_shape[2] == 1 else "RGB")
+    return image
 
 
 def _inner(width: int, height: int, target: Target) -> tuple[int, int]:

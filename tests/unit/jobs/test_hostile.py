@@ -5,10 +5,12 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import struct
 import subprocess
 import sys
 import tarfile
 import textwrap
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ import pytest
 from PIL import Image
 
 from jobs import job, views
+from jobs.arrays import Pixels
 from jobs.errors import InputError, Refused
 from jobs.images import Target, decode
 from jobs.lake import Lake
@@ -262,3 +265,111 @@ def test_large_targets_are_staged_a_few_at_a_time(lake, tmp_path) -> None:
         job.run(InlineStage(lake, folder, height=1024, width=1024, channels=3, rows_per_unit=None))
     assert sum(sizes) == 40
     assert max(sizes) * 1024 * 1024 * 3 <= 32 << 20
+
+
+# What an image costs to decode
+
+
+def png(width: int, height: int, kind: int, depth: int) -> bytes:
+    """One colour. kind: 0 grey, 2 RGB, 4 grey and alpha, 6 RGBA."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        )
+
+    channels = {0: 1, 2: 3, 4: 2, 6: 4}[kind]
+    row = b"\0" + b"\x7f" * (width * channels * depth // 8)
+    packed = zlib.compressobj(9)
+    rows = b"".join([*(packed.compress(row) for _ in range(height)), packed.flush()])
+    head = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def progressive(side: int, subsampling: int) -> bytes:
+    buffer = io.BytesIO()
+    picture = Image.effect_noise((side, side), 50).convert("RGB")
+    picture.save(buffer, "jpeg", progressive=True, subsampling=subsampling)
+    return buffer.getvalue()
+
+
+def tiled_tiff(tile: int) -> bytes:
+    """8x8 grey, which says that its only tile is so wide and long."""
+    tags = [(256, 8), (257, 8), (258, 8), (259, 1), (262, 1), (277, 1)]
+    tags += [(322, tile), (323, tile), (324, 8), (325, 64)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return (
+        b"II*\0"
+        + struct.pack("<I", 72)
+        + bytes(64)
+        + struct.pack("<H", len(tags))
+        + entries
+        + bytes(4)
+    )
+
+
+FEW = Target(image_shape=(8, 8, 3), max_pixels=1000)
+
+
+@pytest.mark.parametrize(
+    ("data", "fits"),
+    [
+        (png(31, 31, 2, 8), True),
+        (png(31, 31, 6, 8), True),
+        (png(31, 31, 0, 16), True),
+        (png(31, 31, 2, 16), False),  # 6 bytes a pixel
+        (png(31, 31, 6, 16), False),  # 8
+        (png(22, 22, 6, 16), True),
+        (png(32, 32, 0, 8), False),
+        (progressive(31, 2), True),  # 4:2:0, three bytes of coefficients
+        (progressive(31, 0), False),  # 4:4:4, six
+        (progressive(25, 0), True),
+        (tiled_tiff(16), True),
+        (tiled_tiff(60_000), False),
+        (np.zeros((31, 31, 3), np.uint16), False),
+        (np.zeros((31, 31, 3), np.uint8), True),
+    ],
+)
+def test_the_bound_is_of_bytes_as_they_are_decoded(data, fits: bool) -> None:
+    given = Pixels(data) if isinstance(data, np.ndarray) else data
+    if fits:
+        assert decode(given, FEW).pixels_HWC.shape == (8, 8, 3)
+        return
+    with pytest.raises(Refused) as refused:
+        decode(given, FEW)
+    assert refused.value.reason == "too_many_pixels"
+
+
+def test_a_jpeg_of_many_scans_is_refused() -> None:
+    data = progressive(31, 2)
+    last = data.rindex(b"\xff\xda")
+    scan = data[last : data.rindex(b"\xff\xd9")]
+    for copies, refused in ((20, False), (200, True)):
+        bomb = data[:last] + scan * copies + b"\xff\xd9"
+        if refused:
+            with pytest.raises(Refused, match="scans; at most"):
+                decode(bomb, FEW)
+        else:
+            decode(bomb, FEW)
+
+
+def test_transparency_takes_no_third_picture_of_memory(tmp_path: Path) -> None:
+    """36 million pixels: the picture and what it is laid on are 288 MB; it had been 800."""
+    (tmp_path / "a.png").write_bytes(png(6000, 6000, 6, 8))
+    code = """
+    import resource, sys
+    from jobs.images import Target, decode
+    decode(open(sys.argv[2], "rb").read(), Target(image_shape=(8, 8, 3)))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    decode(open(sys.argv[1], "rb").read(), Target(image_shape=(8, 8, 3)))
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    """
+    (tmp_path / "b.png").write_bytes(png(8, 8, 6, 8))
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), tmp_path / "a.png", tmp_path / "b.png"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(done.stdout) < 400_000, "KiB"
