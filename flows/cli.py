@@ -43,6 +43,7 @@ from jobs.controls import shown
 from jobs.errors import InputError, LatentlakeError
 from jobs.nightly_config import load_nightly, tonight, valid_night
 from jobs.settings import build
+from jobs.uris import without_keys
 from vae_core.config import LikelihoodKind, NetworkKind
 
 NETWORKS = get_args(NetworkKind)
@@ -53,7 +54,7 @@ FITS = get_args(Fit)
 
 class _Shown(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return shown(super().format(record))
+        return shown(without_keys(super().format(record)))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -307,16 +308,16 @@ def main() -> None:
         click.echo("stopped", err=True)
         sys.exit(1)
     except click.ClickException as error:
-        error.message = shown(error.message)
+        error.message = shown(without_keys(error.message))
         error.show()
         sys.exit(error.exit_code)
     except LatentlakeError as error:
-        click.echo(f"latentlake: {shown(str(error))}", err=True)
+        click.echo(f"latentlake: {shown(without_keys(str(error)))}", err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         # The reader of our output has left; so do we, without a second complaint at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:  # noqa: BLE001 - whatever it is, an operator reads a sentence
-        click.echo(f"latentlake: {shown(unexpected(error))}", err=True)
+        click.echo(f"latentlake: {shown(without_keys(unexpected(error)))}", err=True)
         sys.exit(1)

@@ -9,6 +9,7 @@ import traceback
 
 from flows.environment import private_folder
 from jobs.errors import LatentlakeError
+from jobs.uris import without_keys
 
 
 def unexpected(error: Exception) -> str:
@@ -29,7 +30,7 @@ def _kept(text: str) -> str | None:
         with tempfile.NamedTemporaryFile(
             "w", prefix=prefix, suffix=".txt", dir=private_folder(), delete=False
         ) as file:
-            file.write(text)
+            file.write(without_keys(text))
             return file.name
     except (OSError, LatentlakeError):
         return None

@@ -53,6 +53,17 @@ class RaySettings(Settings):
     def _local(cls, value: Any) -> Any:
         return {} if value == "local" else value
 
+    @field_validator("address")
+    @classmethod
+    def _without_a_user(cls, address: str | None) -> str | None:
+        if address is not None and "@" in address:
+            raise ValueError(
+                "the address has a user or a password in it, and an address is shown and kept; "
+                "write it without, and give a token by the environment (RAY_AUTH_MODE=token and "
+                "RAY_AUTH_TOKEN)"
+            )
+        return address
+
     @model_validator(mode="after")
     def _brought(self) -> RaySettings:
         if self.wheel is not None and not self.takes_jobs:

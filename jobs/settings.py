@@ -17,7 +17,7 @@ T = TypeVar("T", bound="Settings")
 class Settings(BaseModel):
     """A misspelt key is an error that names it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 def build(kind: type[T], values: dict[str, Any]) -> T:

@@ -22,7 +22,7 @@ import fsspec
 
 from jobs.draft import Draft
 from jobs.errors import AlreadyThere, InputError, LatentlakeError, Refused, StorageError
-from jobs.uris import is_inner, refuse_credentials
+from jobs.uris import is_inner, refuse_credentials, without_keys
 
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 15
@@ -215,7 +215,8 @@ TRANSIENT = (
 def explain(error: BaseException, uri: str, verb: str) -> LatentlakeError:
     """The error a user reads for a storage exception: what, where, what to do."""
     text = " ".join(str(e) or type(e).__name__ for e in _chain(error)).lower()
-    reason = " ".join(COLOURS.sub("", str(error) or type(error).__name__).split())[:300]
+    reason = COLOURS.sub("", str(error) or type(error).__name__)
+    reason = " ".join(without_keys(reason).split())[:300]
     if any(word in text for word in NO_BUCKET):
         return InputError(f"cannot {verb} {uri}: the bucket does not exist")
     if isinstance(error, PermissionError) or any(word in text for word in DENIED):
@@ -226,7 +227,7 @@ def explain(error: BaseException, uri: str, verb: str) -> LatentlakeError:
     if isinstance(error, FileNotFoundError):
         return InputError(f"cannot {verb} {uri}: it does not exist")
     endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
-    where = f" (endpoint {endpoint})" if endpoint and local_path(uri) is None else ""
+    where = f" (endpoint {without_keys(endpoint)})" if endpoint and local_path(uri) is None else ""
     return StorageError(f"cannot {verb} {uri}{where}: {reason}")
 
 

@@ -6,6 +6,7 @@ whoever wrote it there.
 
 from __future__ import annotations
 
+import logging
 import re
 
 from jobs.errors import InputError
@@ -31,6 +32,32 @@ def is_plain(name: str) -> bool:
     return _PLAIN.fullmatch(name) is not None
 
 
+# What a query of a URL gives a key, a token or a signature as.
+_KEY = (
+    r"(?:[a-z0-9_.~-]*(?:signature|credential|token|secret|password|passwd|api[_-]?key|"
+    r"access[_-]?key[_-]?(?:id)?)|sig|key|pwd|auth)"
+)
+_IN_A_QUERY = re.compile(rf"([?&;]{_KEY}=)[^&;\s'\"<>#]+", re.IGNORECASE)
+# A secret key of S3's may have a slash in it.
+_USER = re.compile(
+    r"(s3://)[^/\s@'\"<>?#:]*:[^\s@'\"<>]*@|(://)[^/\s@'\"<>?#]*:[^/\s@'\"<>?#]*@", re.IGNORECASE
+)
+
+
+def without_keys(text: str) -> str:
+    """A message without the passwords and signatures of the URLs in it, whoever wrote it."""
+    return _IN_A_QUERY.sub(r"\1…", _USER.sub(r"\1\2…@", text)) if "://" in text else text
+
+
+class WithoutKeys(logging.Filter):
+    """Of a logger: what it passes on has no key in it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        told = record.getMessage()
+        record.msg, record.args = without_keys(told), ()
+        return True
+
+
 def refuse_credentials(uri: str) -> None:
     """Raises InputError for a URI with a user or a key in it, and does not repeat them."""
     scheme, mark, rest = uri.strip().partition("://")
@@ -47,6 +74,12 @@ def refuse_credentials(uri: str) -> None:
         found = bool(at) or (":" in host and not host.startswith("arn:"))
     else:
         found = bool(at)
+    if scheme in ("http", "https") and not found and _IN_A_QUERY.search(uri):
+        raise InputError(
+            f"{scheme}://…: this URL is signed, or has a key in it, and a URL is shown and kept; "
+            "name the store itself (s3://, gs://, abfs://) and give credentials by the "
+            "environment, or fetch the file first"
+        )
     if found:
         raise InputError(
             f"{scheme}://…: this URI has a user or a key in it, and a URI is shown and kept; write "

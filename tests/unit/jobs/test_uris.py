@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -10,10 +11,11 @@ import pytest
 
 from jobs.config import RaySettings, StageSettings
 from jobs.errors import InputError
+from jobs.nightly_config import load_nightly
 from jobs.settings import load_yaml
-from jobs.storage import resolve_source, resolve_uri
+from jobs.storage import explain, resolve_source, resolve_uri
 from jobs.submit import run_on_cluster
-from jobs.uris import refuse_credentials
+from jobs.uris import refuse_credentials, without_keys
 from jobs.work import Work
 from tests.helpers import run_cli
 
@@ -95,3 +97,60 @@ def test_a_flows_parameter_with_one_is_refused(tmp_path) -> None:
     with pytest.raises(InputError, match="profile") as refused:
         opened(str(config), None, WITH_A_SECRET[0])
     assert secrets_in(str(refused.value)) == []
+
+
+SIGNED = [
+    "https://b.s3.amazonaws.com/a.tar?X-Amz-Credential=AKEY%2F1&X-Amz-Signature=HUSH",
+    "https://b.s3.amazonaws.com/a.tar?AWSAccessKeyId=AKEY&Expires=1&Signature=HUSH%3D",
+    "https://storage.googleapis.com/b/a.tar?X-Goog-Signature=HUSH",
+    "https://a.blob.core.windows.net/c/a.tar?sv=2022-11-02&se=2030-01-01&sig=HUSH%3D",
+    "HTTPS://host/a.tar?page=1&access_token=HUSH",
+    "http://host/a.tar?api_key=HUSH",
+    "https://host/a.tar?password=HUSH#top",
+]
+
+
+@pytest.mark.parametrize("ask", [resolve_source, refuse_credentials])
+@pytest.mark.parametrize("uri", SIGNED)
+def test_a_signed_url_is_refused_and_not_repeated(uri: str, ask: Callable[[str], Any]) -> None:
+    with pytest.raises(InputError, match="is signed, or has a key in it") as refused:
+        ask(uri)
+    assert secrets_in("".join(traceback.format_exception(refused.value))) == []
+
+
+@pytest.mark.parametrize("uri", [*SIGNED, WITH_A_SECRET[6], "http://someone:HUSH@host:8265"])
+def test_whoever_tells_of_one_its_key_is_cut_out(uri: str, caplog, monkeypatch) -> None:
+    """A store's client, an exception of Ray's: messages that are not ours."""
+    told = f"403, message='Forbidden', url=URL('{uri}') (<{uri}>)"
+    assert secrets_in(without_keys(told)) == []
+    assert "403, message='Forbidden'" in without_keys(told)
+    assert secrets_in(str(explain(OSError(told), "https://host/a", "read"))) == []
+    logging.getLogger("latentlake").warning("asked %s", uri)
+    assert secrets_in(caplog.text) == []
+    monkeypatch.setenv("AWS_ENDPOINT_URL", uri)
+    assert secrets_in(str(explain(OSError("no"), "s3://b/a", "read"))) == []
+
+
+def test_text_without_a_key_stays_as_it_is() -> None:
+    for text in (*WITHOUT, "a: b@c", "see https://host/a?b=c&page=2 and x@y.z", "key=HUSH"):
+        assert without_keys(text) == text
+
+
+@pytest.mark.parametrize("address", ["http://someone:HUSH@h:8265", "someone:HUSH@h:6379"])
+def test_a_cluster_s_address_with_a_password_is_refused(tmp_path, address: str) -> None:
+    with pytest.raises(ValueError, match="RAY_AUTH_TOKEN") as refused:
+        RaySettings(address=address)
+    assert secrets_in(str(refused.value)) == []
+    words = ("--source", str(tmp_path), "--dataset", "d", "--ray-address", address)
+    told = run_cli("stage", *words, "--lake", str(tmp_path / "lake"))
+    assert told.code == 2
+    assert "RAY_AUTH_TOKEN" in told.err
+    assert secrets_in(told.err + told.out) == []
+    config = tmp_path / "n.yaml"
+    config.write_text(
+        "stage: {source: a, dataset: d}\ntrain: {dataset: d, model: d}\n"
+        f"embed: {{dataset: d, model: d}}\nray: {{address: '{address}'}}\n"
+    )
+    with pytest.raises(InputError, match="RAY_AUTH_TOKEN") as refused_config:
+        load_nightly(str(config))
+    assert secrets_in("".join(traceback.format_exception(refused_config.value))) == []
