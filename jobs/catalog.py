@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import functools
 from typing import Any
 
 import pyarrow as pa
 
-from jobs.documents import parsed
+from jobs.documents import damaged, parsed
 from jobs.errors import InputError, unknown_name
 from jobs.lake import Lake
 from jobs.shards import read_shard
@@ -15,6 +16,14 @@ from jobs.storage import exists, folder_names, join
 from jobs.tables import Snapshot, open_snapshot
 
 Versions = dict[str, int]
+# What each row tells.
+TOLD: dict[str, dict[str, type]] = {
+    "aliases": {"sequence": int, **dict.fromkeys(("model", "alias", "version"), str)},
+    "runs": {
+        "finished_at": dt.datetime,
+        **dict.fromkeys(("job_id", "job", "target", "night", "counts", "versions", "config"), str),
+    },
+}
 
 
 def datasets(lake: Lake) -> list[str]:
@@ -36,7 +45,13 @@ def catalog_rows(lake: Lake, table: str) -> list[dict[str, Any]]:
     if snapshot is None:
         return []
     rows = _rows_of(tuple(snapshot.file_uris()), tuple(snapshot.schema.names))
-    return rows.to_pylist() if rows is not None else []
+    found = rows.to_pylist() if rows is not None else []
+    for row in found:
+        told = TOLD.get(table, {}).items()
+        lacks = [name for name, kind in told if not isinstance(row.get(name), kind)]
+        if lacks:
+            raise damaged(lake.catalog(table), f"a row without {lacks[0]}")
+    return found
 
 
 # Files never change under their names; these tables are small, and asked again and again.

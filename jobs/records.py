@@ -64,14 +64,24 @@ def _plan(data: bytes, job_id: str, uri: str) -> Plan:
     plan = parsed(Plan, data, uri, AGAIN)
     if plan.job_id != job_id:  # its name is a digest of most of it
         raise damaged(uri, f"it is the plan of {plan.job_id}", AGAIN)
-    _require_plain((unit.unit_id for unit in plan.units), uri)
+    if parsed(_Checked, data, uri, AGAIN).checksum not in (None, plan.checksum):
+        raise damaged(uri, "its settings are not those that it was saved with", AGAIN)
+    _require_own(plan.units, plan, uri)
     return plan
 
 
-def _require_plain(names: Iterable[str], uri: str) -> None:
-    for name in names:
-        if not is_plain(name):
-            raise damaged(uri, f"{name!r} is no name of a unit", AGAIN)
+@dataclasses.dataclass(frozen=True)
+class _Checked:
+    """checksum: None in plans of older releases."""
+
+    checksum: str | None = None
+
+
+def _require_own(units: Iterable[Unit], plan: Plan, uri: str) -> None:
+    """A unit's name is a digest of its inputs: what others have changed does not fit it."""
+    for unit in units:
+        if unit != Unit.of(plan.fingerprint, unit.inputs):
+            raise damaged(uri, f"{unit.unit_id!r:.80} is no name of a unit with its inputs", AGAIN)
 
 
 def _require_inner(outputs: Iterable[Output], uri: str) -> None:
@@ -94,14 +104,14 @@ def save_units(lake: Lake, job_id: str, units: Sequence[Unit], found: dict[str, 
     create_or_keep(join(lake.units(job_id), "units.json"), json.dumps(body).encode())
 
 
-def load_units(lake: Lake, job_id: str) -> tuple[list[Unit], dict[str, Any]] | None:
+def load_units(lake: Lake, plan: Plan) -> tuple[list[Unit], dict[str, Any]] | None:
     """None where the planning was not finished."""
-    uri = join(lake.units(job_id), "units.json")
+    uri = join(lake.units(plan.job_id), "units.json")
     data = read_if_there(uri)
     if data is None:
         return None
     body = parsed(_Units, data, uri, AGAIN)
-    _require_plain((unit.unit_id for unit in body.units), uri)
+    _require_own(body.units, plan, uri)
     return body.units, body.found
 
 

@@ -116,7 +116,7 @@ class StageJob(PoolJob):
         Of those that an earlier run saved, the ones whose files are still what they were: the
         others' files are planned anew after this plan.
         """
-        saved = records.load_units(self.lake, plan.job_id)
+        saved = records.load_units(self.lake, plan)
         if saved is not None:
             units, gone = self._current(saved[0], [(u, e) for u, e in saved[1]["gone"]])
             if not units and not gone:

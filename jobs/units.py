@@ -66,8 +66,13 @@ class Plan:
             job_id=self.job_id, night=self.night, base=self.base, settings=self.settings
         )
 
+    @property
+    def checksum(self) -> str:
+        """Of what its id does not tell."""
+        return digest(self.settings, self.base)
+
     def to_json(self) -> bytes:
-        return json.dumps(dataclasses.asdict(self)).encode()
+        return json.dumps(dataclasses.asdict(self) | {"checksum": self.checksum}).encode()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
