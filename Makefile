@@ -30,9 +30,12 @@ faults: $(VENV)/.dev     ## kill, fail storage and simulate nights, many rounds
 		tests/integration/test_compile.py tests/unit/vae_core/test_two_sample.py \
 		tests/unit/jobs/test_drift_decision.py tests/unit/jobs/test_drift_level.py --timeout 7200
 
-attack: $(VENV)/.dev     ## what a stranger may try: a web page, with each line of defence by itself
-	LATENTLAKE_FAULT_ROUNDS=2 $(BIN)/python -m pytest tests/integration/test_strangers.py \
-		tests/integration/test_browser.py tests/unit/flows/test_login.py
+attack: $(VENV)/.dev     ## what a stranger may try: web pages, folders, files, 2,000 changed lakes; a quarter of an hour
+	LATENTLAKE_FAULT_ROUNDS=2 LATENTLAKE_MUTATIONS=2000 $(BIN)/python -m pytest -n 2 \
+		tests/integration/test_strangers.py tests/integration/test_browser.py \
+		tests/integration/test_working_directory.py tests/integration/test_terminal.py \
+		tests/faults/test_hostile_lakes.py tests/unit/jobs/test_hostile_lake.py \
+		tests/unit/jobs/test_hostile.py tests/unit/jobs/test_uris.py tests/unit/flows/test_login.py
 
 mutants: $(VENV)/.dev    ## 40 small changes of the code: does a unit test fail for each? long
 	$(BIN)/python -u -m tests.mutants

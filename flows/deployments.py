@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
-from flows.environment import HEARTBEAT, NO_SURPRISES, TAG, prepare_prefect
+from flows.environment import HEARTBEAT, NO_SURPRISES, TAG, WORKDIR, prepare_prefect
 
 prepare_prefect()
 
@@ -42,6 +42,7 @@ OF_RUNS = {
     **HEARTBEAT,
     **NO_SURPRISES,
 }
+NOBODYS = "/"  # a folder that nobody but the machine's owner writes to
 CONFIGURED = "latentlake-config"  # the slug of the schedule that is the config's
 
 
@@ -61,7 +62,8 @@ def deploy(config: str, settings: NightlySettings, pool: str, workdir: str) -> l
     """Registers the flows of a config; returns the names of their deployments.
 
     What somebody did on a deployment's page stays: schedules made there, what is paused.
-    workdir: where runs work, for paths that are relative.
+    workdir: where runs work, for paths that are relative. They begin elsewhere: Prefect imports
+    from where they begin (3.8), and this may be a folder that others write to.
     """
     path = config if "://" in config else str(Path(config).absolute())
     dataset = settings.stage.dataset
@@ -80,7 +82,7 @@ def deploy(config: str, settings: NightlySettings, pool: str, workdir: str) -> l
             entrypoint_type=EntrypointType.MODULE_PATH,
             work_pool_name=pool,
             work_queue_name=dataset,
-            job_variables={"working_dir": workdir, "env": OF_RUNS},
+            job_variables={"working_dir": NOBODYS, "env": OF_RUNS | {WORKDIR: workdir}},
         )
         # An update that says nothing of these leaves them; one that says None takes them away.
         made.model_fields_set.difference_update({"schedules", "paused"})

@@ -28,6 +28,7 @@ QUIET = {
 }
 # No child of ours imports what lies in the working directory: somebody's `h2.py`, or `jobs`.
 NO_SURPRISES = {"PYTHONSAFEPATH": "1"}
+WORKDIR = "LATENTLAKE_WORKDIR"  # where a deployment's runs go to, once they have begun
 # A watch takes a run whose beats stay away for lost: nothing else may set how often they come.
 HEARTBEAT = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S)}
 
@@ -39,6 +40,8 @@ def prepare_prefect() -> None:
     migrations), and the user's `~/.prefect` stays as it is.
     """
     collector.seldom()
+    if folder := os.environ.pop(WORKDIR, None):
+        os.chdir(folder)
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     os.environ |= HEARTBEAT

@@ -25,10 +25,17 @@ class Mutation:
         self.lake, self.outside = lake, outside
         files = sorted(p for p in lake.rglob("*") if p.is_file())
         documents = [p for p in files if p.suffix in (".json", ".safetensors")]
-        others = [p for p in files if p not in documents]
-        self.file = self.random.choice(others if self.random.random() < 0.05 else documents)
+        kinds = [
+            ([p for p in documents if p.relative_to(lake).parts[0] == "units"], 8),
+            ([p for p in documents if "bundles" in p.parts], 5),
+            ([p for p in documents if "_delta_log" in p.parts], 5),
+            (files, 2),
+        ]
+        among = [one for one, _ in kinds]
+        (among,) = self.random.choices(among, [share for _, share in kinds])
+        self.file = self.random.choice(among)
         way = self._bytes
-        if self.file in documents and self.random.random() < 0.8:
+        if self.file in documents and self.random.random() < 0.85:
             way = self._tensors if self.file.suffix == ".safetensors" else self._document
         self.told = f"{self.file.relative_to(lake)}: {way()}"
 
@@ -105,11 +112,13 @@ class Mutation:
             else:
                 holder[key] = json.dumps(inner)
                 return doc, f"{key!r} > {told}"
-        kind = self.random.choice(["value"] * 6 + ["gone", "twice"])
+        kind = self.random.choice(["value"] * 6 + ["gone", "twice", "renamed"])
         if kind == "gone":
             del holder[key]
         elif kind == "twice" and isinstance(holder, list):
             holder.append(copy.deepcopy(old))
+        elif kind == "renamed" and isinstance(holder, dict):
+            holder[str(self._value(key))] = holder.pop(key)
         else:
             holder[key] = self._value(old)
             return doc, f"{key!r} = {holder[key]!r:.80}"

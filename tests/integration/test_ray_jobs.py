@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -27,11 +26,12 @@ from jobs.config import RaySettings, StageSettings, TrainSettings
 from jobs.errors import InputError
 from jobs.lake import Lake
 from jobs.work import Work
-from tests.helpers import ROOT, Ran, ok, run_cli, write_source
+from tests.helpers import Ran, ok, run_cli, write_source
 from tests.limits import RUN_S, until
 from tests.prometheus import PROMETHEUS, dashboard_metrics, exported, panels, prometheus
 from tests.ray_head import RayHead, running_head
 from tests.serving import Served, command_of, descendants, serving, settings_of
+from tests.wheels import wheel_of
 
 pytestmark = pytest.mark.integration
 NIGHT = "2026-01-01"
@@ -289,23 +289,6 @@ def test_other_commands_say_that_they_need_a_node(source: Path, lake: Lake, head
 
     with pytest.raises(InputError, match="takes jobs"):
         cluster._connect(RaySettings(address=head.address))
-
-
-def wheel_of(folder: Path, version: str | None = None) -> Path:
-    """Built from a copy of the project, as `make wheel` builds it."""
-    tree = folder / "tree"
-    for name in ("vae_core", "jobs", "flows"):
-        shutil.copytree(ROOT / name, tree / name)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tree)
-    project = tree / "pyproject.toml"
-    if version is not None:
-        text = project.read_text().replace('version = "0.1.0"', f'version = "{version}"')
-        project.write_text(text)
-    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*build, "-w", folder / "dist", tree], check=True)
-    (wheel,) = (folder / "dist").glob("*.whl")
-    return wheel
 
 
 def test_a_wheel_brings_its_own_code(

@@ -1,7 +1,4 @@
-"""What lies in the working directory is data, and never code of ours.
-
-But that Prefect puts a deployment's folder on the path of its runs by itself (3.8).
-"""
+"""What lies in the working directory is data, and never code of ours."""
 
 from __future__ import annotations
 
@@ -17,10 +14,13 @@ from typing import Any
 import pytest
 import yaml
 
+from jobs import views
+from jobs.lake import Lake
 from tests.helpers import ok, run_cli, write_source
-from tests.limits import RUN_S, START_S, until
+from tests.limits import COMMAND_S, RUN_S
 from tests.serving import serving, settings_of
 from tests.strange_modules import imported, write_modules
+from tests.wheels import installed, wheel_of
 
 pytestmark = pytest.mark.integration
 PATHS = """
@@ -60,12 +60,32 @@ def test_a_night_in_a_folder_of_modules_imports_none(tmp_path: Path) -> None:
     assert imported(tmp_path) == []
 
 
-def test_a_server_and_its_worker_in_a_folder_of_modules_import_none(tmp_path: Path) -> None:
+def test_an_installed_latentlake_stages_the_photos_beside_such_modules(tmp_path: Path) -> None:
+    """With Ray's workers, which would import `jobs` from here: staging hung for ever."""
+    photos = tmp_path / "photos"
+    write_source(photos / "a.parquet", range(30))
+    write_modules(photos)
+    program = installed(wheel_of(tmp_path / "wheel"), tmp_path / "env")
+    words = ["stage", "--source", "a.parquet", "--dataset", "d", "--lake", "lake", "--json"]
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [program, *words], cwd=photos, env=env, capture_output=True, text=True, timeout=COMMAND_S
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["counts"]["staged"] == 30
+    assert imported(photos) == []
+
+
+def test_a_server_its_worker_and_a_run_in_a_folder_of_modules_import_none(tmp_path: Path) -> None:
     write_source(tmp_path / "source" / "a.parquet", range(3))
     write_modules(tmp_path)
-    with serving(tmp_path, settings_of(tmp_path, "d")) as served:
-        workers = "/work_pools/latentlake/workers/filter"
-        until(lambda: served.call("POST", workers, {}), START_S)
+    settings = settings_of(tmp_path, "d")
+    settings["stage"]["source"] = "source/a.parquet"  # in the folder that serve was started in
+    with serving(tmp_path, settings) as served:
+        run = served.wait(served.start("nightly/d", night="2026-01-01"))
+    # Too few images for a model; but they were found, and staged.
+    assert "no images in its validation split" in run["state"]["message"]
+    assert len(views.sql(Lake((tmp_path / "lake").as_uri()), "SELECT image_id FROM images")) == 3
     assert imported(tmp_path) == []
 
 
