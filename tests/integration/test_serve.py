@@ -24,7 +24,7 @@ from flows.environment import HEARTBEAT_S, WORKER_ASKS_S
 from jobs import views
 from jobs.lake import Lake
 from tests.helpers import LATENTLAKE, ROOT, free_port, ok, run_cli, write_source
-from tests.limits import END_S, RUN_S, until
+from tests.limits import END_S, RUN_S, SOON_S, until
 from tests.serving import (
     Served,
     children,
@@ -156,9 +156,30 @@ def at_work(served: Served, run_id: str) -> None:
     assert served.run(run_id)["state_type"] == "RUNNING"
 
 
+# The socket that the page listens to; logs have one, too, which Prefect leaves off (3.8).
+LISTEN = f"""
+import asyncio, os
+from prefect.events.clients import get_events_subscriber
+async def listen():
+    async with asyncio.timeout({SOON_S}), get_events_subscriber() as events:
+        print("listening", flush=True)
+        async for event in events:
+            if event.event == "prefect.flow-run.Running":
+                print(event.resource.id, flush=True)
+                os._exit(0)
+asyncio.run(listen())
+"""
+
+
 def test_a_cancelled_run_stops_and_the_next_goes_on_from_it(served: Served) -> None:
+    env = os.environ | served.client()
+    live = subprocess.Popen([sys.executable, "-c", LISTEN], env=env, stdout=subprocess.PIPE)
+    assert live.stdout is not None
+    assert live.stdout.readline() == b"listening\n"
     run_id = served.start("nightly/slow", night="2026-01-01")
     at_work(served, run_id)
+    assert live.stdout.readline() == f"prefect.flow-run.{run_id}\n".encode()
+    assert live.wait(END_S) == 0
     held = raylets(served)
     assert held
     cancelling = {"state": {"type": "CANCELLING"}, "force": False}
