@@ -17,6 +17,7 @@ from PIL import Image
 from sklearn.decomposition import PCA
 
 from jobs.compare import Difference
+from jobs.controls import CONTROLS
 from jobs.lake import Lake
 from jobs.report_blocks import Chart, Limits, Rows, Say, Section, number, p_text, percent
 from jobs.report_figures import (
@@ -168,6 +169,15 @@ def test_data_in_a_script_cannot_end_it_and_come_back_as_they_were() -> None:
 def page_with(*sections: Section) -> str:
     headline = Headline("good", ATTACK, ATTACK, ATTACK)
     return render(ATTACK, headline, sections, [ATTACK])
+
+
+def test_a_page_has_no_control_characters_of_the_data() -> None:
+    evil = "red\x1b[31m\x9b\u202egnp.exe"
+    rows = Rows(evil, (evil, evil), [(evil, evil)])
+    section = Section("s", evil, [Say(evil), rows])
+    html = render(evil, Headline("good", evil, evil, evil), [section], [evil])
+    assert html.count("red") > 5
+    assert not CONTROLS.findall(html)
 
 
 def test_every_value_of_every_block_is_escaped() -> None:
