@@ -278,5 +278,7 @@ def _same_rows(images: Snapshot, version: int) -> bool:
     """Whether the snapshot holds the rows of that version: no commit since but of compaction."""
     if images.version <= version:
         return images.version == version
-    since = [entry for entry in images.history() if entry["version"] > version]
-    return all(str(entry.get("job_id", "compact-")).startswith("compact-") for entry in since)
+    return all(
+        str(entry.get("job_id", "compact-")).startswith("compact-")
+        for entry in images.history(down_to=version + 1)
+    )

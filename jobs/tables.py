@@ -20,6 +20,7 @@ from deltalake import DeltaTable, Schema
 from deltalake.exceptions import CommitFailedError, TableNotFoundError
 from deltalake.transaction import AddAction, CommitProperties, RemoveAction, Transaction
 
+from jobs import table_log
 from jobs.ahead import read_ahead
 from jobs.documents import damaged
 from jobs.errors import InputError, JobError, LatentlakeError, StorageError
@@ -31,6 +32,8 @@ from jobs.units import Output
 from jobs.uris import is_inner
 
 APP = "latentlake"
+FEW = 4  # entries that are read one after the other
+LOOKED_AT = 10  # for the last commit of a job
 
 
 class Conflict(Exception):
@@ -195,22 +198,42 @@ class Snapshot:
         # The handle reads the log when it is asked.
         return attempt(lambda: self.handle.transaction_version(name), self.uri, "read")
 
-    def history(self, limit: int | None = None) -> list[dict[str, Any]]:
-        """What the log tells of the last `limit` commits, of all if None."""
-        return attempt(lambda: self.handle.history(limit), self.uri, "read")
+    def history(self, down_to: int = 0) -> Iterator[dict[str, Any]]:
+        """What the log tells of this version and of those before it, the newest first.
+
+        Ends at version `down_to`, or where the log has been cleaned. Raises InputError for an
+        entry that is damaged.
+        """
+        versions = range(self.version, max(down_to, 0) - 1, -1)
+        for entry in self._entries(versions):
+            if entry is None:
+                return
+            yield entry
+
+    def _entries(self, versions: range) -> Iterator[dict[str, Any] | None]:
+        # The newest alone is what is asked for mostly.
+        for version in versions[:FEW]:
+            yield table_log.entry(self.uri, version)
+        rest = (str(version) for version in versions[FEW:])
+        for _, entry in read_ahead(rest, lambda name: table_log.entry(self.uri, int(name))):
+            yield entry
 
     def last_commit(self) -> dict[str, Any]:
         """The newest commit's metadata: `job_id` and `commit`, where a job of ours made it."""
-        entries = self.history(10)
-        # Commits that only add a column are nobody's job.
-        ours = [entry for entry in entries if "job_id" in entry] or entries
-        return max(ours, key=lambda entry: entry["version"])
+        newest: dict[str, Any] = {"version": self.version}
+        for entry in self.history(down_to=self.version - LOOKED_AT):
+            if "job_id" in entry:  # commits that only add a column are nobody's job
+                return entry
+            newest = newest if len(newest) > 1 else entry
+        return newest
 
     def commit_of(self, job_id: str) -> dict[str, Any]:
-        """The metadata of the job's commit; that of the newest where it is too long ago to tell."""
+        """The metadata of the job's commit. Raises InputError where the log tells it no more."""
         assert self.has(job_id), f"{job_id} has not committed to {self.uri}"
-        entries = self.history(100)
-        return next((e for e in entries if e.get("job_id") == job_id), entries[0])
+        found = next((e for e in self.history() if e.get("job_id") == job_id), None)
+        if found is None:
+            raise damaged(f"the log of {self.uri}", f"the commit of {job_id} has left it")
+        return found
 
     def version_of(self, job_id: str) -> int:
         """The version that the job published."""

@@ -142,12 +142,12 @@ def _kept_paths(newest: Snapshot, uses: _Uses, keep_days: float) -> set[str]:
     since = time.time() - keep_days * 86_400
     kept = {newest.version, *uses.versions.get(newest.uri, set())}
     # A version was the newest until the next one came.
-    history = sorted(newest.history(), key=lambda entry: -entry["version"])
     came_after = float("inf")
-    for entry in history:
+    for entry in newest.history():
         if came_after >= since:
             kept.add(entry["version"])
-        came_after = entry["timestamp"] / 1000
+        when = entry.get("timestamp")
+        came_after = when / 1000 if isinstance(when, int) else float("inf")
     paths: set[str] = set()
     for version in kept:
         snapshot = newest if version == newest.version else open_snapshot(newest.uri, version)

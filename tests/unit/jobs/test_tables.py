@@ -1,18 +1,24 @@
 from __future__ import annotations
 
+import tempfile
 import threading
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from deltalake import Schema
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from jobs import table_log
 from jobs.errors import InputError
 from jobs.lake import Lake
 from jobs.publish import append_rows
 from jobs.schema import ALIASES, images_spec, split_of
 from jobs.shards import write_shard
-from jobs.tables import Conflict, Table
+from jobs.storage import local_path
+from jobs.tables import Conflict, Snapshot, Table, _added
 
 
 def alias_rows(count: int, start: int = 0) -> pa.Table:
@@ -153,3 +159,52 @@ def test_splits_follow_the_id_alone_in_the_stated_shares() -> None:
     for split, share in (("train", 80), ("validation", 5), ("calibration", 10), ("test", 5)):
         assert abs(found.count(split) / 20_000 - share / 100) < 0.01
     assert found == [split_of(image_id) for image_id in ids]
+
+
+@given(held=st.integers(1, 6), later=st.integers(0, 6), widened=st.booleans())
+@settings(max_examples=20)
+def test_an_older_snapshot_tells_its_own_versions(held: int, later: int, widened: bool) -> None:
+    """Whatever others have committed since: deltalake's history numbers theirs as its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        table = Table(Lake(Path(folder).as_uri()).catalog("aliases"), ALIASES)
+        table.ensure()
+        for number in range(1, held + 1):
+            _newest(table).commit(f"job-{number}", [], {"commit": f"c{number}"})
+        old = _newest(table)
+        if widened:
+            _added(_newest(table).handle, list(Schema.from_arrow(WIDER).fields))
+        for number in range(held + 1, held + later + 1):
+            _newest(table).commit(f"job-{number}", [], {"commit": f"c{number}"})
+        told = list(old.history())
+        assert [entry["version"] for entry in told] == list(range(held, -1, -1))
+        named = [entry["job_id"] for entry in told if "job_id" in entry]
+        assert named == [f"job-{number}" for number in range(held, 0, -1)]
+        assert old.last_commit()["commit"] == f"c{held}"
+        for number in range(1, held + 1):
+            assert old.version_of(f"job-{number}") == number
+        assert not any(old.has(f"job-{held + number}") for number in range(1, later + 1))
+        assert old.commits == held
+
+
+def _newest(table: Table) -> Snapshot:
+    found = table.snapshot()
+    assert found is not None
+    return found
+
+
+WIDER = pa.schema([pa.field("later", pa.string())])
+
+
+@pytest.mark.parametrize("cut", [0, 1, 40, -2])
+def test_a_damaged_entry_of_the_log_is_told_and_never_an_empty_commit(
+    table: Table, cut: int
+) -> None:
+    table.ensure()
+    for number in (1, 2):
+        _newest(table).commit(f"job-{number}", [], {})
+    held = _newest(table)
+    path = local_path(table_log.entry_uri(table.uri, 1))
+    assert path is not None
+    path.write_bytes(path.read_bytes().rstrip()[:cut])
+    with pytest.raises(InputError, match=r"0001\.json is damaged"):
+        list(held.history())
