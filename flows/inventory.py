@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from flows.output import records_text
 from jobs import catalog
 from jobs.bundle_about import read_about
+from jobs.errors import InputError
 from jobs.lake import Lake
 from jobs.tables import open_snapshot
+
+log = logging.getLogger("latentlake")
 
 RUNS_SHOWN = 10
 
@@ -25,7 +29,7 @@ def inventory(lake: Lake) -> dict[str, Any]:
 
 def _dataset(lake: Lake, name: str) -> dict[str, Any]:
     uri = lake.dataset(name, "images")
-    version = catalog.published_versions(lake).get(uri.removeprefix(lake.uri + "/"))
+    version = catalog.published_versions(lake).get(lake.name_of(uri))
     snapshot = open_snapshot(uri, version) if version is not None else None
     rows = snapshot.partition_rows({}) if snapshot is not None else 0
     return {"dataset": name, "images_version": version, "images": rows}
@@ -35,18 +39,27 @@ def _bundles(lake: Lake, model: str) -> list[dict[str, Any]]:
     named = catalog.aliases(lake, model)
     rows = []
     for version in catalog.bundle_versions(lake, model):
-        about = read_about(lake, model, version)
-        rows.append(
-            {
-                "model": model,
-                "version": version,
-                "aliases": ", ".join(a for a, v in named.items() if v == version),
-                "dataset": about["data"]["dataset"],
-                "images_version": about["data"]["images_version"],
-                "validation_nats": about["metrics"]["validation_nats"],
-            }
-        )
+        row = {
+            "model": model,
+            "version": version,
+            "aliases": ", ".join(a for a, v in named.items() if v == version),
+        }
+        rows.append(row | _told(lake, model, version))
     return rows
+
+
+def _told(lake: Lake, model: str, version: str) -> dict[str, Any]:
+    """What its bundle says; nothing, and a word in the log, where it is damaged."""
+    try:
+        about = read_about(lake, model, version)
+    except InputError as error:
+        log.warning("%s", error)
+        return dict.fromkeys(("dataset", "images_version", "validation_nats"))
+    return {
+        "dataset": about["data"]["dataset"],
+        "images_version": about["data"]["images_version"],
+        "validation_nats": about["metrics"]["validation_nats"],
+    }
 
 
 def _run(row: dict[str, Any]) -> dict[str, Any]:

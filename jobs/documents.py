@@ -13,10 +13,14 @@ T = TypeVar("T")
 MEND = "nothing was done with it; whoever wrote the lake has to mend it"
 
 
+class Unreadable(InputError):
+    """A document that was cut off, or says what none of its kind says: as if it were not there."""
+
+
 def parsed(kind: type[T], data: bytes | str, uri: str, remedy: str = MEND) -> T:
     """A document of a kind: a dataclass, a dict.
 
-    Raises InputError that names its place, what is wrong with it, and the remedy.
+    Raises Unreadable that names its place, what is wrong with it, and the remedy.
     """
     with _told(uri, remedy):
         return _adapter(kind).validate_json(data)
@@ -56,11 +60,19 @@ def _told(uri: str, remedy: str) -> Iterator[None]:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         told = f"{where}: {first['msg']}" if where else first["msg"]
-        raise damaged(uri, told, remedy) from None
+        raise unreadable(uri, told, remedy) from None
+
+
+def unreadable(uri: str, what: str, remedy: str = MEND) -> Unreadable:
+    return Unreadable(_sentence(uri, what, remedy))
 
 
 def damaged(uri: str, what: str, remedy: str = MEND) -> InputError:
-    return InputError(f"{uri} is damaged, or not ours ({what}); {remedy}")
+    return InputError(_sentence(uri, what, remedy))
+
+
+def _sentence(uri: str, what: str, remedy: str) -> str:
+    return f"{uri} is damaged, or not ours ({what}); {remedy}"
 
 
 @functools.cache

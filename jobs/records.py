@@ -2,22 +2,27 @@
 
 All of it lies under `units/<job_id>/`, is written create-only, and goes after the commit. What it
 says of outputs is relative to the lake, and is read as if a stranger had written it: a lake that
-was copied completes into the copy, and no record makes us write, or remove, elsewhere.
+was copied completes into the copy, and no record makes us write, or remove, elsewhere. A plan or
+a completion that was cut off counts as not there: the work is done again.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from jobs.documents import damaged, parsed
+from jobs.documents import Unreadable, damaged, parsed, unreadable
+from jobs.errors import JobError
 from jobs.lake import Lake
 from jobs.storage import (
+    ATTEMPTS,
     create_or_keep,
+    delete,
     delete_tree,
     folder_names,
     join,
@@ -28,17 +33,24 @@ from jobs.storage import (
 from jobs.units import Completion, Output, Plan, Unit, digest
 from jobs.uris import is_inner, is_plain
 
+log = logging.getLogger("latentlake")
+
 READERS = 16  # requests at a time
 TABLE = re.compile(r"(datasets|models)/[a-z0-9_-]+/[a-z0-9_]+|catalog/[a-z0-9_]+")
-AGAIN = "remove the folder it lies in, and the job is planned anew"
+AGAIN = "it counts as not there, and is done again"
 
 
 def save_plan(lake: Lake, plan: Plan) -> Plan:
     """Saves the plan under its job id, and returns the saved one: a plan once saved holds."""
     uri = join(lake.units(plan.job_id), "plan.json")
-    if create_or_keep(uri, plan.to_json()):
-        return plan
-    return _plan(read(uri), plan.job_id, uri)
+    for _ in range(ATTEMPTS):
+        if create_or_keep(uri, plan.to_json()):
+            return plan
+        held = load_plan(lake, plan.job_id)
+        if held is not None:
+            return held
+        delete(uri)
+    raise JobError(f"{uri} comes and goes; run it again")
 
 
 def unfinished_plans(lake: Lake, job: str, target: str) -> list[Plan]:
@@ -54,18 +66,22 @@ def unfinished_plans(lake: Lake, job: str, target: str) -> list[Plan]:
 
 
 def load_plan(lake: Lake, job_id: str) -> Plan | None:
-    """None where there is none, or it was given up."""
+    """None where there is none, it was given up, or it cannot be read."""
     uri = join(lake.units(job_id), "plan.json")
     data = read_if_there(uri)
-    return _plan(data, job_id, uri) if data is not None else None
+    try:
+        return _plan(data, job_id, uri) if data is not None else None
+    except Unreadable as error:
+        log.warning("%s", error)
+        return None
 
 
 def _plan(data: bytes, job_id: str, uri: str) -> Plan:
     plan = parsed(Plan, data, uri, AGAIN)
     if plan.job_id != job_id:  # its name is a digest of most of it
-        raise damaged(uri, f"it is the plan of {plan.job_id}", AGAIN)
+        raise unreadable(uri, f"it is the plan of {plan.job_id}", AGAIN)
     if parsed(_Checked, data, uri, AGAIN).checksum not in (None, plan.checksum):
-        raise damaged(uri, "its settings are not those that it was saved with", AGAIN)
+        raise unreadable(uri, "its settings are not those that it was saved with", AGAIN)
     _require_own(plan.units, plan, uri)
     return plan
 
@@ -81,15 +97,18 @@ def _require_own(units: Iterable[Unit], plan: Plan, uri: str) -> None:
     """A unit's name is a digest of its inputs: what others have changed does not fit it."""
     for unit in units:
         if unit != Unit.of(plan.fingerprint, unit.inputs):
-            raise damaged(uri, f"{unit.unit_id!r:.80} is no name of a unit with its inputs", AGAIN)
+            raise unreadable(
+                uri, f"{unit.unit_id!r:.80} is no name of a unit with its inputs", AGAIN
+            )
 
 
 def _require_inner(outputs: Iterable[Output], uri: str) -> None:
     for output in outputs:
         if not is_inner(output.path):
-            raise damaged(uri, f"{output.path!r} is no path in a table", AGAIN)
+            raise damaged(uri, f"{output.path!r} is no path in a table")
         if output.size < 0 or output.rows < 0:
-            raise damaged(uri, f"{output.path} has {output.rows} rows, {output.size} bytes", AGAIN)
+            told = f"{output.path} has {output.rows} rows, {output.size} bytes"
+            raise unreadable(uri, told, AGAIN)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +129,13 @@ def load_units(lake: Lake, plan: Plan) -> tuple[list[Unit], dict[str, Any]] | No
     data = read_if_there(uri)
     if data is None:
         return None
-    body = parsed(_Units, data, uri, AGAIN)
-    _require_own(body.units, plan, uri)
+    try:
+        body = parsed(_Units, data, uri, AGAIN)
+        _require_own(body.units, plan, uri)
+    except Unreadable as error:
+        log.warning("%s", error)
+        delete(uri)
+        return None
     return body.units, body.found
 
 
@@ -140,10 +164,15 @@ def load_completions(lake: Lake, job_id: str, unit_ids: Sequence[str]) -> dict[s
     wanted = [unit_id for unit_id in unit_ids if unit_id in present]
     with ThreadPoolExecutor(READERS) as pool:
         bodies = pool.map(lambda unit_id: read(_completion_uri(lake, job_id, unit_id)), wanted)
-        return {
-            unit_id: completion_of(body, _completion_uri(lake, job_id, unit_id))
-            for unit_id, body in zip(wanted, bodies, strict=True)
-        }
+        found = {}
+        for unit_id, body in zip(wanted, bodies, strict=True):
+            uri = _completion_uri(lake, job_id, unit_id)
+            try:
+                found[unit_id] = completion_of(body, uri)
+            except Unreadable as error:
+                log.warning("%s", error)
+                delete(uri)
+        return found
 
 
 def completion_of(data: bytes, uri: str) -> Completion:

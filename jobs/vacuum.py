@@ -15,6 +15,8 @@ from typing import Any
 
 from jobs import catalog, records
 from jobs.bundle_about import read_about
+from jobs.documents import Unreadable
+from jobs.errors import InputError
 from jobs.lake import Lake
 from jobs.listing import walk
 from jobs.schema import MAPS, MODEL_TABLES
@@ -50,8 +52,10 @@ def vacuum(
 ) -> Vacuumed:
     """Removes what nothing needs from the tables of datasets and models, and old plans' remains."""
     uses = _Uses(lake)
-    tables = [lake.dataset(d, t) for d in datasets for t in DATASET_TABLES]
-    tables += [lake.model(m, t) for m in models for t in MODEL_FOLDERS]
+    named = [(d, lake.dataset(d, t)) for d in datasets for t in DATASET_TABLES]
+    named += [(m, lake.model(m, t)) for m in models for t in MODEL_FOLDERS]
+    alone = uses.left_alone
+    tables = [uri for name, uri in named if name not in alone and None not in alone]
     young = time.time() - grace_s
     paths, size = [], 0
     for uri in tables:
@@ -79,12 +83,17 @@ class _Uses:
         self.versions: dict[str, set[int]] = {}
         self.files: dict[str, set[str]] = {}
         self.given_up: list[str] = []
+        self.left_alone: set[str | None] = set()
         for table, version in catalog.published_versions(lake).items():
             self._pin(join(lake.uri, table), version)
         for model in catalog.models(lake):
             for version in catalog.bundle_versions(lake, model):
-                data = read_about(lake, model, version)["data"]
-                self._pin(lake.dataset(data["dataset"], "images"), data["images_version"])
+                try:
+                    data = read_about(lake, model, version)["data"]
+                except InputError as error:
+                    self._leave_alone(model, error)
+                else:
+                    self._pin(lake.dataset(data["dataset"], "images"), data["images_version"])
         for job_id in folder_names(lake.all_units):
             self._look_at(lake, job_id)
 
@@ -110,13 +119,22 @@ class _Uses:
         if data is None:
             return
         folder, name = uri.split("/")[-2:]
-        if name.startswith("commit-"):
-            for table, outputs in records.commit_of(lake, data, uri).files.items():
-                self._keep(join(lake.uri, table), outputs)
-        elif folder == "completions" and plan is not None:
-            for output in records.completion_of(data, uri).outputs:
-                for root in _roots(lake, plan):
-                    self._keep(join(root, output.table), [output])
+        try:
+            if name.startswith("commit-"):
+                for table, outputs in records.commit_of(lake, data, uri).files.items():
+                    self._keep(join(lake.uri, table), outputs)
+            elif folder == "completions" and plan is not None:
+                for output in records.completion_of(data, uri).outputs:
+                    for root in _roots(lake, plan):
+                        self._keep(join(root, output.table), [output])
+        except Unreadable as error:
+            if name.startswith("commit-"):  # what it needs is not known; a unit is done again
+                self._leave_alone(plan.target if plan is not None else None, error)
+
+    def _leave_alone(self, name: str | None, why: InputError) -> None:
+        """A dataset's or a model's tables; None for all."""
+        log.warning("%s. Vacuum leaves %s alone", why, name or "everything")
+        self.left_alone.add(name)
 
     def _keep(self, table: str, outputs: list[Output]) -> None:
         self.files.setdefault(table, set()).update(output.path for output in outputs)

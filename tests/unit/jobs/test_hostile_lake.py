@@ -18,6 +18,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flows.inventory import inventory, inventory_text
 from jobs import bundle as bundles
 from jobs import job, records, views
 from jobs.errors import InputError, LatentlakeError
@@ -369,3 +370,76 @@ def test_files_of_a_bundle_that_hold_something_else(trained: Lake, kind: str, da
         InputError, match=f"{kind[:5]}.* is damaged, or not ours|model-.* is damaged"
     ):
         bundles.load(trained, "m", folder.name)
+
+
+# What was cut off blocks nothing else
+
+
+DAMAGES = [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: b'{"job": 1}']
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("what", ["plan.json", "units.json", "completions/*.json"])
+def test_a_record_that_was_cut_off_counts_as_not_there(
+    lake: Lake, source: Path, what: str, damage
+) -> None:
+    waiting = InlineStage(lake, source.parent)
+    plan = records.save_plan(lake, waiting.plan())
+    waiting.execute(plan, waiting.units(plan))
+    root = local_path(lake.uri)
+    assert root is not None
+    file = sorted(root.glob(f"units/*/{what}"))[0]
+    file.write_bytes(damage(file.read_bytes()))
+    again = InlineStage(lake, source.parent)
+    job.run(again)
+    assert len(again.executed) == (1 if "completions" in what else 0)
+    assert staged_labels(lake) == labels_of(range(300))
+    assert not list(root.glob("units/*"))
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_record_of_one_job_stops_no_other(
+    lake: Lake, source: Path, tmp_path: Path, damage
+) -> None:
+    waiting = InlineStage(lake, source.parent, dataset="other")
+    plan = records.save_plan(lake, waiting.plan())
+    waiting.execute(plan, waiting.units(plan))
+    root = local_path(lake.uri)
+    assert root is not None
+    for file in (root / "units" / plan.job_id).rglob("*.json"):
+        file.write_bytes(damage(file.read_bytes()))
+    job.run(InlineStage(lake, source.parent))
+    assert staged_labels(lake) == labels_of(range(300))
+    assert vacuum(lake, ["d"], [], keep_days=0.0, grace_s=0.0).files == 0
+    assert staged_labels(lake) == labels_of(range(300))
+
+
+def test_a_damaged_commit_record_keeps_vacuum_from_its_dataset(
+    lake: Lake, half_done: Path, source: Path
+) -> None:
+    """Its files are nobody else's yet: they may be all that is left of the night."""
+    record = commit_record(half_done)
+    whole = record.read_bytes()
+    record.write_bytes(whole[: len(whole) // 2])
+    before = {name for name in tree(half_done) if name.endswith(".parquet")}
+    assert vacuum(lake, ["d"], [], keep_days=0.0, grace_s=0.0).files == 0
+    assert {name for name in tree(half_done) if name.endswith(".parquet")} == before
+    with pytest.raises(InputError, match=f"{record.name} is damaged"):
+        job.run(InlineStage(lake, source.parent))
+    record.write_bytes(whole)
+    job.run(InlineStage(lake, source.parent))
+    assert staged_labels(lake) == labels_of(range(300))
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_broken_bundle_costs_its_model_a_line(trained: Lake, damage) -> None:
+    root = local_path(trained.uri)
+    assert root is not None
+    shutil.copytree(root / "models" / "m", root / "models" / "n")
+    file = bundle_of(trained)
+    file.write_bytes(damage(file.read_bytes()))
+    found = inventory(trained)
+    assert [row["dataset"] for row in found["models"]] == [None, "d"]
+    assert "m " in inventory_text(found)
+    vacuum(trained, ["d"], ["m", "n"], keep_days=0.0, grace_s=0.0)
+    assert bundles.load(trained, "n", file.parent.name).model == "n"
