@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any, get_args
 
@@ -298,10 +300,17 @@ def demo(lake: str, as_json: bool) -> None:
     emit(told.result, as_json, told.text)
 
 
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     """Entry point: exit code 0, 1 failed, 2 bad usage or bad input."""
     os.environ |= NO_SURPRISES
     collector.seldom()
+    if threading.current_thread() is threading.main_thread():
+        # As Ctrl-C. Ray would take it for itself, but for a listener that is there (jobs.cluster).
+        signal.signal(signal.SIGTERM, _interrupt)
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Abort:

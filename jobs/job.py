@@ -291,8 +291,8 @@ class _Work:
         found = records.load_completions(self.job.lake, self.plan.job_id, unit_ids)
         lost = next((unit_id for unit_id in unit_ids if unit_id not in found), None)
         if lost is not None:
-            # Another run of the same job may have committed and cleared the records meanwhile; or it
-            # could not be read, and has to be done again.
+            # Another run of the same job may have committed and cleared the records meanwhile, or
+            # it could not be read and has to be done again.
             self.planned = None
             raise Conflict(f"{self.plan.job_id}: no completion of {lost}")
         return found
