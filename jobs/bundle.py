@@ -20,7 +20,7 @@ import torch
 
 from jobs.bundle_about import AGAIN, FORMAT, Compute, compute_of, read_about
 from jobs.documents import checked, reading
-from jobs.errors import InputError
+from jobs.errors import InputError, JobError
 from jobs.hardware import can_compile, place
 from jobs.lake import Lake
 from jobs.storage import create_or_keep, join, read
@@ -90,6 +90,11 @@ def make_scorer(
 def save(lake: Lake, bundle: Bundle) -> None:
     """Writes the bundle, `model.json` last; a complete one of that version is kept."""
     folder = lake.bundle(bundle.model, bundle.version)
+    if not np.isfinite(bundle.calibration_scores).all():
+        raise JobError(
+            f"the model {bundle.model} gives calibration images no scores (not a number); train "
+            "again, with a lower learning rate or clip_norm"
+        )
     tensors = {f"model.{name}": value for name, value in bundle.weights.items()}
     tensors["latent.mean"] = bundle.moments.mean_D
     tensors["latent.precision"] = bundle.moments.precision_DD

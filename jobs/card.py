@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from jobs import catalog
 from jobs.contact_sheet import Row, contact_sheet
-from jobs.documents import parsed, reading
+from jobs.documents import parsed, reading, unreadable
 from jobs.idset import digests
 from jobs.image_shards import STATISTICS, ImageStatistics, counted
 from jobs.lake import Lake
@@ -28,6 +28,7 @@ from jobs.storage import create_or_keep, join, read_if_there
 from jobs.tables import Snapshot, open_snapshot
 
 READERS = 16
+ANEW = "remove it, and it is made anew"
 SHEET_ROWS, SHEET_COLUMNS = 6, 12
 LOOK = ("fit", "background", "exact")
 
@@ -47,7 +48,10 @@ def dataset_card(lake: Lake, dataset: str, version: int | None = None) -> dict[s
     held = read_if_there(uri)
     if held is None:
         return write_card(lake, dataset, images)
-    return parsed(dict[str, Any], held, uri, "remove it, and it is made anew")
+    card = parsed(dict[str, Any], held, uri, ANEW)
+    if not {"dataset", "images_version", "images"} <= card.keys():
+        raise unreadable(uri, "it is no card", ANEW)
+    return card
 
 
 def write_card(lake: Lake, dataset: str, images: Snapshot) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -17,10 +18,14 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from jobs.errors import JobError, LatentlakeError
+from jobs.documents import parsed, reading
+from jobs.errors import InputError, JobError, LatentlakeError
 from jobs.storage import create_or_keep, delete, delete_tree, join, list_folder, read
 
+log = logging.getLogger("latentlake")
+
 FORMAT = 2
+FRESH = "train with --fresh"
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -55,8 +60,13 @@ class Checkpoint:
 def newest(folder: str) -> str | None:
     """Name of the newest checkpoint in a folder that has all it names."""
     names = set(_names(folder))
-    complete = sorted((name for name in names if name.endswith(".json")), reverse=True)
-    return next((name for name in complete if _named_by(folder, name) <= names), None)
+    for name in sorted((name for name in names if name.endswith(".json")), reverse=True):
+        try:
+            if _named_by(folder, name) <= names:
+                return name
+        except InputError as error:
+            log.warning("%s", error)
+    return None
 
 
 def _names(folder: str) -> list[str]:
@@ -69,19 +79,19 @@ def _complete(folder: str) -> list[str]:
 
 def load(folder: str, name: str) -> Checkpoint:
     """Raises JobError where it is of another format."""
-    body = json.loads(read(join(folder, name)))
+    uri = join(folder, name)
+    body = parsed(dict[str, Any], read(uri), uri, FRESH)
     if body.pop("format", None) != FORMAT:
-        raise JobError(
-            f"{join(folder, name)} is a checkpoint of another release; train with --fresh"
+        raise JobError(f"{uri} is a checkpoint of another release; {FRESH}")
+    with reading(uri, FRESH):
+        state = body.pop("state")
+        position = Position(**body)
+        best = position.best
+        return Checkpoint(
+            position,
+            safetensors.torch.load(read(join(folder, state))),
+            safetensors.torch.load(read(join(folder, best["weights"]))) if best else None,
         )
-    state = body.pop("state")
-    position = Position(**body)
-    best = position.best
-    return Checkpoint(
-        position,
-        safetensors.torch.load(read(join(folder, state))),
-        safetensors.torch.load(read(join(folder, best["weights"]))) if best else None,
-    )
 
 
 def clear(folder: str) -> None:
@@ -89,8 +99,10 @@ def clear(folder: str) -> None:
 
 
 def _named_by(folder: str, name: str) -> set[str]:
-    body = json.loads(read(join(folder, name)))
-    return {body["state"]} | ({body["best"]["weights"]} if body["best"] else set())
+    uri = join(folder, name)
+    body = parsed(dict[str, Any], read(uri), uri, "the one before it is taken")
+    with reading(uri, "the one before it is taken"):
+        return {body["state"]} | ({body["best"]["weights"]} if body["best"] else set())
 
 
 class Saver:

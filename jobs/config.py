@@ -23,6 +23,7 @@ from vae_core.config import (
 from vae_core.score_names import DECISIVE, SCORES, scores_of
 
 Positive = Annotated[int, Field(ge=1)]
+Scoring = Annotated[int, Field(ge=1, le=65_536)]
 Byte = Annotated[int, Field(ge=0, le=255)]
 Fit = Literal["crop", "pad", "stretch"]
 FormatName = Literal["parquet", "files", "webdataset"]
@@ -227,12 +228,12 @@ class TrainSettings(Settings):
     shuffle_rows: Positive = Field(
         default=16384, description="images that are shuffled at once, at least"
     )
-    seed: int = Field(default=0, ge=0, description="of weights, order and noise")
-    score_batch: Positive = Field(default=256, description="images a batch when scoring")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="of weights, order and noise")
+    score_batch: Scoring = Field(default=256, description="images a batch when scoring")
     score_precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="of the networks when scoring; bfloat16 on a GPU that has it"
     )
-    score_samples: Positive = Field(default=4, description="posterior samples a score (K)")
+    score_samples: Scoring = Field(default=4, description="posterior samples a score (K)")
     decision_score: str | None = Field(
         default=None,
         description="the score that p-values come from; neg_elbo if none, or recon_nll without KL",

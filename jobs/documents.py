@@ -72,7 +72,7 @@ def damaged(uri: str, what: str, remedy: str = MEND) -> InputError:
 
 
 def _sentence(uri: str, what: str, remedy: str) -> str:
-    return f"{uri} is damaged, or not ours ({what}); {remedy}"
+    return f"{uri} is damaged, or not ours ({' '.join(what.split())}); {remedy}"
 
 
 @functools.cache

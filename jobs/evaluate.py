@@ -274,8 +274,13 @@ def _last_unit(plan: Plan, completions: dict[str, Completion]) -> Unit:
     return Unit.of(plan.fingerprint, {"parts": parts, "computed": computed})
 
 
-def _same_rows(images: Snapshot, version: int) -> bool:
-    """Whether the snapshot holds the rows of that version: no commit since but of compaction."""
+def _same_rows(images: Snapshot, version: Any) -> bool:
+    """Whether the snapshot holds the rows of that version: no commit since but of compaction.
+
+    version: as a row or a plan tells it.
+    """
+    if not isinstance(version, int):
+        return False
     if images.version <= version:
         return images.version == version
     return all(

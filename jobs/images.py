@@ -163,14 +163,18 @@ def _coefficient_bytes(data: bytes) -> int:
 
 def _segments(data: bytes) -> Iterator[tuple[int, int]]:
     """Marker and place of the segments before the picture; libjpeg has judged them already."""
-    at = 2
-    while at + 10 <= len(data) and data[at] == 0xFF:
+    at = data.find(b"\xff", 2)  # decoders pass over what is between segments
+    while at > 0 and at + 10 <= len(data):
         marker = data[at + 1]
         if marker == 0xDA:  # the picture begins
             return
-        if marker != 0xFF:
+        alone = marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD9  # without a length
+        if not alone:
             yield marker, at
-        at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        step = (1 if marker == 0xFF else 2) + (
+            0 if alone else max(2, int.from_bytes(data[at + 2 : at + 4], "big"))
+        )
+        at = data.find(b"\xff", at + step)
 
 
 def _turned(image: Image.Image, orientation: int) -> Image.Image:

@@ -67,9 +67,10 @@ def _complete_last(lake: Lake, head: Snapshot) -> None:
     last = head.last_commit()
     if "commit" not in last:
         return
-    record = load_commit(lake, str(last.get("job_id")), str(last["commit"]))
+    job_id = str(last.get("job_id"))
+    record = load_commit(lake, job_id, str(last["commit"]))
     if record is not None:
-        complete(lake, last["job_id"], record)
+        complete(lake, job_id, record)
 
 
 def commit(lake: Lake, plan: Plan, head: Snapshot, record: CommitRecord) -> None:

@@ -46,11 +46,18 @@ def save_plan(lake: Lake, plan: Plan) -> Plan:
     for _ in range(ATTEMPTS):
         if create_or_keep(uri, plan.to_json()):
             return plan
+        data = read_if_there(uri)
         held = load_plan(lake, plan.job_id)
         if held is not None:
             return held
-        delete(uri)
+        _discard(uri, data)
     raise JobError(f"{uri} comes and goes; run it again")
+
+
+def _discard(uri: str, data: bytes | None) -> None:
+    """Removes what could not be read, and not what another process has put in its place."""
+    if data is not None and read_if_there(uri) == data:
+        delete(uri)
 
 
 def unfinished_plans(lake: Lake, job: str, target: str) -> list[Plan]:
@@ -79,7 +86,7 @@ def load_plan(lake: Lake, job_id: str) -> Plan | None:
 def _plan(data: bytes, job_id: str, uri: str) -> Plan:
     plan = parsed(Plan, data, uri, AGAIN)
     if plan.job_id != job_id:  # its name is a digest of most of it
-        raise unreadable(uri, f"it is the plan of {plan.job_id}", AGAIN)
+        raise unreadable(uri, f"it is the plan of {plan.job_id!r:.80}", AGAIN)
     if parsed(_Checked, data, uri, AGAIN).checksum not in (None, plan.checksum):
         raise unreadable(uri, "its settings are not those that it was saved with", AGAIN)
     _require_own(plan.units, plan, uri)
@@ -134,7 +141,7 @@ def load_units(lake: Lake, plan: Plan) -> tuple[list[Unit], dict[str, Any]] | No
         _require_own(body.units, plan, uri)
     except Unreadable as error:
         log.warning("%s", error)
-        delete(uri)
+        _discard(uri, data)
         return None
     return body.units, body.found
 
@@ -171,7 +178,7 @@ def load_completions(lake: Lake, job_id: str, unit_ids: Sequence[str]) -> dict[s
                 found[unit_id] = completion_of(body, uri)
             except Unreadable as error:
                 log.warning("%s", error)
-                delete(uri)
+                _discard(uri, body)
         return found
 
 

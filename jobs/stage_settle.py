@@ -16,9 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs.documents import parsed
 from jobs.idset import IdSet, digests
 from jobs.job import OutOfDate
 from jobs.lake import Lake
+from jobs.records import AGAIN
 from jobs.repeats import Keys, repeats
 from jobs.shards import read_shard
 from jobs.stage_plan import Pair, known_files
@@ -218,7 +220,8 @@ def save_order(tonight: Tonight, order: dict[str, Any]) -> str:
 
 
 def load_order(lake: Lake, job_id: str, name: str) -> dict[str, Any]:
-    return json.loads(read(join(lake.units(job_id), name)))
+    uri = join(lake.units(job_id), name)
+    return parsed(dict[str, Any], read(uri), uri, AGAIN)
 
 
 def removals(tonight: Tonight, gone: list[Pair]) -> Leaving:

@@ -361,12 +361,9 @@ def list_folder(uri: str) -> list[dict[str, Any]]:
 
 
 def folder_names(uri: str) -> list[str]:
-    """Names of the folders right below `uri`, sorted."""
-    return sorted(
-        entry["name"].rstrip("/").rsplit("/", 1)[-1]
-        for entry in list_folder(uri)
-        if entry["type"] == "directory"
-    )
+    """Names of the folders right below `uri`, sorted; less those that we would not write."""
+    entries = (entry for entry in list_folder(uri) if entry["type"] == "directory")
+    return sorted(filter(is_inner, (e["name"].rstrip("/").rsplit("/", 1)[-1] for e in entries)))
 
 
 def delete_tree(uri: str) -> None:

@@ -32,6 +32,7 @@ from jobs.units import Output
 from jobs.uris import is_inner
 
 APP = "latentlake"
+MOST_VERSIONS = 10_000_000  # deltalake counts up to what it is asked for (1.6.6)
 FEW = 4  # entries that are read one after the other
 LOOKED_AT = 10  # for the last commit of a job
 
@@ -411,6 +412,9 @@ def _commit_once(action: Callable[[], None], uri: str) -> None:
 
 def open_snapshot(uri: str, version: int | None = None) -> Snapshot | None:
     """Raises InputError where the table exists but does not have the version yet."""
+
+    if version is not None and not 0 <= version <= MOST_VERSIONS:
+        raise InputError(f"{uri} has no version {version}")
 
     def action() -> DeltaTable | None:
         try:

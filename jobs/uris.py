@@ -16,7 +16,8 @@ AT_IS_A_PLACE = ("az", "abfs", "abfss")
 
 
 # Percent-encoding and what ends a URI's path would make another path of it, a scheme another place.
-_NO_NAME = re.compile(r"[%?#\\\x00-\x1f\x7f]|^[A-Za-z][A-Za-z0-9+.-]*:")
+# (S3's client takes * and [ for a pattern.)
+_NO_NAME = re.compile(r"[%?#*\[\\\x00-\x1f\x7f]|^[A-Za-z][A-Za-z0-9+.-]*:")
 _PLAIN = re.compile(r"[A-Za-z0-9_=@+-][A-Za-z0-9_=@+.-]*")
 
 
@@ -33,20 +34,25 @@ def is_plain(name: str) -> bool:
 
 
 # What a query of a URL gives a key, a token or a signature as.
-_KEY = (
+_SIGNED = (
     r"(?:[a-z0-9_.~-]*(?:signature|credential|token|secret|password|passwd|api[_-]?key|"
-    r"access[_-]?key[_-]?(?:id)?)|sig|key|pwd|auth)"
+    r"account[_-]?key|key-pair-id|access[_-]?key[_-]?(?:id)?)|sig|pwd|policy)"
 )
-_IN_A_QUERY = re.compile(rf"([?&;]{_KEY}=)[^&;\s'\"<>#]+", re.IGNORECASE)
-# A secret key of S3's may have a slash in it.
+_IN_A_QUERY = re.compile(rf"[?&;#]{_SIGNED}=[^&;\s'\"<>#]", re.IGNORECASE)
+_KEY = re.compile(rf"([?&;#](?:{_SIGNED}|key|auth)=)[^&;\s'\"<>#]+", re.IGNORECASE)
+# A secret key of S3's may have a slash in it; of Azure, the name before @ is a place. Bounded,
+# since each message is looked through.
 _USER = re.compile(
-    r"(s3://)[^/\s@'\"<>?#:]*:[^\s@'\"<>]*@|(://)[^/\s@'\"<>?#]*:[^/\s@'\"<>?#]*@", re.IGNORECASE
+    r"(s3://)[^/\s'\"<>?#:]{0,300}:[^\s'\"<>]{0,300}@"
+    r"|((?:az|abfss?)://)[^/\s'\"<>?#:]{0,300}:[^/\s'\"<>?#]{0,300}@"
+    r"|((?<![a-z])(?!az:|abfss?:)[a-z][a-z0-9+.-]{1,20}://)[^/\s'\"<>?#]{1,300}@",
+    re.IGNORECASE,
 )
 
 
 def without_keys(text: str) -> str:
     """A message without the passwords and signatures of the URLs in it, whoever wrote it."""
-    return _IN_A_QUERY.sub(r"\1…", _USER.sub(r"\1\2…@", text)) if "://" in text else text
+    return _KEY.sub(r"\1…", _USER.sub(r"\1\2\3…@", text)) if "://" in text else text
 
 
 class WithoutKeys(logging.Filter):
@@ -74,9 +80,9 @@ def refuse_credentials(uri: str) -> None:
         found = bool(at) or (":" in host and not host.startswith("arn:"))
     else:
         found = bool(at)
-    if scheme in ("http", "https") and not found and _IN_A_QUERY.search(uri):
+    if mark and scheme not in ("s3", "file") and not found and _IN_A_QUERY.search(uri):
         raise InputError(
-            f"{scheme}://…: this URL is signed, or has a key in it, and a URL is shown and kept; "
+            f"{scheme}://…: this URI is signed, or has a key in it, and a URI is shown and kept; "
             "name the store itself (s3://, gs://, abfs://) and give credentials by the "
             "environment, or fetch the file first"
         )

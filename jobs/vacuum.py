@@ -20,9 +20,10 @@ from jobs.errors import InputError
 from jobs.lake import Lake
 from jobs.listing import walk
 from jobs.schema import MAPS, MODEL_TABLES
-from jobs.storage import delete_tree, folder_names, join, read_if_there
+from jobs.storage import delete, delete_tree, folder_names, join, read_if_there
 from jobs.tables import Snapshot, open_snapshot
 from jobs.units import Output, Plan
+from jobs.uris import is_inner
 
 log = logging.getLogger("latentlake")
 
@@ -52,10 +53,9 @@ def vacuum(
 ) -> Vacuumed:
     """Removes what nothing needs from the tables of datasets and models, and old plans' remains."""
     uses = _Uses(lake)
-    named = [(d, lake.dataset(d, t)) for d in datasets for t in DATASET_TABLES]
-    named += [(m, lake.model(m, t)) for m in models for t in MODEL_FOLDERS]
-    alone = uses.left_alone
-    tables = [uri for name, uri in named if name not in alone and None not in alone]
+    tables = [lake.dataset(d, t) for d in datasets for t in DATASET_TABLES]
+    tables += [lake.model(m, t) for m in models for t in MODEL_FOLDERS]
+    tables = [uri for uri in tables if not uses.spares(uri)]
     young = time.time() - grace_s
     paths, size = [], 0
     for uri in tables:
@@ -70,7 +70,7 @@ def vacuum(
     plans = [job_id for job_id in uses.given_up if _last_touched(lake, job_id) < young]
     if not dry_run:
         for path in paths:
-            delete_tree(path)
+            delete(path)
         for job_id in plans:
             delete_tree(lake.units(job_id))
     return Vacuumed(len(paths), size, len(plans), paths)
@@ -83,7 +83,7 @@ class _Uses:
         self.versions: dict[str, set[int]] = {}
         self.files: dict[str, set[str]] = {}
         self.given_up: list[str] = []
-        self.left_alone: set[str | None] = set()
+        self.spared: set[str] = set()  # below which nothing is removed: what it needs is unknown
         for table, version in catalog.published_versions(lake).items():
             self._pin(join(lake.uri, table), version)
         for model in catalog.models(lake):
@@ -91,7 +91,8 @@ class _Uses:
                 try:
                     data = read_about(lake, model, version)["data"]
                 except InputError as error:
-                    self._leave_alone(model, error)
+                    # It was trained on images of one of them.
+                    self._spare([join(lake.models, model), lake.datasets], error)
                 else:
                     self._pin(lake.dataset(data["dataset"], "images"), data["images_version"])
         for job_id in folder_names(lake.all_units):
@@ -109,7 +110,8 @@ class _Uses:
             version = plan.settings.get("images_version", plan.base.get("images"))
             if version is None:
                 version = plan.base.get("images")
-            if isinstance(dataset, str) and isinstance(version, int) and version >= 0:
+            known = isinstance(version, int) and version >= 0
+            if known and isinstance(dataset, str) and is_inner(dataset):
                 self._pin(lake.dataset(dataset, "images"), version)
         for uri in _documents(lake.units(job_id)):
             self._look_at_one(lake, uri, plan)
@@ -127,14 +129,17 @@ class _Uses:
                 for output in records.completion_of(data, uri).outputs:
                     for root in _roots(lake, plan):
                         self._keep(join(root, output.table), [output])
-        except Unreadable as error:
-            if name.startswith("commit-"):  # what it needs is not known; a unit is done again
-                self._leave_alone(plan.target if plan is not None else None, error)
+        except InputError as error:
+            if not (folder == "completions" and isinstance(error, Unreadable)):  # is done again
+                self._spare(_roots(lake, plan) if plan is not None else [lake.uri], error)
 
-    def _leave_alone(self, name: str | None, why: InputError) -> None:
-        """A dataset's or a model's tables; None for all."""
-        log.warning("%s. Vacuum leaves %s alone", why, name or "everything")
-        self.left_alone.add(name)
+    def _spare(self, uris: list[str], why: InputError) -> None:
+        log.warning("%s. Vacuum removes nothing of %s", why, " and ".join(uris))
+        self.spared.update(uris)
+
+    def spares(self, table: str) -> bool:
+        """Whether a table, by its URI, is to be left as it is."""
+        return any(table.startswith(uri + "/") for uri in self.spared)
 
     def _keep(self, table: str, outputs: list[Output]) -> None:
         self.files.setdefault(table, set()).update(output.path for output in outputs)
@@ -144,6 +149,8 @@ def _roots(lake: Lake, plan: Plan) -> list[str]:
     """The folders whose tables a job's outputs may lie in."""
     target = plan.settings.get("target")
     name = target if isinstance(target, str) else plan.target
+    if not is_inner(name):
+        return [lake.uri]
     return [join(lake.datasets, name), join(lake.models, name)]
 
 
@@ -164,10 +171,14 @@ def _kept_paths(newest: Snapshot, uses: _Uses, keep_days: float) -> set[str]:
     for entry in newest.history():
         if came_after >= since:
             kept.add(entry["version"])
+        if came_after < since - GRACE_S:  # clocks differ
+            break
         when = entry.get("timestamp")
         came_after = when / 1000 if isinstance(when, int) else float("inf")
     paths: set[str] = set()
     for version in kept:
+        if version > newest.version:  # it says so alone; nothing is kept by it
+            continue
         snapshot = newest if version == newest.version else open_snapshot(newest.uri, version)
         if snapshot is not None:
             paths.update(snapshot.paths())
@@ -178,5 +189,7 @@ def _strangers(uri: str, kept: set[str]) -> Iterator[tuple[str, dict[str, Any]]]
     """Parquet files of a table's folder that no kept snapshot has."""
     for entry in walk(uri):
         path = entry["uri"].removeprefix(uri + "/")
-        if path.endswith((".parquet", ".tmp")) and "_delta_log/" not in path and path not in kept:
+        ours = path.endswith((".parquet", ".tmp")) and "_delta_log/" not in path
+        # A name that we do not write is no file of ours.
+        if ours and is_inner(path) and path not in kept:
             yield path, entry

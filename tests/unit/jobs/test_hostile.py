@@ -353,6 +353,19 @@ def test_a_jpeg_of_many_scans_is_refused() -> None:
             decode(bomb, FEW)
 
 
+@pytest.mark.parametrize("junk", [b"", b"\0", b"\xff", b"\xff\xd0", b"\xff\x01", b"\0\xff\xd7\0"])
+def test_what_a_decoder_passes_over_hides_no_scans_and_no_coefficients(junk: bytes) -> None:
+    for data, reason in ((progressive(31, 0), "too_many_pixels"), (progressive(25, 2), None)):
+        changed = data[:20] + junk + data[20:]  # after the first segment
+        if reason is None:
+            last = changed.rindex(b"\xff\xda")
+            scan = changed[last : changed.rindex(b"\xff\xd9")]
+            changed, reason = changed[:last] + scan * 200 + b"\xff\xd9", "decode_error"
+        with pytest.raises(Refused) as refused:
+            decode(changed, FEW)
+        assert refused.value.reason == reason
+
+
 def test_transparency_takes_no_third_picture_of_memory(tmp_path: Path) -> None:
     """36 million pixels: the picture and what it is laid on are 288 MB; it had been 800."""
     (tmp_path / "a.png").write_bytes(png(6000, 6000, 6, 8))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -20,7 +22,7 @@ from hypothesis import strategies as st
 
 from flows.inventory import inventory, inventory_text
 from jobs import bundle as bundles
-from jobs import job, records, views
+from jobs import checkpoints, job, records, views
 from jobs.errors import InputError, LatentlakeError
 from jobs.guarded_views import GuardedViews
 from jobs.lake import Lake
@@ -131,8 +133,9 @@ def test_a_commit_record_that_names_another_lake_is_refused_and_told(
     with pytest.raises(InputError) as refused:
         job.run(InlineStage(lake, source.parent))
     assert record.name in str(refused.value)
-    with pytest.raises(InputError, match="is no table of"):
-        vacuum(lake, ["d"], [], keep_days=0.0)
+    own = tree(half_done)
+    assert vacuum(lake, ["d"], [], keep_days=0.0, grace_s=0.0).files == 0  # told, and left alone
+    assert tree(half_done) == own
     assert tree(tmp_path / "other") == before
 
 
@@ -429,6 +432,79 @@ def test_a_damaged_commit_record_keeps_vacuum_from_its_dataset(
     record.write_bytes(whole)
     job.run(InlineStage(lake, source.parent))
     assert staged_labels(lake) == labels_of(range(300))
+
+
+def test_a_bundle_that_cannot_be_read_keeps_the_images_that_it_may_need(
+    trained: Lake, tmp_path: Path
+) -> None:
+    """It is copied back, perhaps: until then nobody knows which those are."""
+    write_source(tmp_path / "s" / "a.parquet", range(100))
+    job.run(InlineStage(trained, tmp_path / "s", night="2026-01-02", max_removed=1.0))
+    root = local_path(trained.uri)
+    assert root is not None
+    file = bundle_of(trained)
+    whole = file.read_bytes()
+    for broken in (b"", b'{"format": 2}'):
+        file.write_bytes(broken)
+        before = {name for name in tree(root) if name.endswith(".parquet")}
+        assert vacuum(trained, ["d"], ["m"], keep_days=0.0, grace_s=0.0).files == 0
+        assert {name for name in tree(root) if name.endswith(".parquet")} == before
+    about = json.loads(whole)
+    file.write_text(json.dumps(put_into(about, "data.images_version", 10**12)))
+    vacuum(trained, ["d"], ["m"], keep_days=0.0, grace_s=0.0)
+
+
+def put_into(about: dict, path: str, value) -> dict:
+    put(about, path, value)
+    return about
+
+
+def test_a_moved_lake_of_an_older_release_is_maintained(
+    lake: Lake, source: Path, tmp_path: Path
+) -> None:
+    """What a plan that was given up left there names the place that the lake had."""
+    job.run(InlineStage(lake, source.parent))
+    root = local_path(lake.uri)
+    assert root is not None
+    left = root / "units" / "stage-0123456789abcdef"
+    left.mkdir(parents=True)
+    record = {"files": {"file:///old/lake/datasets/d/images": []}, "counts": {}, "seconds": 1.0}
+    (left / "commit-x.json").write_text(json.dumps(record))
+    for path in root.rglob("*"):
+        os.utime(path, (0, 0))
+    assert vacuum(lake, ["d"], [], keep_days=0.0).plans == 1
+    assert not left.exists()
+
+
+def test_folders_that_we_would_not_write_stop_nothing(lake: Lake, source: Path) -> None:
+    job.run(InlineStage(lake, source.parent))
+    root = local_path(lake.uri)
+    assert root is not None
+    for name in ("datasets/a#b", "models/.DS%20", "units/stage-%20x", "units/*"):
+        (root / name).mkdir(parents=True)
+    (root / "datasets/d/images/*.parquet").write_bytes(b"x")
+    assert [one["dataset"] for one in inventory(lake)["datasets"]] == ["d"]
+    assert job.run(InlineStage(lake, source.parent)).units == 0
+    vacuum(lake, ["d"], [], keep_days=0.0, grace_s=0.0)
+    assert staged_labels(lake) == labels_of(range(300))
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_checkpoint_that_was_cut_off_gives_way_to_the_one_before_it(
+    tmp_path: Path, damage
+) -> None:
+    saver = checkpoints.Saver(tmp_path.as_uri(), "a", 2, pytest.fail)
+    for step in (1, 2):
+        saver.save(checkpoints.Position(step=step), {"w": torch.zeros(1)}, None)
+        while saver.busy:
+            time.sleep(0.01)
+    newest = checkpoints.newest(tmp_path.as_uri())
+    assert newest == "step-0000000002.json"
+    file = tmp_path / newest
+    file.write_bytes(damage(file.read_bytes()))
+    found = checkpoints.newest(tmp_path.as_uri())
+    assert found == "step-0000000001.json"
+    assert checkpoints.load(tmp_path.as_uri(), found).position.step == 1
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
