@@ -119,11 +119,12 @@ def test_the_automations_of_heartbeats_are_those_of_serve() -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_a_run_is_heard_of_as_often_as_the_watch_wants(name: str) -> None:
     from flows.deployments import OF_RUNS
+    from flows.environment import WORKDIR
     from flows.watches import LOST_AFTER_S
 
     for each in document(name)["deployments"]:
         env = each["work_pool"]["job_variables"]["env"]
-        assert env == OF_RUNS
+        assert env == OF_RUNS | {WORKDIR: "/srv/latentlake"}
         assert 3 * int(env["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"]) <= LOST_AFTER_S
         assert "latentlake" in each["tags"]
 
