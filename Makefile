@@ -30,7 +30,7 @@ faults: $(VENV)/.dev     ## kill, fail storage and simulate nights, many rounds
 		tests/integration/test_compile.py tests/unit/vae_core/test_two_sample.py \
 		tests/unit/jobs/test_drift_decision.py tests/unit/jobs/test_drift_level.py --timeout 7200
 
-attack: $(VENV)/.dev     ## what a stranger may try: web pages, folders, files, 2,000 changed lakes; a quarter of an hour
+attack: $(VENV)/.dev     ## what a stranger may try: web pages, folders, files, 2,000 changed lakes; 20 minutes
 	LATENTLAKE_FAULT_ROUNDS=2 LATENTLAKE_MUTATIONS=2000 $(BIN)/python -m pytest -n 2 \
 		tests/integration/test_strangers.py tests/integration/test_browser.py \
 		tests/integration/test_working_directory.py tests/integration/test_terminal.py \
