@@ -201,8 +201,8 @@ def _decode_any(data: bytes, target: Target) -> Staged:
         source_format, mode = image.format or "unknown", image.mode
         try:
             image.load()
-            upright = ImageOps.exif_transpose(image)
-            return _staged(upright, target, upright.size, source_format, mode)
+            ImageOps.exif_transpose(image, in_place=True)  # else it is a copy, whatever is turned
+            return _staged(image, target, image.size, source_format, mode)
         except Refused:
             raise
         except Exception as error:
