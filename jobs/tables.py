@@ -29,11 +29,9 @@ from jobs.schema import CONTRACT_KEYS, TableSpec
 from jobs.shards import read_digests, read_shard
 from jobs.storage import ATTEMPTS, attempt, delta_options, explain, is_transient, join
 from jobs.units import Output
-from jobs.uris import is_inner
 
 APP = "latentlake"
 MOST_VERSIONS = 10_000_000  # deltalake counts up to what it is asked for (1.6.6)
-FEW = 4  # entries that are read one after the other
 LOOKED_AT = 10  # for the last commit of a job
 
 
@@ -205,19 +203,7 @@ class Snapshot:
         Ends at version `down_to`, or where the log has been cleaned. Raises InputError for an
         entry that is damaged.
         """
-        versions = range(self.version, max(down_to, 0) - 1, -1)
-        for entry in self._entries(versions):
-            if entry is None:
-                return
-            yield entry
-
-    def _entries(self, versions: range) -> Iterator[dict[str, Any] | None]:
-        # The newest alone is what is asked for mostly.
-        for version in versions[:FEW]:
-            yield table_log.entry(self.uri, version)
-        rest = (str(version) for version in versions[FEW:])
-        for _, entry in read_ahead(rest, lambda name: table_log.entry(self.uri, int(name))):
-            yield entry
+        return table_log.entries(self.uri, self.version, max(down_to, 0))
 
     def last_commit(self) -> dict[str, Any]:
         """The newest commit's metadata: `job_id` and `commit`, where a job of ours made it."""
@@ -286,7 +272,7 @@ class Snapshot:
         found = attempt(lambda: self.handle.get_add_actions(flatten=True), self.uri, "read")
         actions = pa.table(found).to_pylist()
         for action in actions:
-            _require_ours(self.uri, action)
+            table_log.require_ours(self.uri, action)
         wanted = (partition or {}).items()
         return [a for a in actions if all(a[f"partition.{k}"] == v for k, v in wanted)]
 
@@ -373,15 +359,6 @@ def _schema(text: str, uri: str) -> Schema:
     except Exception as error:  # deltalake has no class for it
         told = f"a schema that {error}"
         raise damaged(f"a commit record for {uri}", told) from error
-
-
-def _require_ours(uri: str, action: dict[str, Any]) -> None:
-    """What a log says of a file: it lies in the table, and has been counted."""
-    path, size, rows = (action.get(name) for name in ("path", "size_bytes", "num_records"))
-    if path is None or not is_inner(path):
-        raise damaged(f"the log of {uri}", f"{path!r} is no path in the table")
-    if size is None or rows is None or min(size, rows) < 0:
-        raise damaged(f"the log of {uri}", f"{path} has {rows} rows and {size} bytes")
 
 
 def _may_have(action: dict[str, Any], within: tuple[str, Any, Any] | None) -> bool:
