@@ -34,7 +34,7 @@ attack: $(VENV)/.dev     ## what a stranger may try: web pages, folders, files, 
 	LATENTLAKE_FAULT_ROUNDS=2 LATENTLAKE_MUTATIONS=2000 $(BIN)/python -m pytest -n 2 \
 		tests/integration/test_strangers.py tests/integration/test_browser.py \
 		tests/integration/test_working_directory.py tests/integration/test_terminal.py \
-		tests/faults/test_hostile_lakes.py tests/unit/jobs/test_hostile_lake.py \
+		tests/faults/test_hostile_lakes.py tests/unit/jobs/test_hostile_lake.py tests/unit/jobs/test_hostile_bundle.py \
 		tests/unit/jobs/test_hostile.py tests/unit/jobs/test_uris.py tests/unit/flows/test_login.py
 
 mutants: $(VENV)/.dev    ## 40 small changes of the code: does a unit test fail for each? long

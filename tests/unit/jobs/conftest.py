@@ -11,6 +11,7 @@ import pytest
 from jobs import job
 from jobs.lake import Lake
 from jobs.storage import local_path
+from jobs.tables import Snapshot
 from tests import drifted, reported
 from tests.helpers import write_source
 from tests.inline import InlineEmbed, InlineEvaluate, InlineStage, InlineTrain
@@ -115,3 +116,27 @@ def changed(changed_once: Path, tmp_path: Path) -> Lake:
     shutil.copytree(changed_once / "lake", tmp_path / "lake")
     shutil.copytree(changed_once / "more", tmp_path / "more")
     return Lake((tmp_path / "lake").as_uri())
+
+
+class Killed(KeyboardInterrupt):
+    pass
+
+
+@pytest.fixture
+def half_done(lake: Lake, source: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The root of a lake whose first commit has reached one table of three."""
+    root = local_path(lake.uri)
+    assert root is not None
+    real, left = Snapshot.commit, [1]
+
+    def commit(self, *arguments, **more):
+        if not left[0]:
+            raise Killed
+        left[0] -= 1
+        return real(self, *arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Snapshot, "commit", commit)
+        with pytest.raises(Killed):
+            job.run(InlineStage(lake, source.parent))
+    return root
