@@ -317,7 +317,7 @@ def main() -> None:
         click.echo("stopped", err=True)
         sys.exit(1)
     except click.ClickException as error:
-        error.message = shown(without_keys(error.message))
+        error.message = shown(without_keys(error.message))  # pyright: ignore[reportAttributeAccessIssue]
         error.show()
         sys.exit(error.exit_code)
     except LatentlakeError as error:

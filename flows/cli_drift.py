@@ -64,9 +64,10 @@ def drift(alpha: str | None, **options: Any) -> None:
     )
     work = work_of(build(DriftSettings, values), options | NO_WORKERS)
     from flows.output import emit, records_text
+    from jobs.job import planned
 
     if options["dry_run"]:
-        units = [{"unit_id": unit.unit_id, **unit.inputs} for unit in work.job().plan().units]
+        units = [{"unit_id": unit.unit_id, **unit.inputs} for unit in planned(work.job()).units]
         text = "\n".join(f"would test what {', '.join(u['embed_jobs'])} embedded" for u in units)
         emit(units, options["as_json"], text or "nothing has come since the last judgement")
         return

@@ -57,15 +57,22 @@ def promote(
 
 @click.command()
 @click.argument("model")
+@click.option(
+    "--from",
+    "back_from",
+    metavar="VERSION",
+    help="Only if the alias names it: run again after a crash, it goes back once.",
+)
 @_move_options
-def rollback(model: str, **options: Any) -> None:
+def rollback(model: str, back_from: str | None, **options: Any) -> None:
     """Give an alias back to the bundle that it named before; again, to the one before that.
 
     Nothing is asked of that bundle, and what was rolled back does not come up again.
 
     Example: latentlake rollback photos --reason "flags every image since Tuesday"
     """
-    _move(build(PromoteSettings, given(model=model, back=True, **_told(options))), options)
+    values = given(model=model, back=True, back_from=back_from, **_told(options))
+    _move(build(PromoteSettings, values), options)
 
 
 @click.command()
@@ -132,7 +139,9 @@ def _move(settings: PromoteSettings, options: dict[str, Any]) -> None:
 
 def _foretold(moving: PromoteJob) -> dict[str, Any]:
     """What a run would come to; nothing is written."""
-    plan = moving.plan()
+    from jobs.job import planned
+
+    plan = planned(moving)
     if plan.is_empty:
         return moving.idle(plan)[1]
     judged = moving.verdict(plan)

@@ -26,7 +26,7 @@ EXAMPLES = {
     "highest scores": "SELECT image_id, dataset, night, neg_elbo, p_value\n"
     "FROM embeddings ORDER BY neg_elbo DESC LIMIT 50",
     "the last runs": "SELECT job, target, night, finished_at, seconds\n"
-    "FROM runs ORDER BY finished_at DESC",
+    "FROM runs ORDER BY sequence DESC NULLS LAST, finished_at DESC",
 }
 
 

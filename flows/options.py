@@ -124,8 +124,9 @@ def work_of(settings: AnySettings, options: dict[str, Any], *, fresh: bool = Fal
 
 def _print_plan(job: Job, as_json: bool) -> None:
     from flows.output import emit
+    from jobs.job import planned
 
-    plan = job.plan()
+    plan = planned(job)
     units = [{"unit_id": u.unit_id, **u.inputs} for u in job.planned_units(plan)]
     lines = [f"{plan.job} {plan.target}: {len(units)} units to do"]
     lines += [json.dumps(unit) for unit in units]

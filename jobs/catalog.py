@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import datetime as dt
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
 
+from jobs import table_log
 from jobs.documents import damaged, parsed
 from jobs.errors import InputError, unknown_name
 from jobs.lake import Lake
@@ -15,7 +17,7 @@ from jobs.shards import read_shard
 from jobs.storage import exists, folder_names, join
 from jobs.tables import Snapshot, open_snapshot
 
-Versions = dict[str, int]
+Versions = dict[str, int]  # by table, relative to the lake
 # What each row tells.
 TOLD: dict[str, dict[str, type]] = {
     "aliases": {"sequence": int, **dict.fromkeys(("model", "alias", "version"), str)},
@@ -63,8 +65,12 @@ def _rows_of(uris: tuple[str, ...], columns: tuple[str, ...]) -> pa.Table | None
 
 
 def runs(lake: Lake) -> list[dict[str, Any]]:
-    """Finished jobs, oldest first."""
-    return sorted(catalog_rows(lake, "runs"), key=lambda row: row["finished_at"])
+    """Finished jobs, oldest first: in the order of their rows, which no clock can turn round."""
+
+    def place(row: dict[str, Any]) -> tuple[int, dt.datetime]:
+        return row.get("sequence") or 0, row["finished_at"]  # older releases wrote no number
+
+    return sorted(catalog_rows(lake, "runs"), key=place)
 
 
 def aliases(lake: Lake, model: str) -> dict[str, str]:
@@ -79,12 +85,18 @@ def alias_moves(lake: Lake, model: str, alias: str) -> int:
     return sum(row["model"] == model and row["alias"] == alias for row in rows)
 
 
+def versions_of_runs(lake: Lake) -> Iterator[tuple[str, Versions]]:
+    """Id of each finished job, and the versions that it published, by table."""
+    for row in catalog_rows(lake, "runs"):
+        where = f"{lake.uri}/catalog/runs: the versions of {row['job_id']}"
+        yield row["job_id"], parsed(Versions, row["versions"], where)
+
+
 def published_versions(lake: Lake) -> dict[str, int]:
     """By table, relative to the lake: the newest version that a finished job published."""
     newest: dict[str, int] = {}
-    for row in catalog_rows(lake, "runs"):
-        where = f"{lake.uri}/catalog/runs: the versions of {row['job_id']}"
-        for table, version in parsed(Versions, row["versions"], where).items():
+    for _, versions in versions_of_runs(lake):
+        for table, version in versions.items():
             newest[table] = max(version, newest.get(table, -1))
     return newest
 
@@ -137,6 +149,7 @@ def resolve_model(lake: Lake, reference: str) -> tuple[str, str]:
     versions = bundle_versions(lake, model)
     if label in versions:
         return model, label
+    table_log.whole_entries(lake.catalog("aliases")).jobs()  # whether it has lost one
     raise unknown_name(
         f"version or alias of model {model!r}:", label, [*named, *versions], "; train it first"
     )

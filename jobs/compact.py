@@ -16,6 +16,8 @@ from jobs.config import RaySettings
 from jobs.job import ImportedWorker, OutOfDate, PoolJob, WorkerFactory
 from jobs.lake import Lake
 from jobs.schema import (
+    DATASET_TABLES,
+    EMBED_TABLES,
     MODEL_TABLES,
     QUARANTINE,
     RECONSTRUCTIONS,
@@ -67,21 +69,30 @@ class CompactJob(PoolJob):
         self,
         lake: Lake,
         kind: str,
-        target: str,
+        part: str,
         night: str,
         ray_settings: RaySettings,
         workers: int | None = None,
     ) -> None:
-        """kind: dataset or model."""
-        super().__init__(lake, target, night, ray_settings, workers)
+        """kind: dataset or model. part: the name of one."""
+        super().__init__(lake, f"{kind}-{part}", night, ray_settings, workers)
         self.kind = kind
+        self.part = part
 
     @property
     def first_table(self) -> str:
         return self._uri((QUARANTINE if self.kind == "dataset" else RECONSTRUCTIONS).name)
 
+    @property
+    def relies_on(self) -> list[str]:
+        return [self._uri(table) for table in self._order]
+
+    @property
+    def _order(self) -> tuple[str, ...]:
+        return DATASET_TABLES if self.kind == "dataset" else EMBED_TABLES
+
     def _uri(self, table: str) -> str:
-        return compacted_uri(self.lake, self.kind, self.target, table)
+        return compacted_uri(self.lake, self.kind, self.part, table)
 
     def tables(self, plan: Plan) -> list[Table]:
         return [Table(self._uri(name), self._spec(name)) for name in plan.settings["tables"]]
@@ -90,12 +101,7 @@ class CompactJob(PoolJob):
         return spec_of(open_snapshot(self._uri(name)), name)
 
     def plan(self) -> Plan:
-        order = (
-            [QUARANTINE.name, SOURCES.name, "images"]
-            if self.kind == "dataset"
-            else [*MODEL_TABLES, "embeddings"]
-        )
-        held = {name: open_snapshot(self._uri(name)) for name in order}
+        held = {name: open_snapshot(self._uri(name)) for name in self._order}
         fingerprint = digest(LAYOUT, TARGET_BYTES)
         units = [
             Unit.of(fingerprint, {"table": name, "paths": [file.path for file in group]})
@@ -105,21 +111,21 @@ class CompactJob(PoolJob):
         ]
         return Plan(
             job=self.name,
-            target=f"{self.kind}-{self.target}",
+            target=self.target,
             fingerprint=fingerprint,
             night=self.night,
             base={name: s.version for name, s in held.items() if s is not None},
             settings={
                 "kind": self.kind,
-                "target": self.target,
-                "tables": [name for name in order if held[name] is not None],
+                "target": self.part,
+                "tables": [name for name in self._order if held[name] is not None],
             },
             units=units,
         )
 
     def units(self, plan: Plan) -> Iterator[Unit]:
         """Those whose files are all still there."""
-        live = {table.spec.name: set(_now(table).paths()) for table in self.tables(plan)}
+        live = {table.spec.name: set(table.now().paths()) for table in self.tables(plan)}
         units = [u for u in plan.units if set(u.inputs["paths"]) <= live[u.inputs["table"]]]
         if not units:
             raise OutOfDate("its files have gone")
@@ -135,7 +141,7 @@ class CompactJob(PoolJob):
         self, plan: Plan, completions: dict[str, Completion], head: Snapshot
     ) -> list[Unit] | Settled:
         tables = self.tables(plan)
-        live = {t.spec.name: set(_now(t).paths()) for t in tables}
+        live = {t.spec.name: set(t.now().paths()) for t in tables}
         kept = [
             c
             for c in completions.values()
@@ -155,17 +161,11 @@ class CompactJob(PoolJob):
         if self.kind == "dataset" and "images" in plan.settings["tables"]:
             from jobs.card import dataset_card
 
-            dataset_card(self.lake, self.target)
+            dataset_card(self.lake, self.part)
 
 
 def compacted_uri(lake: Lake, kind: str, target: str, table: str) -> str:
     return lake.dataset(target, table) if kind == "dataset" else lake.model(target, table)
-
-
-def _now(table: Table) -> Snapshot:
-    snapshot = table.snapshot()
-    assert snapshot is not None
-    return snapshot
 
 
 def spec_of(snapshot: Snapshot | None, name: str) -> TableSpec:

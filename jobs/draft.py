@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 import weakref
 from pathlib import Path
 
 from jobs.errors import AlreadyThere
+
+_held: set[Path] = set()
+
+
+def hold(root: Path) -> None:
+    """From now on this process writes nothing below `root` while that is not there.
+
+    A lake that goes away, with its disk perhaps, is not made anew in part.
+    """
+    _held.add(root)
+
+
+def require_held(path: Path) -> None:
+    """Raises FileNotFoundError where a folder above `path` was held, and has gone."""
+    for root in _held:
+        if path.is_relative_to(root) and not root.exists():
+            raise FileNotFoundError(errno.ENOENT, "it has gone", str(root))
 
 
 class Draft:
@@ -17,7 +35,9 @@ class Draft:
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.exists():
+            require_held(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
         self._discard = weakref.finalize(self, self.temporary.unlink, missing_ok=True)

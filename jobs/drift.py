@@ -21,7 +21,7 @@ from jobs.job import Job, OutOfDate
 from jobs.judge_config import DriftRule, DriftSettings
 from jobs.judgements import DRIFT
 from jobs.lake import Lake
-from jobs.schema import ANOMALIES, BATCHES, RECONSTRUCTIONS
+from jobs.schema import ANOMALIES, BATCHES, EMBED_TABLES, RECONSTRUCTIONS
 from jobs.shards import ShardWriter, read_shard, row_groups, write_shard
 from jobs.storage import join
 from jobs.tables import Snapshot, Table, open_snapshot
@@ -48,6 +48,11 @@ class DriftJob(Job):
     def first_table(self) -> str:
         """That of embed: what it publishes and what drift marks come one after the other."""
         return self.lake.model(self.target, RECONSTRUCTIONS.name)
+
+    @property
+    def relies_on(self) -> list[str]:
+        own = [self.lake.model(self.target, table) for table in EMBED_TABLES]
+        return [self.lake.dataset(self.settings.dataset, "images"), *own]
 
     @property
     def _partition(self) -> dict[str, str]:

@@ -11,7 +11,7 @@ from jobs.index import index_folder
 from jobs.job import Job
 from jobs.lake import Lake
 from jobs.model_tables import embed_tables
-from jobs.schema import MAPS, RECONSTRUCTIONS
+from jobs.schema import EMBED_TABLES, MAPS, RECONSTRUCTIONS
 from jobs.storage import delete_tree
 from jobs.tables import Snapshot, Table, open_snapshot
 from jobs.units import Completion, Plan, Settled, Unit, digest
@@ -37,6 +37,10 @@ class DropJob(Job):
     @property
     def first_table(self) -> str:
         return self.lake.model(self.target, RECONSTRUCTIONS.name)
+
+    @property
+    def relies_on(self) -> list[str]:
+        return [self.lake.model(self.target, table) for table in (*EMBED_TABLES, MAPS.name)]
 
     @property
     def _partition(self) -> dict[str, str]:

@@ -29,6 +29,7 @@ from jobs.job import ImportedWorker, PoolJob, WorkerFactory, Workers
 from jobs.lake import Lake
 from jobs.model_tables import embed_tables
 from jobs.schema import (
+    EMBED_TABLES,
     PREPROCESSING,
     RECONSTRUCTIONS,
     image_shape_of,
@@ -103,6 +104,11 @@ class EmbedJob(PoolJob):
     @property
     def first_table(self) -> str:
         return self.lake.model(self.target, RECONSTRUCTIONS.name)
+
+    @property
+    def relies_on(self) -> list[str]:
+        own = [self.lake.model(self.target, table) for table in EMBED_TABLES]
+        return [self.lake.dataset(self.settings.dataset, "images"), *own]
 
     def tables(self, plan: Plan) -> list[Table]:
         return embed_tables(self.lake, self.target, plan.settings["latent_dim"])

@@ -17,7 +17,7 @@ from jobs.lake import Lake
 from jobs.schema import ANOMALIES, BATCHES, MODEL_PARTITION
 from jobs.shards import read_shard, write_shard
 from jobs.storage import join
-from jobs.tables import Snapshot, Table, open_snapshot
+from jobs.tables import Table, open_snapshot
 from jobs.units import Completion, Output, Plan, Settled, Unit, total_counts
 
 PER_IMAGE = ("reconstructions", "embeddings")  # tables that units write
@@ -65,7 +65,7 @@ class EmbedSettle:
         files = {t.uri: [o for c in done for o in c.outputs_of(t.spec.name)] for t in tables}
         gone = {t.uri: [p for c in done for p in c.replaces.get(t.spec.name, [])] for t in tables}
         if redo:
-            gone = {t.uri: _now(t).paths(self.partition) for t in tables}
+            gone = {t.uri: t.now().paths(self.partition) for t in tables}
         own = [o for unit in plan.units for o in latest[unit.unit_id].outputs_of("embeddings")]
         computed = {c.details["compute"] for c in made.values() if "compute" in c.details}
         told = self._finalise(self._batch(computed), files, own) if own else {}
@@ -83,14 +83,14 @@ class EmbedSettle:
     def _rewrites(self) -> list[Unit]:
         """Published files of this job's partition that hold images which have left the dataset."""
         of_images = [table for table in self.tables if "image_id" in table.spec.schema.names]
-        if not any(_now(table).paths(self.partition) for table in of_images):
+        if not any(table.now().paths(self.partition) for table in of_images):
             return []
         # The newest: another job may have embedded images that the plan's snapshot has not yet.
         images = catalog.images_snapshot(self.lake, self.partition["dataset"])
         known = images.image_ids()
         units = []
         for table in of_images:
-            for path, ids in _now(table).digests_each(self.partition):
+            for path, ids in table.now().digests_each(self.partition):
                 if not known.has(ids).all():
                     inputs = {"rewrite": table.spec.name, "path": path, "images": images.version}
                     units.append(Unit.of(self.plan.fingerprint, inputs))
@@ -147,18 +147,12 @@ class EmbedSettle:
         """Image ids in this job's partition, where another job has committed to the table."""
         if not self._has_moved(table):
             return None
-        held = _now(table).read(["image_id"], self.partition)
+        held = table.now().read(["image_id"], self.partition)
         return held["image_id"].combine_chunks() if held is not None else None
 
     def _has_moved(self, table: Table) -> bool:
         """Whether a job has committed to it since the plan was made."""
-        return _now(table).commits != self.plan.settings["commits"][table.spec.name]
-
-
-def _now(table: Table) -> Snapshot:
-    snapshot = table.snapshot()
-    assert snapshot is not None, "tables are made before anything is settled"
-    return snapshot
+        return table.now().commits != self.plan.settings["commits"][table.spec.name]
 
 
 def _held(completion: Completion, table: Table, published: pa.Array | None) -> list[str]:

@@ -17,6 +17,7 @@ from jobs import catalog
 from jobs.columns import vector_column
 from jobs.corrections import correction_details, is_correction
 from jobs.embed import in_sample
+from jobs.errors import StorageError
 from jobs.idset import IdSet, digests
 from jobs.images import encode_png
 from jobs.lake import Lake
@@ -104,7 +105,8 @@ class EmbedWorker:
     def _ids(self, images_version: int) -> IdSet:
         """The images of a snapshot of the dataset."""
         images = open_snapshot(self.images_uri, images_version)
-        assert images is not None
+        if images is None:
+            raise StorageError(f"{self.images_uri} has gone while a job was reading it")
         return images.image_ids()
 
     def _embedded(self, unit: Unit) -> dict[str, pa.Table]:

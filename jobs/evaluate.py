@@ -66,6 +66,11 @@ class EvaluateJob(PoolJob):
     def first_table(self) -> str:
         return self.lake.model(self.target, "evaluated")
 
+    @property
+    def relies_on(self) -> list[str]:
+        read = {self.settings.dataset, self.about["data"]["dataset"]}
+        return [self.first_table, *(self.lake.dataset(name, "images") for name in sorted(read))]
+
     def tables(self, plan: Plan) -> list[Table]:
         evaluated = evaluated_spec(plan.settings["latent_dim"])
         return [

@@ -18,6 +18,7 @@ from jobs.job import ImportedWorker, WorkerFactory, Workers
 from jobs.lake import Lake
 from jobs.progress import Progress
 from jobs.records import save_completion
+from jobs.storage import begin
 from jobs.unit_metrics import UnitMetrics
 from jobs.units import JobContext, Plan, Unit
 
@@ -38,6 +39,7 @@ class _UnitActor:
     ) -> None:
         """metrics: job and target, of what it counts."""
         context = dataclasses.replace(context, settings=context.settings | {"device": device})
+        begin(lake.uri, make=False)
         self.lake = lake
         self.job_id = context.job_id
         # Made with the first unit: an error in here would only tell that the actor died.

@@ -231,7 +231,8 @@ def _tile(image: Image.Image) -> tuple[int, int]:
 
 def _decoded_bytes(image: Image.Image) -> int:
     """Of a pixel as its decoder has it, from the header."""
-    raw = str(image.tile[0].args) if image.tile else ""
+    tiles = getattr(image, "tile", None)  # of those that are read from files
+    raw = str(tiles[0].args) if tiles else ""
     wide = {"I;16": 2, "I;16B": 2, "I;16L": 2, "I": 4, "F": 4}.get(image.mode, 1)
     return len(image.getbands()) * max(wide, 2 if ";16" in raw else 1)
 

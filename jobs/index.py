@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs import catalog
+from jobs.documents import Unreadable, parsed
 from jobs.errors import InputError, LatentlakeError
 from jobs.lake import Lake
 from jobs.nearest import distances
@@ -39,6 +40,8 @@ from jobs.vectors import Found, Vectors
 log = logging.getLogger("latentlake")
 
 COPIES = 16  # of one image, in as many datasets
+FILES = re.compile(r"(cosine|euclidean)-v\d+-[0-9a-f]{8}\.(usearch|parquet)")
+AGAIN = "run latentlake index again"
 LAYOUT = 1  # raised when an index would be read otherwise
 METRIC = {"cosine": "cos", "euclidean": "l2sq"}
 # Links a node, and candidates while one is added and asked for. usearch's own (16, 128, 64) find
@@ -97,11 +100,32 @@ def _make(snapshot: Snapshot, version: str, metric: str, uri: str) -> int:
     data = memoryview(index.save()).cast("B")
     create(join(folder, files["index"]), data)
     create(join(folder, files["keys"]), keys.getbuffer())
-    told = {"layout": LAYOUT, "rows": rows, "dimension": dim, "bytes": len(data), **files}
+    told = _About(layout=LAYOUT, rows=rows, dimension=dim, bytes=len(data), **files)
     delete(uri)  # of one that could not be used
-    create_or_keep(uri, json.dumps(told).encode())
+    create_or_keep(uri, json.dumps(dataclasses.asdict(told)).encode())
     _sweep(folder, metric, snapshot.version)
     return rows
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _About:
+    """What names the files of an index. bytes: of the one of usearch."""
+
+    layout: int
+    rows: int
+    bytes: int
+    index: str
+    keys: str
+    dimension: int = 0
+
+
+def files_of(told: bytes | None) -> set[str]:
+    """The names of the files that an index names; none where it cannot be read."""
+    try:
+        about = parsed(_About, told or b"", "an index", AGAIN)
+    except Unreadable:
+        return set()
+    return {about.index, about.keys}
 
 
 def _uri(lake: Lake, model: str, version: str, metric: str, snapshot: Snapshot) -> str:
@@ -116,7 +140,7 @@ def _sweep(folder: str, metric: str, version: int) -> None:
     """Removes a metric's indexes of earlier embeddings; a later one is somebody else's."""
     for entry in list_folder(folder):
         name = entry["name"].rsplit("/", 1)[-1]
-        found = re.match(rf"{metric}-v(\d+)[-.]", name)
+        found = re.match(rf"\.?{metric}-v(\d+)[-.]", name)
         if found is not None and int(found[1]) < version:
             delete(join(folder, name))
 
@@ -139,16 +163,21 @@ class Index:
         told = read_if_there(uri)
         if told is None:
             return None
-        about, folder = json.loads(told), uri.rpartition("/")[0]
-        if about["layout"] != LAYOUT:
+        folder = uri.rpartition("/")[0]
+        try:
+            about = parsed(_About, told, uri, AGAIN)
+        except Unreadable as error:
+            log.warning("%s; searching without", error)
+            return None
+        if about.layout != LAYOUT:
             return None
         try:
-            keys = pq.read_table(io.BytesIO(read(join(folder, about["keys"]))))
-            held = _restored(join(folder, about["index"]), about["bytes"])
+            keys = pq.read_table(io.BytesIO(read(join(folder, about.keys))))
+            held = _restored(join(folder, about.index), about.bytes)
         except (LatentlakeError, OSError, pa.ArrowException, RuntimeError, ValueError) as error:
             log.warning("the index %s cannot be used (%s); searching without", uri, error)
             return None
-        if held is None or len(held) != about["rows"] or len(keys) != about["rows"]:
+        if held is None or len(held) != about.rows or len(keys) != about.rows:
             log.warning("the index %s is not whole; searching without", uri)
             return None
         held.expansion_search = SEARCH

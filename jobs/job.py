@@ -16,6 +16,8 @@ from jobs.config import RaySettings
 from jobs.errors import JobError
 from jobs.job_report import JobReport, merged
 from jobs.lake import Lake
+from jobs.log_check import require_whole
+from jobs.storage import begin
 from jobs.tables import Conflict, Snapshot, Table
 from jobs.units import Completion, JobContext, Plan, Settled, Unit
 
@@ -59,6 +61,11 @@ class Job(abc.ABC):
     @abc.abstractmethod
     def first_table(self) -> str:
         """URI of the first of its tables, the one that jobs compete for."""
+
+    @property
+    def relies_on(self) -> list[str]:
+        """URIs of the tables that it plans by; their logs are checked before."""
+        return [self.first_table]
 
     @abc.abstractmethod
     def tables(self, plan: Plan) -> list[Table]:
@@ -166,9 +173,17 @@ class PoolJob(Job):
         )
 
 
+def planned(job: Job) -> Plan:
+    """What the job would do now. Raises InputError where a table that it plans by is damaged."""
+    require_whole(job.lake, job.relies_on)
+    return job.plan()
+
+
 def run(job: Job) -> JobReport:
     """Finishes what an earlier run of the job left, then plans and does what is missing."""
     report = JobReport(job=job.name, target=job.target)
+    begin(job.lake.uri)
+    require_whole(job.lake, job.relies_on)
     publish.recover(job.lake, job.first_table)
     for plan in records.unfinished_plans(job.lake, job.name, job.target):
         if job.claims(plan):
@@ -179,7 +194,7 @@ def run(job: Job) -> JobReport:
         return report
     replans = 0
     while replans < REPLANS:
-        plan = job.plan()
+        plan = planned(job)
         if plan.is_empty:
             text, counts = job.idle(plan)
             log.info("%s %s: %s", job.name, job.target, text)
@@ -190,11 +205,15 @@ def run(job: Job) -> JobReport:
         done = _finish_or_drop(job, saved)
         if done is None:
             replans += 1
+            publish.back_off(replans)
             continue
         report = merged(report, done)
         if job.is_whole(plan):
             return report
-    raise JobError(f"{job.name} {job.target}: tables or source keep changing; run it again")
+    raise JobError(
+        f"{job.name} {job.target}: tables or source keep changing, {REPLANS} plans were out of "
+        f"date before they were done{publish.winner(job.first_table)}; run it again"
+    )
 
 
 def _finish_or_drop(job: Job, plan: Plan) -> JobReport | None:
@@ -234,8 +253,9 @@ def _finish(job: Job, plan: Plan) -> JobReport:
         publish.commit(job.lake, plan, head, record)
         return counts, record.seconds
 
-    counts, seconds = publish.retrying(one_round, f"{job.name} {job.target}")
-    versions = publish.published_versions(plan, job.lake, tables)
+    counts, seconds = publish.retrying(one_round, f"{job.name} {job.target}", job.first_table)
+    names = [job.lake.name_of(table.uri) for table in tables]
+    versions = publish.published_versions(plan.job_id, job.lake, names)
     publish.record_run(job.lake, plan, versions, counts, seconds)
     job.after(plan)
     records.clear(job.lake, plan.job_id)

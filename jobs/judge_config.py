@@ -131,6 +131,9 @@ class PromoteSettings(Settings):
         default=GateRule(), description="what it has to show; nothing if null"
     )
     back: bool = Field(default=False, description="to the version before: a rollback")
+    back_from: str | None = Field(
+        default=None, description="of a rollback: only if the alias names this version"
+    )
     reason: str | None = Field(default=None, description="why, in the history of the alias")
     by: str | None = Field(default=None, description="who; the user of the process if none")
 

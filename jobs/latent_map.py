@@ -19,7 +19,7 @@ from jobs.idset import digests
 from jobs.job import Job, OutOfDate
 from jobs.lake import Lake
 from jobs.nearest import vectors_of
-from jobs.schema import MAPS, MODEL_PARTITION, RECONSTRUCTIONS
+from jobs.schema import EMBED_TABLES, MAPS, MODEL_PARTITION, RECONSTRUCTIONS
 from jobs.shards import ShardWriter, read_shard
 from jobs.storage import join
 from jobs.tables import Snapshot, Table, TableFile, open_snapshot
@@ -52,6 +52,10 @@ class MapJob(Job):
     def first_table(self) -> str:
         """That of embed: a map and a drop of its embeddings come one after the other."""
         return self.lake.model(self.target, RECONSTRUCTIONS.name)
+
+    @property
+    def relies_on(self) -> list[str]:
+        return [self.lake.model(self.target, table) for table in (*EMBED_TABLES, MAPS.name)]
 
     @property
     def _uri(self) -> str:
@@ -140,8 +144,7 @@ class MapJob(Job):
         self, plan: Plan, completions: dict[str, Completion], head: Snapshot
     ) -> list[Unit] | Settled:
         """Takes the place of the version's earlier map."""
-        now = self.tables(plan)[1].snapshot()
-        assert now is not None
+        now = self.tables(plan)[1].now()
         later = ("embeddings_version", plan.base["embeddings"] + 1, 2**62)
         if now.paths(self._partition, later):
             raise OutOfDate("there is a map of later embeddings")

@@ -9,6 +9,7 @@ import dataclasses
 import datetime as dt
 import os
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 from jobs.errors import InputError
 from jobs.pins import local_etag, other_etag
-from jobs.storage import attempt, filesystem, local_path, resolve_source
+from jobs.storage import attempt, filesystem, local_path, resolve_source, scan
 
 _MARKS = re.compile(r"[*?\[]")
 
@@ -219,6 +220,12 @@ def _pages(fs: Any, bucket: str, prefix: str, uri: str) -> Iterator[dict[str, An
 
 def walk(uri: str) -> Iterator[dict[str, Any]]:
     """Every file below a folder of the lake: `uri`, `size`, `modified` (seconds since 1970)."""
+    local = local_path(uri)
+    if local is not None:
+        for path, status in attempt(lambda: list(files_below(local)), uri, "list"):
+            name = path.relative_to(local).as_posix()
+            yield {"uri": f"{uri}/{name}", "size": status.st_size, "modified": status.st_mtime}
+        return
     fs, path = filesystem(uri)
     found = attempt(lambda: fs.find(path, detail=True), uri, "list")
     assert isinstance(found, dict)
@@ -227,3 +234,12 @@ def walk(uri: str) -> Iterator[dict[str, Any]]:
         when = info.get("mtime", info.get("LastModified", 0.0))
         modified = when.timestamp() if isinstance(when, dt.datetime) else float(when)
         yield {"uri": uri + str(name)[len(root) :], "size": info["size"], "modified": modified}
+
+
+def files_below(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """All files below a local folder; those that come or go meanwhile cost no other its place."""
+    for path, status in sorted(scan(folder)):
+        if stat.S_ISDIR(status.st_mode):
+            yield from files_below(path)
+        else:
+            yield path, status

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from typing import Any
 
 from jobs import catalog, job
@@ -10,6 +11,7 @@ from jobs.compact import CompactJob
 from jobs.config import MaintainSettings, RaySettings
 from jobs.errors import unknown_name
 from jobs.lake import Lake
+from jobs.left_plans import end_left_plans
 from jobs.vacuum import vacuum
 
 
@@ -27,18 +29,23 @@ def maintain(
     Raises InputError for an unknown dataset or model.
     """
     datasets, models = _chosen(lake, settings)
-    done: dict[str, Any] = {"dry_run": dry_run, "compacted": [], "vacuumed": None}
+    done: dict[str, Any] = {"dry_run": dry_run, "compacted": [], "left_plans": []}
+    done["vacuumed"] = None
     parts = [("dataset", name) for name in datasets] + [("model", name) for name in models]
     for kind, name in parts if settings.compact else ():
         work = compact_job(lake, kind, name, night, ray_settings, settings.workers)
         if dry_run:
-            units = work.plan().units
+            units = job.planned(work).units
             files = sum(len(unit.inputs["paths"]) for unit in units)
             counts: dict[str, Any] = {"files_merged": files, "files_made": len(units)}
         else:
             counts = job.run(work).counts
         done["compacted"].append({kind: name, **counts})
     if settings.vacuum:
+        whole = settings.dataset is None and settings.model is None
+        names = None if whole else [*datasets, *models]
+        ended = end_left_plans(lake, names, now=time.time(), dry_run=dry_run)
+        done["left_plans"] = [dataclasses.asdict(plan) for plan in ended]
         removed = vacuum(lake, datasets, models, keep_days=settings.keep_days, dry_run=dry_run)
         done["vacuumed"] = dataclasses.asdict(removed)
     return done
@@ -66,6 +73,12 @@ def maintained_text(done: dict[str, Any]) -> str:
         merged, made = part.get("files_merged", 0), part.get("files_made", 0)
         told = f"{merged} files {would}merged into {made}" if merged else "nothing to merge"
         lines.append(f"{kind} {part[kind]}: {told}")
+    for plan in done["left_plans"]:
+        what = f"{plan['job']} {plan['target']} of {plan['night']} ({plan['job_id']})"
+        if plan["done"]:
+            lines.append(f"{what} was published, and {would}finished")
+        else:
+            lines.append(f"{what} {would or 'was '}given up: {plan['why']}")
     if done["vacuumed"] is not None:
         removed = done["vacuumed"]
         lines.append(

@@ -44,27 +44,28 @@ class ProcessGroup(BackendConfig):
         return _Backend
 
     @property
-    def train_func_context(self) -> Callable[[], Any]:
+    def train_func_context(self) -> Callable[[], Any]:  # pyright: ignore
         return _on_own_device
 
 
 class _Backend(Backend):
     share_cuda_visible_devices = True
 
-    def on_start(self, worker_group: BaseWorkerGroup, backend_config: ProcessGroup) -> None:
+    def on_start(self, worker_group: BaseWorkerGroup, backend_config: BackendConfig) -> None:
+        assert isinstance(backend_config, ProcessGroup)
         address, port = worker_group.execute_single(0, get_address_and_port)
         size, kinds = len(worker_group), backend_config.kinds
-        ray.get(
-            [
+        ray.get(  # pyright: ignore[reportCallIssue]
+            [  # pyright: ignore[reportArgumentType]
                 worker_group.execute_single_async(rank, _join, kinds, rank, size, address, port)
                 for rank in range(size)
             ]
         )
 
-    def on_shutdown(self, worker_group: BaseWorkerGroup, backend_config: ProcessGroup) -> None:
+    def on_shutdown(self, worker_group: BaseWorkerGroup, backend_config: BackendConfig) -> None:
         left = worker_group.execute_async(_leave, destroy=len(worker_group) > 1)
         try:
-            ray.get(left, timeout=LEAVE_S)
+            ray.get(left, timeout=LEAVE_S)  # pyright: ignore
         except GetTimeoutError:
             log.warning("the process group of a training did not end within %.0f s", LEAVE_S)
 

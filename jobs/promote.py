@@ -60,7 +60,7 @@ class PromoteJob(Job):
 
     @property
     def _fingerprint(self) -> str:
-        asked = self.settings.model_dump(mode="json", exclude={"model", "by"})
+        asked = self.settings.model_dump(mode="json", exclude={"model", "by", "back_from"})
         return digest(asked, self.by, self._version)
 
     def plan(self) -> Plan:
@@ -71,7 +71,7 @@ class PromoteJob(Job):
         """
         rows = alias_history.moves(self.lake, self.target, self.alias)
         held = rows[-1]["version"] if rows else None
-        version = self._version or self._before(rows)
+        version = self._version or self._goes_back_to(rows)
         head = open_snapshot(self.first_table)
         told = {"version": version, "held": held, "moves": len(rows), "by": self.by}
         # Judged anew where it was evaluated anew; there and back and there again are three moves.
@@ -89,6 +89,18 @@ class PromoteJob(Job):
             return dataclasses.replace(plan, key=[])
         self._planned.add(plan.job_id)
         return plan
+
+    def _goes_back_to(self, rows: alias_history.Rows) -> str:
+        """Where a rollback goes; what the alias names, if it has gone back from there already."""
+        left, held = self.settings.back_from, rows[-1]["version"] if rows else None
+        if left is None or held is None or held == left:
+            return self._before(rows)
+        if rows[-2:-1] and rows[-2]["version"] == left and alias_history.was_taken_back(rows, left):
+            return held
+        raise InputError(
+            f"{self.alias} of {self.target} names {held}, not {left}; nothing was changed; look "
+            f"(latentlake aliases {self.target})"
+        )
 
     def _before(self, rows: alias_history.Rows) -> str:
         """Where a rollback goes."""
@@ -115,7 +127,8 @@ class PromoteJob(Job):
         return why, {"promoted": False, "version": version, "held": held, "why": why}
 
     def claims(self, plan: Plan) -> bool:
-        return plan.fingerprint == self._fingerprint
+        same = self.settings.back_from in (None, plan.settings["held"])
+        return same and plan.fingerprint == self._fingerprint
 
     def execute(self, plan: Plan, units: Iterable[Unit]) -> None:
         raise AssertionError("nothing has to be worked out")

@@ -17,23 +17,26 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.documents import json_column
-from jobs.errors import JobError
+from jobs.documents import damaged, json_column
+from jobs.durable import sync_commit
+from jobs.errors import JobError, StorageError
 from jobs.lake import Lake
 from jobs.records import CommitRecord, load_commit, save_commit
 from jobs.schema import RUNS
 from jobs.shards import write_shard
 from jobs.storage import ATTEMPTS, join
-from jobs.tables import Conflict, Snapshot, Table, Unanswered, open_snapshot
+from jobs.tables import Conflict, Snapshot, Table, Unanswered, open_snapshot, still_there
 from jobs.units import Plan
+from jobs.uris import is_plain
 
 ROUNDS = 30
 
 
-def retrying(action: Callable[[], Any], what: str) -> Any:
+def retrying(action: Callable[[], Any], what: str, table: str) -> Any:
     """Runs an optimistic commit again after a Conflict, with jitter, bounded.
 
     A commit whose answer was lost may have landed: it is tried again a few times, too.
+    table: URI of the one that is competed for. Raises JobError that names who won.
     """
     unanswered = 0
     for round_ in range(ROUNDS):
@@ -43,8 +46,22 @@ def retrying(action: Callable[[], Any], what: str) -> Any:
             unanswered += isinstance(error, Unanswered)
             if unanswered == ATTEMPTS and error.__cause__ is not None:
                 raise error.__cause__ from None
-            time.sleep(random.uniform(0.0, min(2.0, 0.05 * 2**round_)))
-    raise JobError(f"{what}: {ROUNDS} commits in a row met another writer; run it again")
+            back_off(round_)
+    raise JobError(
+        f"{what}: {ROUNDS} commits in a row met another writer{winner(table)}; run it again"
+    )
+
+
+def back_off(round_: int) -> None:
+    """Before what another job has overtaken is tried again, so that two do not go on meeting."""
+    time.sleep(random.uniform(0.0, min(2.0, 0.05 * 2**round_)))
+
+
+def winner(table: str) -> str:
+    """Who committed to a table last, for a message; empty where that is no job of ours."""
+    snapshot = open_snapshot(table)
+    job_id = snapshot.last_commit().get("job_id") if snapshot is not None else None
+    return f", the last of them {job_id}" if isinstance(job_id, str) and is_plain(job_id) else ""
 
 
 def completed_head(lake: Lake, tables: Sequence[Table]) -> Snapshot:
@@ -101,13 +118,13 @@ def complete(lake: Lake, job_id: str, record: CommitRecord) -> None:
     """Commits a job's files to every table that does not have them yet."""
     for table in record.files:
         uri = join(lake.uri, table)
-        retrying(lambda u=uri, t=table: _commit_one(u, t, job_id, record), uri)
+        retrying(lambda u=uri, t=table: _commit_one(u, t, job_id, record), uri, uri)
 
 
 def _commit_one(uri: str, table: str, job_id: str, record: CommitRecord) -> None:
     snapshot = open_snapshot(uri)
     if snapshot is None:  # it is created before the first commit
-        raise JobError(f"{uri} is gone, and {job_id} has files for it; restore it")
+        raise StorageError(f"{uri} has gone, and {job_id} has files for it; restore it")
     if not snapshot.has(job_id):
         snapshot.commit(
             job_id,
@@ -125,28 +142,31 @@ def is_published(plan: Plan, tables: Sequence[Table]) -> bool:
     return all(s is not None and s.has(plan.job_id) for s in snapshots)
 
 
-def published_versions(plan: Plan, lake: Lake, tables: Sequence[Table]) -> dict[str, int]:
-    """By table, relative to the lake: the version that the job published."""
+def published_versions(job_id: str, lake: Lake, tables: Sequence[str]) -> dict[str, int]:
+    """By table, as named in the lake: the version that the job published, and that lasts now."""
     versions = {}
     for table in tables:
-        snapshot = table.snapshot()
-        assert snapshot is not None
-        versions[lake.name_of(table.uri)] = snapshot.version_of(plan.job_id)
+        uri = join(lake.uri, table)
+        version = versions[table] = still_there(open_snapshot(uri), uri).version_of(job_id)
+        sync_commit(uri, version)  # another process may have made it, and been killed
     return versions
 
 
 def append_rows(table: Table, job_id: str, rows: list[dict[str, Any]]) -> None:
-    """Publishes a few rows in a catalog table, once a job id."""
+    """Publishes a few rows in a catalog table, once a job id; where it numbers them, in order."""
 
     def action() -> None:
         snapshot = table.ensure()
         if snapshot.has(job_id):
+            sync_commit(table.uri, snapshot.version_of(job_id))
             return
-        batch = pa.Table.from_pylist(rows, schema=table.spec.schema)
+        # The commit fails where another one takes this version: no two have the same number.
+        numbered = [{"sequence": snapshot.version + 1, **row} for row in rows]
+        batch = pa.Table.from_pylist(numbered, schema=table.spec.schema)
         output = write_shard(table.uri, table.spec, batch, f"{job_id}-{uuid.uuid4().hex[:8]}")
         snapshot.commit(job_id, [output], {})
 
-    retrying(action, table.uri)
+    retrying(action, table.uri, table.uri)
 
 
 def told_of(lake: Lake, plan: Plan, first_table: Table) -> tuple[dict[str, Any], float]:
@@ -155,12 +175,12 @@ def told_of(lake: Lake, plan: Plan, first_table: Table) -> tuple[dict[str, Any],
     runs = open_snapshot(lake.catalog(RUNS.name))
     if runs is not None and runs.has(plan.job_id):
         rows = runs.read(["job_id", "counts", "seconds"])
-        assert rows is not None
-        row = next(row for row in rows.to_pylist() if row["job_id"] == plan.job_id)
+        held = rows.to_pylist() if rows is not None else []
+        row = next((row for row in held if row["job_id"] == plan.job_id), None)
+        if row is None:
+            raise damaged(runs.uri, f"the row of {plan.job_id} has left it")
         return json_column(row, "counts"), row["seconds"]
-    head = first_table.snapshot()
-    assert head is not None
-    name = head.commit_of(plan.job_id).get("commit")
+    name = first_table.now().commit_of(plan.job_id).get("commit")
     record = load_commit(lake, plan.job_id, str(name)) if name is not None else None
     return (record.counts, record.seconds) if record is not None else ({}, 0.0)
 

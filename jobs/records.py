@@ -27,7 +27,6 @@ from jobs.storage import (
     folder_names,
     join,
     list_folder,
-    read,
     read_if_there,
 )
 from jobs.units import Completion, Output, Plan, Unit, digest
@@ -170,10 +169,13 @@ def load_completions(lake: Lake, job_id: str, unit_ids: Sequence[str]) -> dict[s
     present = completed_units(lake, job_id) if unit_ids else set()
     wanted = [unit_id for unit_id in unit_ids if unit_id in present]
     with ThreadPoolExecutor(READERS) as pool:
-        bodies = pool.map(lambda unit_id: read(_completion_uri(lake, job_id, unit_id)), wanted)
+        # Another process of the job may be clearing them away.
+        uris = [_completion_uri(lake, job_id, unit_id) for unit_id in wanted]
+        bodies = pool.map(read_if_there, uris)
         found = {}
-        for unit_id, body in zip(wanted, bodies, strict=True):
-            uri = _completion_uri(lake, job_id, unit_id)
+        for unit_id, uri, body in zip(wanted, uris, bodies, strict=True):
+            if body is None:
+                continue
             try:
                 found[unit_id] = completion_of(body, uri)
             except Unreadable as error:
@@ -249,8 +251,17 @@ def _table(lake: Lake, named: str, uri: str) -> str:
 
 
 def clear(lake: Lake, job_id: str) -> None:
-    """Removes all that a finished job kept."""
-    delete_tree(lake.units(job_id))
+    """Removes all that a finished job kept.
+
+    The plan goes last: where this is cut short, the next run sees that it was done, and does not
+    do it again.
+    """
+    folder = lake.units(job_id)
+    for entry in list_folder(folder):
+        name = entry["name"].rstrip("/").rsplit("/", 1)[-1]
+        if name != "plan.json" and is_inner(name):
+            delete_tree(join(folder, name))
+    delete_tree(folder)
 
 
 def drop(lake: Lake, job_id: str) -> None:

@@ -275,6 +275,10 @@ BATCHES = TableSpec(
 # All that a model's embed publishes but the embeddings, whose schema has the latent dimension.
 MODEL_TABLES = {spec.name: spec for spec in (RECONSTRUCTIONS, ANOMALIES, BATCHES)}
 
+# In commit order.
+DATASET_TABLES = (QUARANTINE.name, SOURCES.name, "images")
+EMBED_TABLES = (*MODEL_TABLES, "embeddings")
+
 # Derived from the embeddings, by a job of its own.
 MAPS = TableSpec(
     "maps",
@@ -323,6 +327,12 @@ RUNS = TableSpec(
             column("target", pa.string(), "dataset or model it worked on"),
             column("night", pa.string(), "logical night"),
             column("finished_at", pa.timestamp("us", "UTC"), "wall clock at the commit"),
+            column(
+                "sequence",
+                pa.int64(),
+                "grows with each job that finishes, whatever the clock says; null before "
+                "release 0.2",
+            ),
             column("seconds", pa.float64(), "wall time of the process that finished it", unit="s"),
             column("counts", pa.string(), "JSON: what was counted"),
             column("versions", pa.string(), "JSON: version of each table it published"),

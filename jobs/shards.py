@@ -96,7 +96,7 @@ class ShardWriter:
 
     def _encode(self, rows: pa.Table) -> None:
         if self._writer is None:
-            self._writer = _parquet_writer(self._sink, self.spec, rows)
+            self._writer = self._attempt(lambda: _parquet_writer(self._sink, self.spec, rows))
         writer = self._writer
         self._attempt(lambda: writer.write_table(rows, row_group_size=self.group_rows))
 

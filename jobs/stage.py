@@ -21,7 +21,15 @@ from jobs.errors import JobError
 from jobs.job import ImportedWorker, OutOfDate, PoolJob, WorkerFactory
 from jobs.lake import Lake, valid_name
 from jobs.listing import list_files
-from jobs.schema import PREPROCESSING, QUARANTINE, SOURCES, images_spec, passthrough_of, type_named
+from jobs.schema import (
+    DATASET_TABLES,
+    PREPROCESSING,
+    QUARANTINE,
+    SOURCES,
+    images_spec,
+    passthrough_of,
+    type_named,
+)
 from jobs.stage_plan import Pair, UnitStream
 from jobs.stage_settle import (
     Tonight,
@@ -66,6 +74,10 @@ class StageJob(PoolJob):
     @property
     def first_table(self) -> str:
         return self.lake.dataset(self.target, QUARANTINE.name)
+
+    @property
+    def relies_on(self) -> list[str]:
+        return [self.lake.dataset(self.target, table) for table in DATASET_TABLES]
 
     def tables(self, plan: Plan) -> list[Table]:
         return stage_tables(self.lake, self.target, plan.settings)

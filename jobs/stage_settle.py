@@ -43,7 +43,7 @@ class Tonight:
 
     def __post_init__(self) -> None:
         _, sources, images = self.tables
-        self.sources, self.images = _now(sources), _now(images)
+        self.sources, self.images = sources.now(), images.now()
         # What the workers knew is what the plan looked at.
         self.overtaken = self.images.version != max(self.plan.base["images"], 0)
 
@@ -53,12 +53,6 @@ class Tonight:
         for completion in self.completions:
             for output in completion.outputs_of(table):
                 yield completion, read_shard(join(uri, output.path), columns)
-
-
-def _now(table: Table) -> Snapshot:
-    snapshot = table.snapshot()
-    assert snapshot is not None
-    return snapshot
 
 
 def unit_of(completion: Completion) -> str:

@@ -8,10 +8,13 @@ Credentials come from the environment or the usual AWS files, and are never show
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import random
 import re
+import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,13 +23,14 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 import fsspec
 
-from jobs.draft import Draft
+from jobs.draft import Draft, hold, require_held
 from jobs.errors import AlreadyThere, InputError, LatentlakeError, Refused, StorageError
 from jobs.uris import is_inner, refuse_credentials, without_keys
 
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 15
 ATTEMPTS = 3
+RACES = 20  # lost to other processes in a row before a local folder is given up
 PATIENCE_S = 20  # after this long no further attempt is made, so that errors come within a minute
 SCHEMES = ("file", "s3")
 # Of sources: stores that a client is made for without a connection. Each needs its fsspec package.
@@ -225,6 +229,9 @@ def explain(error: BaseException, uri: str, verb: str) -> LatentlakeError:
             "for S3 the credentials in the environment or the AWS files"
         )
     if isinstance(error, FileNotFoundError):
+        if verb == "write":
+            told = f"cannot write {uri}: the folder that it belongs to has gone"
+            return StorageError(f"{told}; look whether the disk is still there, and run it again")
         return InputError(f"cannot {verb} {uri}: it does not exist")
     endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
     where = f" (endpoint {without_keys(endpoint)})" if endpoint and local_path(uri) is None else ""
@@ -293,9 +300,17 @@ def create(uri: str, data: bytes | memoryview) -> None:
 
 
 def _create_local(path: Path, data: bytes | memoryview) -> None:
-    draft = Draft(path)
-    draft.temporary.write_bytes(data)
-    draft.publish()
+    for left in reversed(range(RACES)):
+        draft = Draft(path)
+        try:
+            draft.temporary.write_bytes(data)
+            draft.publish()
+        except FileNotFoundError:
+            # Another process of the same job has done, and has just cleared its folder away.
+            if left == 0:
+                raise
+        else:
+            return
 
 
 def _create_remote(uri: str, data: bytes | memoryview) -> None:
@@ -344,8 +359,30 @@ def exists(uri: str) -> bool:
     return attempt(lambda: bool(fs.exists(path)), uri, "read")
 
 
+def begin(uri: str, *, make: bool = True) -> None:
+    """Before a process writes into a lake: from here on a local one that has gone stays away.
+
+    make: where it is not there yet.
+    """
+    path = local_path(uri)
+    if path is not None:
+        if make:
+            attempt(lambda: path.mkdir(parents=True, exist_ok=True), uri, "write")
+        hold(path)
+
+
+def require_begun(uri: str) -> None:
+    """Raises StorageError where the local lake that `uri` lies in has gone since `begin`."""
+    path = local_path(uri)
+    if path is not None:
+        attempt(lambda: require_held(path), uri, "write")
+
+
 def list_folder(uri: str) -> list[dict[str, Any]]:
-    """Entries right below `uri` as fsspec describes them (name, size, type); empty if absent."""
+    """Entries right below `uri` (name, size, type and what else is known); empty if absent."""
+    local = local_path(uri)
+    if local is not None:
+        return attempt(lambda: [_told_of(each) for each in scan(local)], uri, "list")
     fs, path = filesystem(uri)
 
     def action() -> list[dict[str, Any]]:
@@ -360,6 +397,29 @@ def list_folder(uri: str) -> list[dict[str, Any]]:
     return attempt(action, uri, "list")
 
 
+def scan(folder: Path) -> list[tuple[Path, os.stat_result]]:
+    """Entries of a local folder; those that go while it is read are left out, none if absent.
+
+    fsspec would take the whole folder for absent where one of its files goes meanwhile.
+    """
+    found = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):
+                    found.append((Path(entry.path), entry.stat()))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return found
+
+
+def _told_of(entry: tuple[Path, os.stat_result]) -> dict[str, Any]:
+    path, status = entry
+    kind = "directory" if stat.S_ISDIR(status.st_mode) else "file"
+    times = {"mtime": status.st_mtime, "ino": status.st_ino}
+    return {"name": str(path), "size": status.st_size, "type": kind, **times}
+
+
 def folder_names(uri: str) -> list[str]:
     """Names of the folders right below `uri`, sorted; less those that we would not write."""
     entries = (entry for entry in list_folder(uri) if entry["type"] == "directory")
@@ -368,13 +428,33 @@ def folder_names(uri: str) -> list[str]:
 
 def delete_tree(uri: str) -> None:
     """Removes everything below `uri`; what is not there needs no removing."""
+    local = local_path(uri)
     fs, path = filesystem(uri)
 
     def action() -> None:
+        if local is not None:
+            _delete_local(local)
+            return
         with contextlib.suppress(FileNotFoundError):
             fs.rm(path, recursive=True)
 
     attempt(action, uri, "delete")
+
+
+def _delete_local(path: Path) -> None:
+    """Also while another process removes the same, or still writes there."""
+    for left in reversed(range(RACES)):
+        try:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST) or left == 0:
+                raise
+            time.sleep(random.uniform(0.0, 0.05))
+        if not os.path.lexists(path):
+            return
 
 
 def delete(uri: str) -> None:

@@ -106,7 +106,7 @@ def sweep(
         for trial in drawn
     ]
     jobs = [TrainJob(lake, trial.settings, night, ray_settings) for trial in trials]
-    plans = [one.plan() for one in jobs]  # refuses what cannot be trained before any work
+    plans = [job.planned(one) for one in jobs]  # refuses what cannot be trained before any work
     from jobs.sweep_launch import run_trials  # brings Ray: only where there is work
 
     tried = run_trials(lake, settings, trials, night, ray_settings)

@@ -6,16 +6,24 @@ deltalake's own history lists the newest commits but numbers them down from the 
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
+import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from jobs.ahead import read_ahead
 from jobs.documents import damaged, parsed
-from jobs.storage import join, read_if_there
+from jobs.storage import join, list_folder, read_if_there
 from jobs.uris import is_inner
 
 RESTORE = "restore it from a copy of the lake; nothing was done"
+READERS = 16  # requests at a time
+ENTRY = re.compile(r"(\d{20})\.json")
+CHECKPOINT = re.compile(r"(\d{20})\.checkpoint\.(?:.*\.)?parquet")
+LAST = (b'{"txn"', b'{"metaData"', b'{"protocol"')  # what an entry ends with
 FEW = 4  # entries that are read one after the other
 
 
@@ -26,7 +34,7 @@ def entry_uri(table_uri: str, version: int) -> str:
 def entry(table_uri: str, version: int) -> dict[str, Any] | None:
     """Who made a version and when: its commitInfo, with its `version`. None where the log has none.
 
-    Raises InputError for an entry that is empty or was cut off.
+    Raises InputError for an entry that is empty or was cut off, between two of its lines too.
     """
     uri = entry_uri(table_uri, version)
     data = read_if_there(uri)
@@ -36,9 +44,23 @@ def entry(table_uri: str, version: int) -> dict[str, Any] | None:
     if not lines:
         raise damaged(uri, "it is empty", RESTORE)
     actions = (parsed(dict[str, Any], line, uri, RESTORE) for line in lines)
-    info = next((action["commitInfo"] for action in actions if "commitInfo" in action), None)
-    parsed(dict[str, Any], lines[-1], uri, RESTORE)  # whether it was cut off
-    return {**(info if isinstance(info, dict) else {}), "version": version}
+    found = next((action["commitInfo"] for action in actions if "commitInfo" in action), None)
+    info = found if isinstance(found, dict) else {}
+    _require_last(lines, info, uri)
+    return {**info, "version": version}
+
+
+def _require_last(lines: list[bytes], info: dict[str, Any], uri: str) -> None:
+    """What comes last in an entry is there: else it was cut off, in a line or between two."""
+    few = [line for line in lines[:-1] if line.startswith(LAST)]
+    actions = [parsed(dict[str, Any], line, uri, RESTORE) for line in (*few, lines[-1])]
+    txns = [action["txn"] for action in actions if isinstance(action.get("txn"), dict)]
+    done = {txn.get("appId") for txn in txns}
+    if "job_id" in info and info["job_id"] not in done:
+        raise damaged(uri, f"it ends within the commit of {info['job_id']!r:.80}", RESTORE)
+    made = {name for action in actions for name in action}
+    if info.get("operation") == "CREATE TABLE" and not {"metaData", "protocol"} <= made:
+        raise damaged(uri, "it ends within the creation of the table", RESTORE)
 
 
 def entries(table_uri: str, newest: int, oldest: int) -> Iterator[dict[str, Any]]:
@@ -52,6 +74,74 @@ def entries(table_uri: str, newest: int, oldest: int) -> Iterator[dict[str, Any]
         if found is None:
             return
         yield found
+
+
+@dataclasses.dataclass(frozen=True)
+class _File:
+    """An entry as the store lists it. stamp: changes with its content."""
+
+    version: int
+    size: int
+    stamp: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Entries:
+    """A log as it is listed: no entry between its ends is missing, none is empty.
+
+    checkpoint: the version of the newest one, -1 where there is none.
+    """
+
+    uri: str
+    files: list[_File]
+    checkpoint: int
+
+    @property
+    def newest(self) -> int:
+        return self.files[-1].version if self.files else -1
+
+    def jobs(self, to_the_oldest: bool = False) -> list[tuple[int, str | None]]:
+        """Version and job of each entry since the checkpoint, None where no job of ours made it.
+
+        Raises InputError for an entry that was cut off.
+        """
+        wanted = [f for f in self.files if to_the_oldest or f.version > self.checkpoint]
+        with ThreadPoolExecutor(READERS, thread_name_prefix="log") as pool:
+            found = pool.map(lambda file: _job(self.uri, file), wanted)
+            return [(file.version, job) for file, job in zip(wanted, found, strict=True)]
+
+
+def whole_entries(table_uri: str) -> Entries:
+    """Those of a table; none where it is not there. Raises InputError for a log that is not whole.
+
+    What comes before a checkpoint, other tools may have removed.
+    """
+    files: dict[int, _File] = {}
+    checkpoint = -1
+    for info in list_folder(join(table_uri, "_delta_log")):
+        name = str(info["name"]).rsplit("/", 1)[-1]
+        if found := ENTRY.fullmatch(name):
+            stamp = str(info.get("ETag") or (info.get("ino"), info.get("mtime")))
+            files[int(found[1])] = _File(int(found[1]), int(info["size"]), stamp)
+        elif found := CHECKPOINT.fullmatch(name):
+            checkpoint = max(checkpoint, int(found[1]))
+    versions = sorted(files)
+    first = min(versions, default=0) if checkpoint >= min(versions, default=0) else 0
+    for version in range(first, max(versions, default=-1) + 1):
+        if version not in files:
+            raise damaged(entry_uri(table_uri, version), "it is missing", RESTORE)
+        if not files[version].size:
+            raise damaged(entry_uri(table_uri, version), "it is empty", RESTORE)
+    return Entries(table_uri, [files[version] for version in versions], checkpoint)
+
+
+# Asked by each job of a night, of entries that never change while they are whole.
+@functools.lru_cache(maxsize=1 << 14)
+def _job(table_uri: str, file: _File) -> str | None:
+    found = entry(table_uri, file.version)
+    if found is None:
+        raise damaged(entry_uri(table_uri, file.version), "it went while it was read", RESTORE)
+    return found.get("job_id")
 
 
 def require_ours(uri: str, action: dict[str, Any]) -> None:

@@ -23,11 +23,21 @@ from deltalake.transaction import AddAction, CommitProperties, RemoveAction, Tra
 from jobs import table_log
 from jobs.ahead import read_ahead
 from jobs.documents import damaged
+from jobs.durable import sync_commit, sync_files
 from jobs.errors import InputError, JobError, LatentlakeError, StorageError
 from jobs.idset import IdSet
 from jobs.schema import CONTRACT_KEYS, TableSpec
 from jobs.shards import read_digests, read_shard
-from jobs.storage import ATTEMPTS, attempt, delta_options, explain, is_transient, join
+from jobs.storage import (
+    ATTEMPTS,
+    attempt,
+    delta_options,
+    exists,
+    explain,
+    is_transient,
+    join,
+    require_begun,
+)
 from jobs.units import Output
 
 APP = "latentlake"
@@ -54,13 +64,17 @@ class Table:
         """The newest snapshot, or the given one; None where the table does not exist yet."""
         return open_snapshot(self.uri, version)
 
+    def now(self) -> Snapshot:
+        """The newest snapshot of a table that has been there: StorageError where it has gone."""
+        return still_there(self.snapshot(), self.uri)
+
     def ensure(self) -> Snapshot:
         """The newest snapshot, of a table that is created empty where there is none."""
         found = self.snapshot()
         if found is None:
+            require_begun(self.uri)
             attempt(self._create, self.uri, "write")
-            found = self.snapshot()
-            assert found is not None
+            found = self.now()
         if not found.is_published:
             # One that was only created, for other columns perhaps, binds nobody: the first commit
             # brings its own.
@@ -71,8 +85,7 @@ class Table:
             if not new:
                 return found
             self._add_columns(found, new)
-            found = self.snapshot()
-            assert found is not None
+            found = self.now()
         raise JobError(f"{self.uri}: columns keep changing; run it again")
 
     def _add_columns(self, found: Snapshot, fields: list[pa.Field]) -> None:
@@ -131,6 +144,15 @@ class Table:
                         f"{(held or b'none').decode()} in the table, {(mine or b'none').decode()} "
                         "in this run; use the same settings, or another name"
                     )
+
+
+def still_there(snapshot: Snapshot | None, uri: str) -> Snapshot:
+    if snapshot is None:
+        raise StorageError(
+            f"{uri} has gone while a job was at work on it; look whether the disk is still there, "
+            "and run it again"
+        )
+    return snapshot
 
 
 class _Added(LatentlakeError):
@@ -349,7 +371,12 @@ class Snapshot:
             except CommitFailedError as error:
                 raise Conflict(str(error)) from error
 
+        # deltalake would begin a log anew, with this very entry.
+        if not exists(table_log.entry_uri(self.uri, self.version)):
+            still_there(None, self.uri)
+        sync_files(self.uri, (o.path for o in outputs))
         _commit_once(action, self.uri)
+        sync_commit(self.uri, self.version + 1)
         return self.version + 1
 
 
@@ -402,6 +429,7 @@ def open_snapshot(uri: str, version: int | None = None) -> Snapshot | None:
     try:
         handle = attempt(action, uri, "read")
     except StorageError as error:
+        table_log.whole_entries(uri).jobs()  # whether it is damaged, and where
         newest = open_snapshot(uri) if version is not None else None
         if newest is None or version is None or version <= newest.version:
             raise

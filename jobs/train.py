@@ -85,6 +85,10 @@ class TrainJob(Job):
     def first_table(self) -> str:
         return self.lake.catalog(ALIASES.name)
 
+    @property
+    def relies_on(self) -> list[str]:
+        return [self.lake.dataset(self.settings.dataset, "images")]
+
     def tables(self, plan: Plan) -> list[Table]:
         return [Table(self.first_table, ALIASES)]
 

@@ -17,9 +17,12 @@ from jobs import catalog, records
 from jobs.bundle_about import read_about
 from jobs.documents import Unreadable
 from jobs.errors import InputError
+from jobs.judgements import DRIFT, EVALUATIONS
 from jobs.lake import Lake
+from jobs.leftovers import drafts, index_parts
 from jobs.listing import walk
-from jobs.schema import MAPS, MODEL_TABLES
+from jobs.log_check import require_whole
+from jobs.schema import ALIASES, DATASET_TABLES, MAPS, MODEL_TABLES, RUNS
 from jobs.storage import delete, delete_tree, folder_names, join, read_if_there
 from jobs.tables import Snapshot, open_snapshot
 from jobs.units import Output, Plan
@@ -28,13 +31,13 @@ from jobs.uris import is_inner
 log = logging.getLogger("latentlake")
 
 GRACE_S = 86_400.0
-DATASET_TABLES = ("quarantine", "sources", "images")
+CATALOG = (RUNS.name, ALIASES.name, EVALUATIONS.name, DRIFT.name)
 MODEL_FOLDERS = (*MODEL_TABLES, MAPS.name, "evaluated", "embeddings")
 
 
 @dataclasses.dataclass(frozen=True)
 class Vacuumed:
-    """files, bytes: removed from tables. plans: given-up ones that were swept."""
+    """files, bytes: removed. plans: given-up ones that were swept. paths: URIs, of drafts paths."""
 
     files: int
     bytes: int
@@ -51,10 +54,15 @@ def vacuum(
     dry_run: bool = False,
     grace_s: float = GRACE_S,
 ) -> Vacuumed:
-    """Removes what nothing needs from the tables of datasets and models, and old plans' remains."""
-    uses = _Uses(lake)
+    """Removes what nothing needs from the tables of datasets and models, and old plans' remains.
+
+    Raises InputError, and removes nothing, where the log of one of these tables is damaged.
+    """
     tables = [lake.dataset(d, t) for d in datasets for t in DATASET_TABLES]
     tables += [lake.model(m, t) for m in models for t in MODEL_FOLDERS]
+    tables += [lake.catalog(t) for t in CATALOG]
+    require_whole(lake, tables, to_the_oldest=True)
+    uses = _Uses(lake)
     tables = [uri for uri in tables if not uses.spares(uri)]
     young = time.time() - grace_s
     paths, size = [], 0
@@ -67,13 +75,29 @@ def vacuum(
             if entry["modified"] < young:
                 paths.append(join(uri, path))
                 size += entry["size"]
+    left = list(drafts(_folders(lake, datasets, models), young))
+    for model in models:
+        for uri, bytes_ in index_parts(lake, model, young):
+            paths.append(uri)
+            size += bytes_
     plans = [job_id for job_id in uses.given_up if _last_touched(lake, job_id) < young]
     if not dry_run:
         for path in paths:
             delete(path)
+        for path, _ in left:
+            path.unlink(missing_ok=True)
         for job_id in plans:
             delete_tree(lake.units(job_id))
+    paths += [str(path) for path, _ in left]
+    size += sum(bytes_ for _, bytes_ in left)
     return Vacuumed(len(paths), size, len(plans), paths)
+
+
+def _folders(lake: Lake, datasets: list[str], models: list[str]) -> list[str]:
+    """Those of these datasets and models, and what of the lake belongs to none of them."""
+    parts = {"datasets": datasets, "models": models, "indexes": models}
+    others = [join(lake.uri, name) for name in folder_names(lake.uri) if name not in parts]
+    return [join(lake.uri, p, name) for p, names in parts.items() for name in names] + others
 
 
 class _Uses:
@@ -110,8 +134,7 @@ class _Uses:
             version = plan.settings.get("images_version", plan.base.get("images"))
             if version is None:
                 version = plan.base.get("images")
-            known = isinstance(version, int) and version >= 0
-            if known and isinstance(dataset, str) and is_inner(dataset):
+            if isinstance(dataset, str) and is_inner(dataset) and isinstance(version, int):
                 self._pin(lake.dataset(dataset, "images"), version)
         for uri in _documents(lake.units(job_id)):
             self._look_at_one(lake, uri, plan)
@@ -177,7 +200,7 @@ def _kept_paths(newest: Snapshot, uses: _Uses, keep_days: float) -> set[str]:
         came_after = when / 1000 if isinstance(when, int) else float("inf")
     paths: set[str] = set()
     for version in kept:
-        if version > newest.version:  # it says so alone; nothing is kept by it
+        if not 0 <= version <= newest.version:  # it says so alone; nothing is kept by it
             continue
         snapshot = newest if version == newest.version else open_snapshot(newest.uri, version)
         if snapshot is not None:
@@ -189,7 +212,7 @@ def _strangers(uri: str, kept: set[str]) -> Iterator[tuple[str, dict[str, Any]]]
     """Parquet files of a table's folder that no kept snapshot has."""
     for entry in walk(uri):
         path = entry["uri"].removeprefix(uri + "/")
-        ours = path.endswith((".parquet", ".tmp")) and "_delta_log/" not in path
+        ours = path.endswith(".parquet") and "_delta_log/" not in path
         # A name that we do not write is no file of ours.
         if ours and is_inner(path) and path not in kept:
             yield path, entry

@@ -11,8 +11,9 @@ import pytest
 
 from jobs import alias_history, catalog, job, publish, records
 from jobs.alias_history import history, moves
-from jobs.errors import JobError
+from jobs.errors import InputError, JobError
 from jobs.job_report import JobReport
+from jobs.judge_config import PromoteSettings
 from jobs.lake import Lake
 from jobs.promote import PromoteJob
 from jobs.storage import folder_names
@@ -102,6 +103,42 @@ def test_killed_anywhere_and_run_again_it_is_done_once(lake: Lake, where: str, b
     assert len(rows) == 1
     assert folder_names(lake.all_units) == []
     assert history(lake, "m")[-1]["at"] is not None
+
+
+def test_a_rollback_that_says_from_where_goes_back_once(lake: Lake) -> None:
+    """However often it is run: after a crash nobody knows whether it had been done."""
+    first = champion(lake)
+    promote(lake, SECOND)
+    promote(lake, THIRD)
+    for _ in range(3):
+        report = job.run(PromoteJob(lake, back(THIRD), NIGHT))
+        assert report.counts["version"] == SECOND
+    assert named(lake) == [first, SECOND, THIRD, SECOND]
+    assert job.run(PromoteJob(lake, back(SECOND), NIGHT)).counts["version"] == first
+    with pytest.raises(InputError, match=f"names {first}, not {THIRD}; nothing was changed"):
+        job.run(PromoteJob(lake, back(THIRD), NIGHT))
+    assert named(lake)[-1] == first
+
+
+def back(version: str) -> PromoteSettings:
+    return PromoteSettings(model="m", back=True, back_from=version)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_what_a_killed_rollback_left_is_finished_by_one_from_there_alone(
+    lake: Lake, asked: bool
+) -> None:
+    first = champion(lake)
+    promote(lake, SECOND)
+    with pytest.MonkeyPatch.context() as patch:
+        kill(patch, "before the commit")
+        with pytest.raises(Killed):
+            job.run(PromoteJob(lake, back(SECOND), NIGHT))
+    report = job.run(PromoteJob(lake, back(SECOND if asked else first), NIGHT)) if asked else None
+    if report is None:
+        with pytest.raises(InputError, match="nothing was changed"):
+            job.run(PromoteJob(lake, back(first), NIGHT))
+    assert named(lake) == ([first, SECOND, first] if asked else [first, SECOND])
 
 
 def test_what_a_killed_refusal_left_is_told_and_judged_again(lake: Lake, evaluated) -> None:
