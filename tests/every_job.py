@@ -1,0 +1,105 @@
+"""Every job that writes to a lake, inline, and a lake on which each of them has something to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+
+from jobs import catalog, index, job, views
+from jobs.drift import DriftJob
+from jobs.drop import DropJob
+from jobs.judge_config import DriftSettings, PromoteSettings
+from jobs.lake import Lake
+from jobs.latent_map import MapJob
+from jobs.promote import PromoteJob
+from jobs.vacuum import vacuum
+from tests.helpers import write_source
+from tests.inline import InlineCompact, InlineEmbed, InlineEvaluate, InlineStage, InlineTrain
+
+NIGHT = "2026-01-03"
+
+
+def work(folder: Path) -> Path:
+    """`lake` in the folder: two nights, two bundles, the first one's embeddings, an alias that went
+    there and back; and `s`, a source with a third night's file, and one that has gone."""
+    lake = Lake((folder / "lake").as_uri())
+    write_source(folder / "s" / "a.parquet", range(150), broken=[3])
+    write_source(folder / "s" / "gone.parquet", range(300, 304))
+    job.run(InlineStage(lake, folder / "s"))
+    job.run(InlineTrain(lake, epochs=1))
+    write_source(folder / "s" / "b.parquet", range(150, 200))
+    job.run(InlineStage(lake, folder / "s", "2026-01-02"))
+    job.run(InlineTrain(lake, "2026-01-02", epochs=1, promote=False))
+    job.run(InlineEmbed(lake, "2026-01-02", reconstructions="all", alpha=0.9))
+    job.run(InlineEvaluate(lake, "2026-01-02", samples=2))
+    first, second = bundles(lake)
+    job.run(promotion(lake, second, "2026-01-02"))
+    job.run(promotion(lake, first, "2026-01-02"))
+    write_source(folder / "s" / "c.parquet", range(200, 220))
+    (folder / "s" / "gone.parquet").unlink()
+    for left in ("d/images/a.parquet", "d/sources/b.parquet", "d/cards/.c.json.0123abcd.tmp"):
+        (folder / "lake" / "datasets" / left).write_bytes(b"of somebody who was killed")
+    return folder
+
+
+def bundles(lake: Lake) -> tuple[str, str]:
+    """Versions of the two bundles, the one that was champion first first."""
+    rows = [row for row in catalog.catalog_rows(lake, "aliases") if row["sequence"] == 1]
+    first = rows[0]["version"]
+    (second,) = (v for v in catalog.bundle_versions(lake, "m") if v != first)
+    return first, second
+
+
+def promotion(lake: Lake, version: str, night: str = NIGHT) -> PromoteJob:
+    return PromoteJob(lake, PromoteSettings(model=f"m@{version}", rule=None), night)
+
+
+def _back(lake: Lake) -> PromoteJob:
+    settings = PromoteSettings(model="m", back=True, back_from=bundles(lake)[0])
+    return PromoteJob(lake, settings, NIGHT)
+
+
+def _train(lake: Lake) -> InlineTrain:
+    run = {"checkpoint_s": 0.0001}
+    return InlineTrain(lake, NIGHT, epochs=2, batch_size=32, seed=3, run=run, promote=False)
+
+
+JOBS: dict[str, Callable[[Lake, Path], object]] = {
+    "stage": lambda lake, source: job.run(InlineStage(lake, source, NIGHT, max_removed=1.0)),
+    "train": lambda lake, source: job.run(_train(lake)),
+    "embed": lambda lake, source: job.run(InlineEmbed(lake, NIGHT, redo=True, alpha=0.9)),
+    "evaluate": lambda lake, source: job.run(InlineEvaluate(lake, NIGHT)),
+    "drift": lambda lake, source: job.run(
+        DriftJob(lake, DriftSettings(dataset="d", model="m"), NIGHT)
+    ),
+    "map": lambda lake, source: job.run(MapJob(lake, "m", "pca", NIGHT)),
+    "promote": lambda lake, source: job.run(promotion(lake, bundles(lake)[1])),
+    "rollback": lambda lake, source: job.run(_back(lake)),
+    "compact": lambda lake, source: job.run(InlineCompact.of(lake, night=NIGHT)),
+    "compact a model": lambda lake, source: job.run(InlineCompact.of(lake, "model", "m", NIGHT)),
+    "drop": lambda lake, source: job.run(DropJob(lake, f"m@{bundles(lake)[0]}", None, NIGHT)),
+    "index": lambda lake, source: index.build(lake, "m", "cosine"),
+    "vacuum": lambda lake, source: vacuum(lake, ["d"], ["m"], keep_days=0.0, grace_s=0.0),
+}
+
+# What differs from run to run, whoever was killed: times, what the log's length numbers, and the
+# unit that sums an evaluation up, whose name is of the files of an attempt.
+VARIES = {
+    "runs": ("finished_at", "seconds", "counts", "versions", "sequence"),
+    "evaluated": ("unit_id",),
+    "evaluations": ("unit_id",),
+}
+
+
+def rows(lake: Lake) -> dict[str, pa.Table]:
+    """Of every view, in an order of their own."""
+    held = views.Views(lake)
+    found = {}
+    for name in sorted(views.VIEWS):
+        left_out = VARIES.get(name, ())
+        columns = [c for c in held.columns(name) if c not in left_out]
+        listed = ", ".join(f'"{column}"' for column in columns)
+        found[name] = held.sql(f"SELECT {listed} FROM {name} ORDER BY ALL")
+    return found

@@ -1,0 +1,168 @@
+"""kill -9 before and after every change of every job, then a rerun: row for row as undisturbed.
+
+The changes are counted in an undisturbed run: on local disk by the process itself, on S3 by a
+proxy that sees each request. A sample in the suite, 300 and 60 rounds in `make faults`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from jobs import records, storage
+from jobs.lake import Lake
+from jobs.storage import folder_names
+from jobs.vacuum import vacuum
+from tests.every_job import JOBS, rows, work
+from tests.fault_proxy import FaultProxy, Seen, fault_proxy
+from tests.helpers import S3Server
+from tests.killed_at import ended, start
+from tests.rounds import ROUNDS
+
+pytestmark = pytest.mark.faults
+
+LOCAL, REMOTE = (300, 60) if ROUNDS > 1 else (6, 2)
+TWICE = 0.4  # of the rounds are killed again in their rerun
+KILLED = -signal.SIGKILL
+
+
+@pytest.fixture(scope="module")
+def worked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return work(tmp_path_factory.mktemp("worked"))
+
+
+class Undisturbed:
+    """By job: the rows after it, and how many changes it makes; worked out when they are asked."""
+
+    def __init__(self, worked: Path, folder: Path) -> None:
+        self.worked, self.folder = worked, folder
+        self.rows: dict[str, dict[str, pa.Table]] = {}
+        self.changes: dict[str, int] = {}
+
+    def of(self, name: str) -> tuple[dict[str, pa.Table], int]:
+        if name not in self.rows:
+            root, told = self.folder / name.replace(" ", "-"), self.folder / "told"
+            shutil.copytree(self.worked / "lake", root)
+            assert ended(start(name, root.as_uri(), self.worked / "s", told=told)) == 0
+            self.rows[name] = rows(Lake(root.as_uri()))
+            self.changes[name] = int(told.read_text())
+            shutil.rmtree(root)
+        return self.rows[name], self.changes[name]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(worked: Path, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    return Undisturbed(worked, tmp_path_factory.mktemp("undisturbed"))
+
+
+def require_as_undisturbed(lake: Lake, expected: dict[str, pa.Table]) -> None:
+    found = rows(lake)
+    for name, table in expected.items():
+        assert found[name].equals(table), f"{name} differs"
+    left = folder_names(lake.all_units)
+    assert not [job_id for job_id in left if records.load_plan(lake, job_id) is not None]
+
+
+def names(seeds: int) -> list[tuple[str, int]]:
+    """Each job as often as the others, in an order that is not theirs."""
+    order = random.Random("every change").sample(sorted(JOBS), len(JOBS))
+    return [(order[seed % len(order)], seed) for seed in range(seeds)]
+
+
+@pytest.mark.parametrize(("name", "seed"), names(LOCAL))
+def test_killed_at_any_change_on_disk_a_rerun_completes_it(
+    worked: Path, undisturbed: Undisturbed, tmp_path: Path, name: str, seed: int
+) -> None:
+    generator = random.Random(f"{name}-{seed}")
+    expected, changes = undisturbed.of(name)
+    assert changes >= 3
+    uri = (tmp_path / "lake").as_uri()
+    shutil.copytree(worked / "lake", tmp_path / "lake")
+    for number in range(1 + (generator.random() < TWICE)):
+        kill_at = generator.randint(1, changes)
+        told = tmp_path / "told"
+        code = ended(start(name, uri, worked / "s", kill_at=kill_at, told=told))
+        assert code == KILLED or (number == 1 and code == 0)  # a rerun has less to do
+    assert ended(start(name, uri, worked / "s")) == 0
+    require_as_undisturbed(Lake(uri), expected)
+    # Nothing that holds was taken for a leftover, and no leftover is left.
+    vacuum(Lake(uri), ["d"], ["m"], keep_days=0.0, grace_s=0.0)
+    require_as_undisturbed(Lake(uri), expected)
+    left = [path for path in (tmp_path / "lake").rglob("*") if path.name.endswith(".tmp")]
+    assert not left
+
+
+@pytest.fixture(scope="module")
+def server(s3_server: S3Server) -> Iterator[S3Server]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_server.environment().items():
+            patch.setenv(name, value)
+        storage._filesystem.cache_clear()
+        storage._aws_session.cache_clear()
+        yield s3_server
+        storage._filesystem.cache_clear()
+        storage._aws_session.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def proxy(server: S3Server) -> Iterator[FaultProxy]:
+    with fault_proxy(server.endpoint) as made:
+        yield made
+
+
+class Killer:
+    """Kills a process when the n-th request that changes something comes, or has been answered."""
+
+    def __init__(self, kill_at: int | None, after: bool) -> None:
+        self.kill_at, self.after, self.count = kill_at, after, 0
+        self.pid: int | None = None
+
+    def hear(self, seen: Seen, answered: bool) -> None:
+        if seen.method not in ("PUT", "POST", "DELETE"):
+            return
+        self.count += answered == self.after
+        if self.count == self.kill_at and answered == self.after and self.pid is not None:
+            os.kill(self.pid, signal.SIGKILL)
+            self.pid = None
+
+
+@pytest.mark.parametrize(("name", "seed"), names(REMOTE))
+def test_killed_at_any_request_to_s3_a_rerun_completes_it(
+    worked: Path,
+    undisturbed: Undisturbed,
+    server: S3Server,
+    proxy: FaultProxy,
+    name: str,
+    seed: int,
+) -> None:
+    generator = random.Random(f"s3-{name}-{seed}")
+    expected, _ = undisturbed.of(name)
+    env = server.environment() | {"AWS_ENDPOINT_URL": proxy.endpoint}
+    fs, _ = storage.filesystem("s3://lake")
+
+    def run(uri: str, kill_at: int | None, after: bool = False) -> tuple[int, int]:
+        killer = Killer(kill_at, after)
+        proxy.begin()
+        proxy.watch = killer.hear
+        process = start(name, uri, worked / "s", env=env)
+        killer.pid = process.pid
+        code = ended(process)
+        proxy.watch = None
+        return code, killer.count
+
+    uri = f"s3://lake/changes-{name.replace(' ', '-')}-{seed}"
+    for path in (p for p in (worked / "lake").rglob("*") if p.is_file()):
+        fs.put_file(str(path), f"{uri}/{path.relative_to(worked / 'lake').as_posix()}")
+    # How many there are, an undisturbed run of this very lake would change; about as many as here.
+    for _ in range(1 + (generator.random() < TWICE)):
+        run(uri, generator.randint(1, 24), generator.random() < 0.5)
+    code, _ = run(uri, None)
+    assert code == 0
+    require_as_undisturbed(Lake(uri), expected)

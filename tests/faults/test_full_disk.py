@@ -1,0 +1,138 @@
+"""A disk that is full, at every write of every job, or that goes away: a sentence, then a rerun.
+
+A fifth of the writes in the suite, all of them in `make faults`.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs import job
+from jobs.errors import LatentlakeError, StorageError
+from jobs.lake import Lake
+from jobs.storage import begin, create
+from tests.every_job import JOBS, rows, work
+from tests.helpers import write_source
+from tests.inline import InlineStage
+from tests.rounds import ROUNDS
+from tests.small_disk import SmallDisk, small_disk
+
+pytestmark = pytest.mark.faults
+
+WRITING = [name for name in JOBS if name != "vacuum"]
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallDisk]:
+    with small_disk(tmp_path_factory.mktemp("small") / "disk") as held:
+        yield held
+
+
+@pytest.fixture(scope="module")
+def worked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return work(tmp_path_factory.mktemp("worked"))
+
+
+def refused(disk: SmallDisk, act: Callable[[], object]) -> bool:
+    """Whether there was no room; told so in a sentence that names a file or table of the lake."""
+    told: LatentlakeError | None = None
+    try:
+        act()
+    except LatentlakeError as error:
+        told = error
+    finally:
+        disk.grow()
+    if told is None:
+        return False
+    assert isinstance(told, StorageError), told
+    assert disk.root.as_uri() in str(told)
+    assert "No space left on device" in str(told)
+    assert "\n" not in str(told)
+    return True
+
+
+@pytest.mark.parametrize("name", WRITING)
+def test_wherever_the_disk_is_full_it_is_told_and_a_rerun_does_the_rest(
+    worked: Path, disk: SmallDisk, name: str
+) -> None:
+    generator = random.Random(name)
+    root = disk.root / "lake"
+    lake = Lake(root.as_uri())
+
+    def anew() -> None:
+        shutil.rmtree(root, ignore_errors=True)
+        shutil.copytree(worked / "lake", root)
+
+    def act() -> None:
+        JOBS[name](lake, worked / "s")
+
+    anew()
+    act()
+    expected = rows(lake)
+    sizes = [generator.randrange(1 << 12, 1 << 19) for _ in range(ROUNDS)]
+    step = 1 if ROUNDS > 1 else 5
+    rooms = [
+        (disk.leave_files, count) for count in range(generator.randrange(min(step, 3)), 400, step)
+    ]
+    tried, fits = 0, False
+    for leave, count in [*rooms, *((disk.leave_bytes, size) for size in sizes)]:
+        if leave == disk.leave_files and fits:
+            continue
+        anew()
+        leave(count)
+        fits = not refused(disk, act)
+        if not fits:
+            act()
+        tried += 1
+        if ROUNDS > 1 or leave == disk.leave_bytes or fits:
+            found = rows(lake)
+            assert [each for each in expected if not found[each].equals(expected[each])] == []
+        assert not list((root / "units").glob("*/plan.json"))
+    assert tried > 1 + len(sizes)
+
+
+def test_a_lake_that_went_away_is_not_made_anew_in_part(lake: Lake, tmp_path: Path) -> None:
+    write_source(tmp_path / "s" / "a.parquet", range(20))
+    root = tmp_path / "lake"
+
+    class Unplugged(InlineStage):
+        def settle(self, plan, completions, head):
+            settled = super().settle(plan, completions, head)
+            shutil.rmtree(root)
+            return settled
+
+    with pytest.raises(StorageError, match=r"gone|File not found"):
+        job.run(Unplugged(lake, tmp_path / "s"))
+    assert not root.exists()
+
+
+OF_A_TABLE = ("datasets", "datasets/d/images", "datasets/d/images/_delta_log")
+
+
+@pytest.mark.parametrize("missing", OF_A_TABLE)
+def test_nor_is_a_table(lake: Lake, tmp_path: Path, missing: str) -> None:
+    write_source(tmp_path / "s" / "a.parquet", range(20))
+    gone = tmp_path / "lake" / missing
+
+    class Unplugged(InlineStage):
+        def settle(self, plan, completions, head):
+            settled = super().settle(plan, completions, head)
+            shutil.rmtree(gone)
+            return settled
+
+    with pytest.raises(StorageError, match=r"gone|File not found"):
+        job.run(Unplugged(lake, tmp_path / "s"))
+    assert not list(gone.rglob("_delta_log/*.json"))
+
+
+def test_a_worker_of_a_lake_that_has_gone_writes_nothing(tmp_path: Path) -> None:
+    uri = (tmp_path / "lake").as_uri()
+    begin(uri, make=False)
+    with pytest.raises(StorageError, match="has gone; look whether the disk"):
+        create(f"{uri}/units/x/completions/y.json", b"{}")
+    assert not (tmp_path / "lake").exists()
