@@ -39,7 +39,7 @@ class _UnitActor:
     ) -> None:
         """metrics: job and target, of what it counts."""
         context = dataclasses.replace(context, settings=context.settings | {"device": device})
-        begin(lake.uri, make=False)
+        begin(lake.uri)
         self.lake = lake
         self.job_id = context.job_id
         # Made with the first unit: an error in here would only tell that the actor died.

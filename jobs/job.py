@@ -182,7 +182,6 @@ def planned(job: Job) -> Plan:
 def run(job: Job) -> JobReport:
     """Finishes what an earlier run of the job left, then plans and does what is missing."""
     report = JobReport(job=job.name, target=job.target)
-    begin(job.lake.uri)
     require_whole(job.lake, job.relies_on)
     publish.recover(job.lake, job.first_table)
     for plan in records.unfinished_plans(job.lake, job.name, job.target):
@@ -227,6 +226,7 @@ def _finish_or_drop(job: Job, plan: Plan) -> JobReport | None:
 
 def _finish(job: Job, plan: Plan) -> JobReport:
     started = time.monotonic()
+    begin(job.lake.uri)  # the plan lies there
     tables = job.tables(plan)
     work = _Work(job, plan)
 

@@ -31,6 +31,7 @@ CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 15
 ATTEMPTS = 3
 RACES = 20  # lost to other processes in a row before a local folder is given up
+RACED = (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST, errno.EISDIR, errno.ENOTDIR)
 PATIENCE_S = 20  # after this long no further attempt is made, so that errors come within a minute
 SCHEMES = ("file", "s3")
 # Of sources: stores that a client is made for without a connection. Each needs its fsspec package.
@@ -301,14 +302,15 @@ def create(uri: str, data: bytes | memoryview) -> None:
 
 def _create_local(path: Path, data: bytes | memoryview) -> None:
     for left in reversed(range(RACES)):
-        draft = Draft(path)
         try:
+            draft = Draft(path)
             draft.temporary.write_bytes(data)
             draft.publish()
         except FileNotFoundError:
             # Another process of the same job has done, and has just cleared its folder away.
             if left == 0:
                 raise
+            time.sleep(random.uniform(0.0, 0.05))
         else:
             return
 
@@ -359,15 +361,10 @@ def exists(uri: str) -> bool:
     return attempt(lambda: bool(fs.exists(path)), uri, "read")
 
 
-def begin(uri: str, *, make: bool = True) -> None:
-    """Before a process writes into a lake: from here on a local one that has gone stays away.
-
-    make: where it is not there yet.
-    """
+def begin(uri: str) -> None:
+    """A lake has a job of this process from here on: a local one that goes away stays away."""
     path = local_path(uri)
     if path is not None:
-        if make:
-            attempt(lambda: path.mkdir(parents=True, exist_ok=True), uri, "write")
         hold(path)
 
 
@@ -450,7 +447,7 @@ def _delete_local(path: Path) -> None:
             else:
                 path.unlink(missing_ok=True)
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST) or left == 0:
+            if error.errno not in RACED or left == 0:
                 raise
             time.sleep(random.uniform(0.0, 0.05))
         if not os.path.lexists(path):

@@ -131,7 +131,7 @@ def test_nor_is_a_table(lake: Lake, tmp_path: Path, missing: str) -> None:
 
 def test_a_worker_of_a_lake_that_has_gone_writes_nothing(tmp_path: Path) -> None:
     uri = (tmp_path / "lake").as_uri()
-    begin(uri, make=False)
+    begin(uri)
     with pytest.raises(StorageError, match="has gone; look whether the disk"):
         create(f"{uri}/units/x/completions/y.json", b"{}")
     assert not (tmp_path / "lake").exists()

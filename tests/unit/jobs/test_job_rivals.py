@@ -44,6 +44,7 @@ def together(*acts: Any) -> list[BaseException]:
 
 
 def test_clearing_and_creating_in_one_folder_disturb_each_other_never(lake: Lake) -> None:
+    create_or_keep(f"{lake.uri}/x", b"")
     begin(lake.uri)
 
     def create(name: str) -> None:
