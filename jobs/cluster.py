@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ log = logging.getLogger("latentlake")
 
 GRACE_S = 5.0  # how long busy workers may take to become free where nothing scales up
 SOCKET_PATH_LIMIT = 42  # Ray's socket names under its temporary folder must stay short
+STARTS = 3  # of an embedded cluster, on a busy machine
 _fork_server: ForkServer | None = None
 
 
@@ -289,19 +290,69 @@ def _start_embedded(cpus: int) -> None:
     job_config = JobConfig()
     job_config._py_driver_sys_path = _DriverPaths()
     started = time.monotonic()
-    with _without_monitors(), _forked_workers() if forks else contextlib.nullcontext():
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            num_gpus=None,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-            job_config=job_config,
-            _temp_dir=str(folder / "r"),  # Ray opens it to everybody, but not what is around it
-        )
+
+    def start(temporary: Path) -> None:
+        with _without_monitors(), _forked_workers() if forks else contextlib.nullcontext():
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                num_gpus=None,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                job_config=job_config,
+                _temp_dir=str(temporary),  # Ray opens it to everybody, but not what is around it
+            )
+
+    _start_patiently(start, folder)
     atexit.register(ray.shutdown)
     log.info("Ray: embedded, %d CPUs, started in %.1f s", cpus, time.monotonic() - started)
+
+
+def _start_patiently(start: Callable[[Path], None], folder: Path) -> None:
+    """Ray waits 30 s for its node and no setting says otherwise (2.60): on a machine that others
+    keep busy it is started again.
+
+    Raises ClusterError, one sentence, where it has not started after STARTS tries.
+    """
+    begun = time.monotonic()
+    for left in reversed(range(STARTS)):
+        try:
+            with _ended_unless_started():
+                start(folder / f"r{left}")
+            return
+        except Exception as error:
+            # Ray raises bare Exceptions among others; its own words may be of several lines.
+            told = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            if left == 0:
+                raise ClusterError(
+                    f"Ray did not start within {time.monotonic() - begun:.0f} s, in {STARTS} tries "
+                    f"({told}); the machine may be too busy, or out of memory or processes: run it "
+                    "again when there is room"
+                ) from error
+            log.warning("Ray did not start (%s); trying again", told)
+
+
+@contextlib.contextmanager
+def _ended_unless_started() -> Iterator[None]:
+    """Ends the processes of a node that did not get through its start: Ray leaves them (2.60)."""
+    begun: list[ray_node.Node] = []
+    start = ray_node.Node.start_head_processes
+
+    def start_head_processes(self: ray_node.Node) -> None:
+        begun.append(self)
+        start(self)
+
+    ray_node.Node.start_head_processes = start_head_processes
+    try:
+        yield
+    except BaseException:
+        ray.shutdown()
+        for node in begun:
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
+        raise
+    finally:
+        ray_node.Node.start_head_processes = start
 
 
 def on_gpus(device: str, workers: int) -> bool:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import time
 
 import pytest
@@ -8,6 +9,8 @@ import pytest
 from jobs import cluster
 from jobs.config import RaySettings
 from jobs.errors import ClusterError, InputError
+from tests.helpers import ROOT
+from tests.limits import COMMAND_S
 
 
 def test_an_autoscaling_cluster_is_asked_for_cpus_and_waited_for(monkeypatch) -> None:
@@ -90,3 +93,43 @@ def test_a_job_that_has_begun_goes_on_with_what_nodes_are_left(monkeypatch, capl
     monkeypatch.setattr(cluster, "GRACE_S", 0.0)
     with pytest.raises(ClusterError, match="1 workers asked for"):
         cluster.still(RaySettings(), 2)
+
+
+FAILS_AT_FIRST = """
+import os, sys, ray
+from ray._private import node as ray_node
+from jobs import cluster
+from jobs.config import RaySettings
+from tests.serving import command_of, descendants
+failures = int(sys.argv[1])
+start, tries = ray_node.Node.start_raylet, []
+def start_raylet(self, *arguments, **more):
+    tries.append(1)
+    if len(tries) <= failures:
+        raise Exception("The current node timed out\\nduring startup")
+    start(self, *arguments, **more)
+ray_node.Node.start_raylet = start_raylet
+try:
+    cluster.ensure(RaySettings(cpus=1), 1)
+    print(ray.get(ray.remote(lambda: 41).remote()) + 1)
+finally:
+    print("gcs", sum("gcs/gcs_server" in command_of(pid) for pid in descendants(os.getpid())))
+"""
+
+
+@pytest.mark.slow
+def test_ray_that_does_not_start_is_started_again() -> None:
+    """And what had begun of it is ended."""
+    command = [sys.executable, "-c", FAILS_AT_FIRST]
+    done = subprocess.run(
+        [*command, "1"], cwd=ROOT, capture_output=True, text=True, timeout=COMMAND_S
+    )
+    assert done.stdout.split() == ["42", "gcs", "1"], done.stderr
+    done = subprocess.run(
+        [*command, "9"], cwd=ROOT, capture_output=True, text=True, timeout=COMMAND_S
+    )
+    assert done.stdout.split() == ["gcs", "0"]
+    last = done.stderr.strip().splitlines()[-1]
+    assert "ClusterError: Ray did not start within" in last
+    assert "in 3 tries (Exception: The current node timed out during startup)" in last
+    assert "run it again when there is room" in last
