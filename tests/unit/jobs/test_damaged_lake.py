@@ -13,14 +13,14 @@ import torch
 
 from flows.inventory import inventory, inventory_text
 from jobs import bundle as bundles
-from jobs import checkpoints, job, records
-from jobs.errors import InputError
+from jobs import checkpoints, job, records, views
+from jobs.errors import InputError, LatentlakeError
 from jobs.lake import Lake
 from jobs.storage import local_path
 from jobs.vacuum import vacuum
 from tests.damaged import bundle_of, commit_record, put, tree, worked
 from tests.helpers import labels_of, staged_labels, write_source
-from tests.inline import InlineStage
+from tests.inline import InlineEmbed, InlineStage
 
 DAMAGES = [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: b'{"job": 1}']
 
@@ -159,3 +159,34 @@ def test_a_broken_bundle_costs_its_model_a_line(trained: Lake, damage) -> None:
     assert "m " in inventory_text(found)
     vacuum(trained, ["d"], ["m", "n"], keep_days=0.0, grace_s=0.0)
     assert bundles.load(trained, "n", file.parent.name).model == "n"
+
+
+def damaged_shard(root: Path, table: str) -> Path:
+    file = sorted((root / table).rglob("*.parquet"))[0]
+    file.write_bytes(file.read_bytes()[:-20])
+    return file
+
+
+def test_a_damaged_shard_of_images_is_named_and_may_be_copied_back(trained: Lake) -> None:
+    root = local_path(trained.uri)
+    assert root is not None
+    (file, *_) = sorted((root / "datasets/d/images").glob("*.parquet"))
+    whole = file.read_bytes()
+    damaged_shard(root, "datasets/d/images")
+    with pytest.raises(LatentlakeError, match=f"cannot read {file.as_uri()}"):
+        job.run(InlineEmbed(trained))
+    file.write_bytes(whole)
+    assert job.run(InlineEmbed(trained)).counts["embedded"] == 600
+
+
+def test_a_damaged_shard_of_embeddings_is_named_and_made_again(trained: Lake) -> None:
+    job.run(InlineEmbed(trained))
+    root = local_path(trained.uri)
+    assert root is not None
+    before = views.sql(trained, "SELECT image_id, neg_elbo FROM embeddings ORDER BY 1")
+    file = damaged_shard(root, "models/m/embeddings")
+    with pytest.raises(InputError, match=file.name):
+        views.sql(trained, "SELECT count(neg_elbo) FROM embeddings")
+    assert job.run(InlineEmbed(trained, redo=True)).counts["embedded"] == 600
+    after = views.sql(trained, "SELECT image_id, neg_elbo FROM embeddings ORDER BY 1")
+    assert after.equals(before)
