@@ -51,7 +51,7 @@ class Undisturbed:
             root, told = self.folder / name.replace(" ", "-"), self.folder / "told"
             shutil.copytree(self.worked / "lake", root)
             assert ended(start(name, root.as_uri(), self.worked / "s", told=told)) == 0
-            self.rows[name] = rows(Lake(root.as_uri()))
+            self.rows[name] = rows(Lake(root.as_uri()), name)
             self.changes[name] = int(told.read_text())
             shutil.rmtree(root)
         return self.rows[name], self.changes[name]
@@ -62,10 +62,10 @@ def undisturbed(worked: Path, tmp_path_factory: pytest.TempPathFactory) -> Undis
     return Undisturbed(worked, tmp_path_factory.mktemp("undisturbed"))
 
 
-def require_as_undisturbed(lake: Lake, expected: dict[str, pa.Table]) -> None:
-    found = rows(lake)
-    for name, table in expected.items():
-        assert found[name].equals(table), f"{name} differs"
+def require_as_undisturbed(lake: Lake, name: str, expected: dict[str, pa.Table]) -> None:
+    found = rows(lake, name)
+    differ = [each for each, table in expected.items() if not found[each].equals(table)]
+    assert differ == []
     left = folder_names(lake.all_units)
     assert not [job_id for job_id in left if records.load_plan(lake, job_id) is not None]
 
@@ -91,10 +91,10 @@ def test_killed_at_any_change_on_disk_a_rerun_completes_it(
         code = ended(start(name, uri, worked / "s", kill_at=kill_at, told=told))
         assert code == KILLED or (number == 1 and code == 0)  # a rerun has less to do
     assert ended(start(name, uri, worked / "s")) == 0
-    require_as_undisturbed(Lake(uri), expected)
+    require_as_undisturbed(Lake(uri), name, expected)
     # Nothing that holds was taken for a leftover, and no leftover is left.
     vacuum(Lake(uri), ["d"], ["m"], keep_days=0.0, grace_s=0.0)
-    require_as_undisturbed(Lake(uri), expected)
+    require_as_undisturbed(Lake(uri), name, expected)
     left = [path for path in (tmp_path / "lake").rglob("*") if path.name.endswith(".tmp")]
     assert not left
 
@@ -165,4 +165,4 @@ def test_killed_at_any_request_to_s3_a_rerun_completes_it(
         run(uri, generator.randint(1, 24), generator.random() < 0.5)
     code, _ = run(uri, None)
     assert code == 0
-    require_as_undisturbed(Lake(uri), expected)
+    require_as_undisturbed(Lake(uri), name, expected)

@@ -73,7 +73,7 @@ def test_wherever_the_disk_is_full_it_is_told_and_a_rerun_does_the_rest(
 
     anew()
     act()
-    expected = rows(lake)
+    expected = rows(lake, name)
     sizes = [generator.randrange(1 << 12, 1 << 19) for _ in range(ROUNDS)]
     step = 1 if ROUNDS > 1 else 5
     first = generator.randrange(min(step, 3))
@@ -89,7 +89,7 @@ def test_wherever_the_disk_is_full_it_is_told_and_a_rerun_does_the_rest(
             act()
         tried += 1
         if ROUNDS > 1 or leave == disk.leave_bytes or fits:
-            found = rows(lake)
+            found = rows(lake, name)
             assert [each for each in expected if not found[each].equals(expected[each])] == []
         assert not list((root / "units").glob("*/plan.json"))
     assert tried > len(sizes)
