@@ -241,10 +241,14 @@ def nightly(config: str, night: str | None, retrain: bool, lake: str | None, as_
     """
     load_nightly(config)  # its mistakes are told before Prefect starts
     on = dt.date.fromisoformat(valid_night(night or tonight()))
+    from flows import temporary_server
+
+    temporary_server.begin()
     from flows import nightly as flow
     from flows.output import emit, report_text
     from flows.watches import tagged
 
+    temporary_server.wait()
     with tagged():
         reports = flow.nightly(config, on, retrain, lake)
     emit(
@@ -293,9 +297,13 @@ def demo(lake: str, as_json: bool) -> None:
 
     Example: latentlake demo
     """
+    from flows import temporary_server
+
+    temporary_server.begin()
     from flows.demo import run_demo
     from flows.output import emit
 
+    temporary_server.wait()
     told = run_demo(lake)
     emit(told.result, as_json, told.text)
 
