@@ -85,9 +85,8 @@ def test_its_command_has_the_client_alone_and_all_that_is_told_is_kept(
     assert "nowhere does not exist" in done.stderr
     assert done.stdout.splitlines()[-1] == "client alone"
     wait_until_written(home)
-    assert ask(home, "SELECT name, state_type FROM flow_run") == [
-        ("nightly d 2026-01-01", "FAILED")
-    ]
+    runs = ask(home, "SELECT name, state_type FROM flow_run")
+    assert runs == [("nightly d 2026-01-01", "FAILED")]
 
 
 def test_one_that_does_not_start_is_told_in_a_sentence(config: Path, home: Path) -> None:
