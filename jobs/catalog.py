@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs import table_log
+from jobs.ahead import read_ahead
 from jobs.documents import damaged, parsed
 from jobs.errors import InputError, unknown_name
 from jobs.lake import Lake
@@ -60,8 +60,14 @@ def catalog_rows(lake: Lake, table: str) -> list[dict[str, Any]]:
 @functools.lru_cache(maxsize=8)
 def _rows_of(uris: tuple[str, ...], columns: tuple[str, ...]) -> pa.Table | None:
     # A file of an older release lacks the columns that came later: they are null.
-    tables = [read_shard(uri, columns) for uri in uris]
+    tables = [rows for _, rows in read_ahead(uris, lambda uri: _shard(uri, columns))]
     return pa.concat_tables(tables, promote_options="default") if tables else None
+
+
+# One file a job: what a job has added is all that is read anew.
+@functools.lru_cache(maxsize=1 << 14)
+def _shard(uri: str, columns: tuple[str, ...]) -> pa.Table:
+    return read_shard(uri, columns)
 
 
 def runs(lake: Lake) -> list[dict[str, Any]]:
@@ -149,7 +155,9 @@ def resolve_model(lake: Lake, reference: str) -> tuple[str, str]:
     versions = bundle_versions(lake, model)
     if label in versions:
         return model, label
-    table_log.whole_entries(lake.catalog("aliases")).jobs()  # whether it has lost one
+    from jobs.log_check import require_whole  # which reads the catalog
+
+    require_whole(lake, [])  # whether the log of the aliases has lost one
     raise unknown_name(
         f"version or alias of model {model!r}:", label, [*named, *versions], "; train it first"
     )

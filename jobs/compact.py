@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.config import RaySettings
+from jobs.errors import StorageError
 from jobs.job import ImportedWorker, OutOfDate, PoolJob, WorkerFactory
 from jobs.lake import Lake
 from jobs.schema import (
@@ -173,7 +174,8 @@ def spec_of(snapshot: Snapshot | None, name: str) -> TableSpec:
     fixed = {QUARANTINE.name: QUARANTINE, SOURCES.name: SOURCES, **MODEL_TABLES}
     if name in fixed:
         return fixed[name]
-    assert snapshot is not None
+    if snapshot is None:
+        raise StorageError(f"the table {name} has gone while it was compacted; run it again")
     if name == "images":
         from jobs.card import look_of
 

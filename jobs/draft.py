@@ -10,22 +10,39 @@ from pathlib import Path
 
 from jobs.errors import AlreadyThere
 
-_held: set[Path] = set()
+_held: dict[Path, tuple[int, int]] = {}  # which folder each was
 
 
 def hold(root: Path) -> None:
-    """From now on this process writes nothing below `root` while that is not there.
+    """From now on this process writes nothing below `root` while it is not the folder that it is.
 
-    A lake that goes away, with its disk perhaps, is not made anew in part.
+    A lake that goes away, with its disk perhaps, is not made anew in part: not where it was, nor in
+    the empty folder that its disk was mounted on. One that is not there yet is not held.
     """
-    _held.add(root)
+    found = _identity(root)
+    if found is None:
+        _held.pop(root, None)
+    else:
+        _held[root] = found
+
+
+def is_held(root: Path) -> bool:
+    return root in _held
 
 
 def require_held(path: Path) -> None:
     """Raises FileNotFoundError where a folder above `path` was held, and has gone."""
-    for root in _held:
-        if path.is_relative_to(root) and not root.exists():
+    for root, held in _held.items():
+        if path.is_relative_to(root) and _identity(root) != held:
             raise FileNotFoundError(errno.ENOENT, "it has gone", str(root))
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 class Draft:

@@ -52,7 +52,8 @@ class DriftJob(Job):
     @property
     def relies_on(self) -> list[str]:
         own = [self.lake.model(self.target, table) for table in EMBED_TABLES]
-        return [self.lake.dataset(self.settings.dataset, "images"), *own]
+        images = self.lake.dataset(self.settings.dataset, "images")
+        return [images, *own, self.lake.catalog(DRIFT.name)]
 
     @property
     def _partition(self) -> dict[str, str]:

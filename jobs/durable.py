@@ -6,12 +6,12 @@ folder is. deltalake syncs neither (1.6.6; seen by strace). A store's put is dur
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from jobs.storage import local_path
+from jobs.storage import attempt, local_path
 from jobs.table_log import entry_uri
 
 
@@ -32,6 +32,9 @@ def sync_commit(table_uri: str, version: int) -> None:
     root, entry = local_path(table_uri), local_path(uri)
     if root is not None and entry is not None:
         _sync(entry)
+        for made in entry.parent.glob(f"{version:020}.checkpoint*"):
+            _sync(made)
+            _sync(entry.parent / "_last_checkpoint")
         # In a lake a table lies at most three folders deep: datasets/NAME/TABLE.
         _sync_up_to(entry.parent, root.parents[min(2, len(root.parents) - 1)])
 
@@ -45,10 +48,18 @@ def _sync_up_to(folder: Path, last: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    # Whoever may write into a folder may not always open it, and not every system syncs one.
-    with contextlib.suppress(OSError):
+    attempt(lambda: _synced(path), path.as_uri(), "write")
+
+
+def _synced(path: Path) -> None:
+    try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    except PermissionError:  # who may write into a folder may not always open it
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # not every system syncs a folder
+            raise
+    finally:
+        os.close(handle)

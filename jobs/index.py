@@ -25,6 +25,7 @@ from jobs.errors import InputError, LatentlakeError
 from jobs.lake import Lake
 from jobs.nearest import distances
 from jobs.storage import (
+    begin,
     create,
     create_or_keep,
     delete,
@@ -57,6 +58,7 @@ def build(lake: Lake, model: str, metric: str) -> dict[str, Any]:
     model: NAME[@VERSION|@ALIAS]. Raises InputError where usearch is not installed.
     """
     _usearch()
+    begin(lake.uri)
     started = time.monotonic()
     name, version = catalog.resolve_model(lake, model)
     snapshot = catalog.embeddings_snapshot(lake, name, version)

@@ -17,7 +17,7 @@ from jobs.errors import JobError
 from jobs.job_report import JobReport, merged
 from jobs.lake import Lake
 from jobs.log_check import require_whole
-from jobs.storage import begin
+from jobs.storage import begin, hold_new
 from jobs.tables import Conflict, Snapshot, Table
 from jobs.units import Completion, JobContext, Plan, Settled, Unit
 
@@ -182,11 +182,13 @@ def planned(job: Job) -> Plan:
 def run(job: Job) -> JobReport:
     """Finishes what an earlier run of the job left, then plans and does what is missing."""
     report = JobReport(job=job.name, target=job.target)
+    begin(job.lake.uri)
     require_whole(job.lake, job.relies_on)
     publish.recover(job.lake, job.first_table)
     for plan in records.unfinished_plans(job.lake, job.name, job.target):
         if job.claims(plan):
             log.info("%s %s: finishing %s", job.name, job.target, plan.job_id)
+            records.say_resumed(job.lake, plan.job_id)
             done = _finish_or_drop(job, plan)
             report = merged(report, done) if done is not None else report
     if report.job_ids and job.one_a_call:
@@ -226,7 +228,7 @@ def _finish_or_drop(job: Job, plan: Plan) -> JobReport | None:
 
 def _finish(job: Job, plan: Plan) -> JobReport:
     started = time.monotonic()
-    begin(job.lake.uri)  # the plan lies there
+    hold_new(job.lake.uri)  # the plan lies in it
     tables = job.tables(plan)
     work = _Work(job, plan)
 

@@ -11,8 +11,8 @@ import logging
 from collections.abc import Iterator
 
 from jobs import catalog, publish, records
-from jobs.documents import json_column
-from jobs.errors import InputError
+from jobs.documents import damaged, json_column
+from jobs.errors import LatentlakeError
 from jobs.lake import Lake
 from jobs.listing import walk
 from jobs.storage import folder_names, join, read
@@ -59,14 +59,14 @@ def end_left_plans(
             if _finished(lake, plan, dry_run):
                 ended.append(LeftPlan(*told, done=True))
                 continue
-        except InputError as error:  # of a damaged log or record, which stops its own job alone
+        except LatentlakeError as error:  # of a damaged log, say, which stops its own job alone
             log.warning("%s", error)
             continue
         why = _unwanted(lake, plan, days, now - days * DAY_S)
         if why:
             ended.append(LeftPlan(*told, done=False, why=why))
             if not dry_run:
-                records.drop(lake, plan.job_id)
+                records.give_up(lake, plan)
     return ended
 
 
@@ -94,8 +94,14 @@ def _touched(lake: Lake, plan: Plan, now: float) -> float:
 
 def _finished(lake: Lake, plan: Plan, dry_run: bool) -> bool:
     """Whether it is published in its first table; then the other tables and the row follow."""
+    if any(job_id == plan.job_id for job_id, _ in catalog.versions_of_runs(lake)):
+        if not dry_run:
+            records.clear(lake, plan.job_id)
+        return True
     for uri in list(_commits(lake, plan)):
         record = records.commit_of(lake, read(uri), uri)
+        if not record.files:
+            raise damaged(uri, "it names no table")
         first = open_snapshot(join(lake.uri, next(iter(record.files))))
         if first is None or not first.has(plan.job_id):
             continue

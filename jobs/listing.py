@@ -241,5 +241,5 @@ def files_below(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
     for path, status in sorted(scan(folder)):
         if stat.S_ISDIR(status.st_mode):
             yield from files_below(path)
-        else:
+        elif stat.S_ISREG(status.st_mode):
             yield path, status

@@ -12,6 +12,7 @@ from jobs import catalog, table_log
 from jobs.documents import damaged
 from jobs.lake import Lake
 from jobs.schema import ALIASES, RUNS
+from jobs.storage import require_begun
 from jobs.table_log import RESTORE, Entries, entry_uri
 
 
@@ -22,12 +23,11 @@ def require_whole(lake: Lake, tables: Iterable[str], *, to_the_oldest: bool = Fa
     tables: URIs; those that are not there are passed over. Entries are opened as far back as the
     newest checkpoint, from which the table is read, or to the oldest.
     """
-    catalogs = [lake.catalog(RUNS.name), lake.catalog(ALIASES.name)]
-    for uri in catalogs:
-        table_log.whole_entries(uri).jobs(to_the_oldest)
+    runs = lake.catalog(RUNS.name)
+    table_log.whole_entries(runs).jobs(to_the_oldest)
     named = _named(lake)
-    for uri in tables:
-        if uri not in catalogs:
+    for uri in dict.fromkeys([lake.catalog(ALIASES.name), *tables]):
+        if uri != runs:
             _require_whole(uri, named.get(lake.name_of(uri), {}), to_the_oldest)
 
 
@@ -44,6 +44,7 @@ def _require_whole(uri: str, named: dict[int, set[str]], to_the_oldest: bool) ->
     held = table_log.whole_entries(uri)
     newest = max(named, default=-1)
     if newest > held.newest:
+        require_begun(uri)  # all of it may have gone
         jobs = ", ".join(sorted(named[newest]))
         raise damaged(entry_uri(uri, newest), f"it is missing, the commit of {jobs}", RESTORE)
     for version, job_id in held.jobs(to_the_oldest):

@@ -19,6 +19,7 @@ from jobs.evaluations import standing
 from jobs.gate import Verdict
 from jobs.job import Job, OutOfDate
 from jobs.judge_config import PromoteSettings
+from jobs.judgements import EVALUATIONS
 from jobs.lake import Lake, valid_name
 from jobs.schema import ALIASES
 from jobs.tables import Conflict, Snapshot, Table, open_snapshot
@@ -54,6 +55,10 @@ class PromoteJob(Job):
     @property
     def first_table(self) -> str:
         return self.lake.catalog(ALIASES.name)
+
+    @property
+    def relies_on(self) -> list[str]:
+        return [self.first_table, self.lake.catalog(EVALUATIONS.name)]
 
     def tables(self, plan: Plan) -> list[Table]:
         return [Table(self.first_table, ALIASES)]

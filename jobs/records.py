@@ -12,6 +12,7 @@ import dataclasses
 import json
 import logging
 import re
+import uuid
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -36,6 +37,7 @@ log = logging.getLogger("latentlake")
 
 READERS = 16  # requests at a time
 TABLE = re.compile(r"(datasets|models)/[a-z0-9_-]+/[a-z0-9_]+|catalog/[a-z0-9_]+")
+GIVEN_UP = "given-up.json"
 AGAIN = "it counts as not there, and is done again"
 
 
@@ -262,6 +264,28 @@ def clear(lake: Lake, job_id: str) -> None:
         if name != "plan.json" and is_inner(name):
             delete_tree(join(folder, name))
     delete_tree(folder)
+
+
+def say_resumed(lake: Lake, job_id: str) -> None:
+    """That somebody is at work on a plan of before, which by itself writes nothing for a while."""
+    create_or_keep(join(lake.units(job_id), f"resumed-{uuid.uuid4().hex[:8]}.json"), b"{}")
+
+
+def give_up(lake: Lake, plan: Plan) -> None:
+    """Ends a plan that its job does not want any more. What its units did stays for a day: whoever
+    has just gone on with it, all the same, publishes that."""
+    create_or_keep(join(lake.units(plan.job_id), GIVEN_UP), plan.to_json())
+    delete(join(lake.units(plan.job_id), "plan.json"))
+
+
+def load_given_up(lake: Lake, job_id: str) -> Plan | None:
+    """The plan that was given up, while its remains are there."""
+    uri = join(lake.units(job_id), GIVEN_UP)
+    data = read_if_there(uri)
+    try:
+        return _plan(data, job_id, uri) if data is not None else None
+    except Unreadable:
+        return None
 
 
 def drop(lake: Lake, job_id: str) -> None:

@@ -23,7 +23,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 import fsspec
 
-from jobs.draft import Draft, hold, require_held
+from jobs.draft import Draft, hold, is_held, require_held
 from jobs.errors import AlreadyThere, InputError, LatentlakeError, Refused, StorageError
 from jobs.uris import is_inner, refuse_credentials, without_keys
 
@@ -368,6 +368,13 @@ def begin(uri: str) -> None:
         hold(path)
 
 
+def hold_new(uri: str) -> None:
+    """The same of a lake that this job has made."""
+    path = local_path(uri)
+    if path is not None and not is_held(path):
+        hold(path)
+
+
 def require_begun(uri: str) -> None:
     """Raises StorageError where the local lake that `uri` lies in has gone since `begin`."""
     path = local_path(uri)
@@ -397,6 +404,8 @@ def list_folder(uri: str) -> list[dict[str, Any]]:
 def scan(folder: Path) -> list[tuple[Path, os.stat_result]]:
     """Entries of a local folder; those that go while it is read are left out, none if absent.
 
+    Links are told as what they are: they may lead out of the lake, or in circles.
+
     fsspec would take the whole folder for absent where one of its files goes meanwhile.
     """
     found = []
@@ -404,7 +413,7 @@ def scan(folder: Path) -> list[tuple[Path, os.stat_result]]:
         with os.scandir(folder) as entries:
             for entry in entries:
                 with contextlib.suppress(FileNotFoundError):
-                    found.append((Path(entry.path), entry.stat()))
+                    found.append((Path(entry.path), entry.stat(follow_symlinks=False)))
     except (FileNotFoundError, NotADirectoryError):
         return []
     return found
@@ -412,7 +421,8 @@ def scan(folder: Path) -> list[tuple[Path, os.stat_result]]:
 
 def _told_of(entry: tuple[Path, os.stat_result]) -> dict[str, Any]:
     path, status = entry
-    kind = "directory" if stat.S_ISDIR(status.st_mode) else "file"
+    mode = status.st_mode
+    kind = "directory" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "other"
     times = {"mtime": status.st_mtime, "ino": status.st_ino}
     return {"name": str(path), "size": status.st_size, "type": kind, **times}
 

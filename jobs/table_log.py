@@ -16,10 +16,12 @@ from typing import Any
 
 from jobs.ahead import read_ahead
 from jobs.documents import damaged, parsed
-from jobs.storage import join, list_folder, read_if_there
+from jobs.storage import exists, join, list_folder, read_if_there, require_begun
 from jobs.uris import is_inner
 
 RESTORE = "restore it from a copy of the lake; nothing was done"
+NO_CHECKPOINT = "remove it and _last_checkpoint beside it: the log's entries are all that counts"
+LISTINGS = 5  # of a folder that others write to, before an entry is missing
 READERS = 16  # requests at a time
 ENTRY = re.compile(r"(\d{20})\.json")
 CHECKPOINT = re.compile(r"(\d{20})\.checkpoint\.(?:.*\.)?parquet")
@@ -59,6 +61,8 @@ def _require_last(lines: list[bytes], info: dict[str, Any], uri: str) -> None:
     if "job_id" in info and info["job_id"] not in done:
         raise damaged(uri, f"it ends within the commit of {info['job_id']!r:.80}", RESTORE)
     made = {name for action in actions for name in action}
+    if info.get("operation") == "ADD COLUMN" and "metaData" not in made:
+        raise damaged(uri, "it ends within a change of the table's columns", RESTORE)
     if info.get("operation") == "CREATE TABLE" and not {"metaData", "protocol"} <= made:
         raise damaged(uri, "it ends within the creation of the table", RESTORE)
 
@@ -87,7 +91,7 @@ class _File:
 
 @dataclasses.dataclass(frozen=True)
 class Entries:
-    """A log as it is listed: no entry between its ends is missing, none is empty.
+    """A log as it is listed; no entry is empty.
 
     checkpoint: the version of the newest one, -1 where there is none.
     """
@@ -95,6 +99,17 @@ class Entries:
     uri: str
     files: list[_File]
     checkpoint: int
+
+    def missing(self) -> int | None:
+        """The first version that is not there, and should be."""
+        versions = {file.version for file in self.files}
+        oldest = min(versions, default=0)
+        first = oldest if self.checkpoint >= oldest else 0
+        return next((v for v in range(first, self.newest + 1) if v not in versions), None)
+
+    @property
+    def folder(self) -> str:
+        return join(self.uri, "_delta_log")
 
     @property
     def newest(self) -> int:
@@ -116,6 +131,34 @@ def whole_entries(table_uri: str) -> Entries:
 
     What comes before a checkpoint, other tools may have removed.
     """
+    for left in reversed(range(LISTINGS)):
+        found = _listed(table_uri)
+        missing = found.missing()
+        if missing is None:
+            return found
+        # A large folder is read in pieces: of two commits between two of them, one may be passed
+        # over.
+        if left == 0 or not exists(entry_uri(table_uri, missing)):
+            require_begun(table_uri)  # all of it may have gone
+            raise damaged(entry_uri(table_uri, missing), "it is missing", RESTORE)
+    raise AssertionError("unreachable")
+
+
+def require_readable(table_uri: str, why: str) -> None:
+    """Raises InputError that names the file which may keep a table from being opened, if any.
+
+    why: what deltalake said.
+    """
+    held = whole_entries(table_uri)
+    held.jobs()
+    if "checkpoint" in why.lower() and held.checkpoint >= 0:
+        names = [str(info["name"]).rsplit("/", 1)[-1] for info in list_folder(held.folder)]
+        own = [n for n in sorted(names) if n.startswith(f"{held.checkpoint:020}.checkpoint")]
+        raise damaged(join(held.folder, own[0]), "it cannot be read", NO_CHECKPOINT)
+
+
+def _listed(table_uri: str) -> Entries:
+    """Raises InputError for an entry or a checkpoint that is empty."""
     files: dict[int, _File] = {}
     checkpoint = -1
     for info in list_folder(join(table_uri, "_delta_log")):
@@ -125,14 +168,12 @@ def whole_entries(table_uri: str) -> Entries:
             files[int(found[1])] = _File(int(found[1]), int(info["size"]), stamp)
         elif found := CHECKPOINT.fullmatch(name):
             checkpoint = max(checkpoint, int(found[1]))
-    versions = sorted(files)
-    first = min(versions, default=0) if checkpoint >= min(versions, default=0) else 0
-    for version in range(first, max(versions, default=-1) + 1):
-        if version not in files:
-            raise damaged(entry_uri(table_uri, version), "it is missing", RESTORE)
-        if not files[version].size:
-            raise damaged(entry_uri(table_uri, version), "it is empty", RESTORE)
-    return Entries(table_uri, [files[version] for version in versions], checkpoint)
+            if not int(info["size"]):
+                raise damaged(join(table_uri, "_delta_log", name), "it is empty", NO_CHECKPOINT)
+    empty = next((version for version in sorted(files) if not files[version].size), None)
+    if empty is not None:
+        raise damaged(entry_uri(table_uri, empty), "it is empty", RESTORE)
+    return Entries(table_uri, [files[version] for version in sorted(files)], checkpoint)
 
 
 # Asked by each job of a night, of entries that never change while they are whole.
@@ -140,6 +181,7 @@ def whole_entries(table_uri: str) -> Entries:
 def _job(table_uri: str, file: _File) -> str | None:
     found = entry(table_uri, file.version)
     if found is None:
+        require_begun(table_uri)
         raise damaged(entry_uri(table_uri, file.version), "it went while it was read", RESTORE)
     return found.get("job_id")
 

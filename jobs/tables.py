@@ -429,7 +429,8 @@ def open_snapshot(uri: str, version: int | None = None) -> Snapshot | None:
     try:
         handle = attempt(action, uri, "read")
     except StorageError as error:
-        table_log.whole_entries(uri).jobs()  # whether it is damaged, and where
+        if not is_transient(error):  # else the store is away, and its log with it
+            table_log.require_readable(uri, str(error))
         newest = open_snapshot(uri) if version is not None else None
         if newest is None or version is None or version <= newest.version:
             raise

@@ -17,6 +17,7 @@ from jobs.errors import LatentlakeError, StorageError
 from jobs.finishing import is_published, publish
 from jobs.listeners import RayMetrics, Screen, listeners
 from jobs.rank import Rank
+from jobs.storage import begin
 from jobs.telemetry import Telemetry
 from jobs.train import TrainOrder
 from jobs.training import Training
@@ -47,6 +48,7 @@ def train_loop(config: dict[str, Any]) -> None:
 
 
 def _train(order: TrainOrder, started: float, environment: dict[str, str], board: Any) -> None:
+    begin(order.lake.uri)
     torch.set_num_threads(order.train_settings.run.threads)
     os.environ.update(environment)
     rank = Rank.here()

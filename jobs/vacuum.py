@@ -23,7 +23,7 @@ from jobs.leftovers import drafts, index_parts
 from jobs.listing import walk
 from jobs.log_check import require_whole
 from jobs.schema import ALIASES, DATASET_TABLES, MAPS, MODEL_TABLES, RUNS
-from jobs.storage import delete, delete_tree, folder_names, join, read_if_there
+from jobs.storage import attempt, delete, delete_tree, folder_names, join, read_if_there
 from jobs.tables import Snapshot, open_snapshot
 from jobs.units import Output, Plan
 from jobs.uris import is_inner
@@ -62,9 +62,9 @@ def vacuum(
     tables += [lake.model(m, t) for m in models for t in MODEL_FOLDERS]
     tables += [lake.catalog(t) for t in CATALOG]
     require_whole(lake, tables, to_the_oldest=True)
-    uses = _Uses(lake)
-    tables = [uri for uri in tables if not uses.spares(uri)]
     young = time.time() - grace_s
+    uses = _Uses(lake, young)
+    tables = [uri for uri in tables if not uses.spares(uri)]
     paths, size = [], 0
     for uri in tables:
         newest = open_snapshot(uri)
@@ -72,10 +72,11 @@ def vacuum(
             continue
         kept = _kept_paths(newest, uses, keep_days) | uses.files.get(uri, set())
         for path, entry in _strangers(uri, kept):
-            if entry["modified"] < young:
+            if entry["modified"] < young and not uses.may_be_a_lost_row(uri, path):
                 paths.append(join(uri, path))
                 size += entry["size"]
-    left = list(drafts(_folders(lake, datasets, models), young))
+    folders = _folders(lake, datasets, models)
+    left = attempt(lambda: list(drafts(folders, young)), lake.uri, "list")
     for model in models:
         for uri, bytes_ in index_parts(lake, model, young):
             paths.append(uri)
@@ -85,7 +86,7 @@ def vacuum(
         for path in paths:
             delete(path)
         for path, _ in left:
-            path.unlink(missing_ok=True)
+            attempt(lambda p=path: p.unlink(missing_ok=True), lake.uri, "delete")
         for job_id in plans:
             delete_tree(lake.units(job_id))
     paths += [str(path) for path, _ in left]
@@ -103,10 +104,14 @@ def _folders(lake: Lake, datasets: list[str], models: list[str]) -> list[str]:
 class _Uses:
     """What bundles and unfinished jobs need, by table URI."""
 
-    def __init__(self, lake: Lake) -> None:
+    def __init__(self, lake: Lake, young: float) -> None:
+        """young: seconds since 1970; a plan that was given up later keeps its files."""
+        self.young = young
         self.versions: dict[str, set[int]] = {}
         self.files: dict[str, set[str]] = {}
         self.given_up: list[str] = []
+        self.runs_uri = lake.catalog(RUNS.name)
+        self.runs = {job_id for job_id, _ in catalog.versions_of_runs(lake)}
         self.spared: set[str] = set()  # below which nothing is removed: what it needs is unknown
         for table, version in catalog.published_versions(lake).items():
             self._pin(join(lake.uri, table), version)
@@ -129,7 +134,9 @@ class _Uses:
         plan = records.load_plan(lake, job_id)
         if plan is None:
             self.given_up.append(job_id)
-        else:
+            if _last_touched(lake, job_id) >= self.young:
+                plan = records.load_given_up(lake, job_id)
+        if plan is not None:
             dataset = plan.settings.get("dataset")
             version = plan.settings.get("images_version", plan.base.get("images"))
             if version is None:
@@ -163,6 +170,14 @@ class _Uses:
     def spares(self, table: str) -> bool:
         """Whether a table, by its URI, is to be left as it is."""
         return any(table.startswith(uri + "/") for uri in self.spared)
+
+    def may_be_a_lost_row(self, table: str, path: str) -> bool:
+        """Of `catalog/runs`, which nothing can be held against: the row of a job that has none.
+
+        Where the log lost its last entry, the file is all that is left of it.
+        """
+        job_id = path.rpartition("-")[0]
+        return table == self.runs_uri and job_id not in self.runs
 
     def _keep(self, table: str, outputs: list[Output]) -> None:
         self.files.setdefault(table, set()).update(output.path for output in outputs)

@@ -5,6 +5,9 @@ A fifth of the writes in the suite, all of them in `make faults`.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,7 +18,7 @@ import pytest
 from jobs import job
 from jobs.errors import LatentlakeError, StorageError
 from jobs.lake import Lake
-from jobs.storage import begin, create
+from jobs.storage import begin, create, folder_names
 from tests.every_job import JOBS, rows, work
 from tests.helpers import write_source
 from tests.inline import InlineStage
@@ -131,7 +134,67 @@ def test_nor_is_a_table(lake: Lake, tmp_path: Path, missing: str) -> None:
 
 def test_a_worker_of_a_lake_that_has_gone_writes_nothing(tmp_path: Path) -> None:
     uri = (tmp_path / "lake").as_uri()
+    (tmp_path / "lake").mkdir()
     begin(uri)
+    (tmp_path / "lake").rmdir()
     with pytest.raises(StorageError, match="has gone; look whether the disk"):
         create(f"{uri}/units/x/completions/y.json", b"{}")
     assert not (tmp_path / "lake").exists()
+
+
+def test_an_empty_folder_in_its_place_is_not_the_lake(lake: Lake, tmp_path: Path) -> None:
+    """The place that a disk was mounted on, once the disk has gone."""
+    write_source(tmp_path / "s" / "a.parquet", range(20))
+    job.run(InlineStage(lake, tmp_path / "s"))
+    write_source(tmp_path / "s" / "b.parquet", range(20, 40))
+    root = tmp_path / "lake"
+
+    class Unplugged(InlineStage):
+        def settle(self, plan, completions, head):
+            settled = super().settle(plan, completions, head)
+            root.rename(tmp_path / "elsewhere")
+            root.mkdir()
+            return settled
+
+    with pytest.raises(StorageError, match=r"gone|File not found"):
+        job.run(Unplugged(lake, tmp_path / "s"))
+    assert list(root.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", [name for name in JOBS if name != "index"])
+def test_a_lake_that_goes_while_a_job_plans_is_begun_nowhere_anew(
+    worked: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is told of it: it may look like one without datasets, or like a damaged one."""
+    root = tmp_path / "lake"
+    shutil.copytree(worked / "lake", root)
+
+    def gone(*arguments: object, **how: object) -> None:
+        if root.exists():
+            root.rename(tmp_path / "elsewhere")
+
+    monkeypatch.setattr("jobs.job.require_whole", gone)
+    monkeypatch.setattr("jobs.vacuum.require_whole", gone)
+    with contextlib.suppress(LatentlakeError):
+        JOBS[name](Lake(root.as_uri()), worked / "s")
+    assert not root.exists()
+
+
+def test_an_error_of_the_disk_itself_is_no_commit(
+    lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What could redo it stays."""
+    write_source(tmp_path / "s" / "a.parquet", range(20))
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        if "_delta_log/0" in str(Path(f"/proc/self/fd/{handle}").readlink()):
+            raise OSError(errno.EIO, "Input/output error")
+        real(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        with pytest.raises(StorageError, match="Input/output error"):
+            job.run(InlineStage(lake, tmp_path / "s"))
+    assert len(folder_names(lake.all_units)) == 1
+    assert job.run(InlineStage(lake, tmp_path / "s")).counts["staged"] == 20

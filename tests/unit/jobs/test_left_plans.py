@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from jobs.lake import Lake
 from jobs.left_plans import DAY_S, LeftPlan, end_left_plans
 from jobs.maintain import maintain, maintained_text
 from jobs.storage import folder_names, local_path
+from jobs.tables import open_snapshot
+from jobs.vacuum import vacuum
 from tests.helpers import labels_of, staged_labels, write_source
-from tests.inline import InlineCompact, InlineStage
+from tests.inline import NIGHT, InlineCompact, InlineStage
 
 
 class Killed(BaseException):
@@ -140,5 +143,99 @@ def test_maintain_tells_and_vacuum_takes_its_files(lake: Lake, tmp_path: Path) -
     told = maintain(lake, settings, "2026-01-09", RaySettings())
     assert "stage d of 2026-01-01 (stage-" in maintained_text(told)
     assert "was given up" in maintained_text(told)
+    # Somebody may have gone on with it just now: its files stay for a day.
+    assert set(root.glob("datasets/d/*/*.parquet")) == before
+    for path in root.rglob("*"):
+        os.utime(path, (then, then))
+    told = maintain(lake, settings, "2026-01-11", RaySettings())
+    assert told["left_plans"] == []
     assert told["vacuumed"]["files"] == len(before - set(root.glob("datasets/d/*/*.parquet"))) > 0
+    assert told["vacuumed"]["plans"] == 1
     assert staged_labels(lake) == labels_of(range(40))
+
+
+def test_a_plan_that_somebody_has_just_gone_on_with_is_not_given_up(
+    lake: Lake, tmp_path: Path
+) -> None:
+    write_source(tmp_path / "s" / "a.parquet", range(40))
+    killed(InlineStage(lake, tmp_path / "s"), "before its commit")
+    write_source(tmp_path / "s" / "b.parquet", range(40, 50))
+
+    class PassesOver(InlineStage):
+        def claims(self, plan):
+            return False
+
+    job.run(PassesOver(lake, tmp_path / "s", "2026-01-02"))
+    root = local_path(lake.uri)
+    assert root is not None
+    then = time.time() - 3 * DAY_S
+    for path in root.rglob("*"):
+        os.utime(path, (then, then))
+    told: list[Any] = []
+
+    class Resumed(InlineStage):
+        def settle(self, plan, completions, head):
+            told.append(maintain(lake, MaintainSettings(compact=False), NIGHT, RaySettings()))
+            return super().settle(plan, completions, head)
+
+    job.run(Resumed(lake, tmp_path / "s"))
+    assert told
+    assert not any(each["left_plans"] for each in told)
+    assert staged_labels(lake) == labels_of(range(50))
+
+
+def test_files_of_a_plan_that_was_given_up_under_somebody_are_published_whole(
+    lake: Lake, tmp_path: Path
+) -> None:
+    write_source(tmp_path / "s" / "a.parquet", range(40))
+    work = InlineStage(lake, tmp_path / "s")
+    killed(work, "before its commit")
+    (job_id,) = folder_names(lake.all_units)
+    root = local_path(lake.uri)
+    assert root is not None
+
+    class Late(InlineStage):
+        def settle(self, plan, completions, head):
+            settled = super().settle(plan, completions, head)
+            for path in root.rglob("*.parquet"):
+                os.utime(path, (0, 0))
+            records.give_up(lake, plan)
+            vacuum(lake, ["d"], [], keep_days=0.0)
+            return settled
+
+    job.run(Late(lake, tmp_path / "s"))
+    assert staged_labels(lake) == labels_of(range(40))
+    images = open_snapshot(lake.dataset("d", "images"))
+    assert images is not None
+    assert images.read(["image"]) is not None
+    assert job_id in {row["job_id"] for row in catalog.runs(lake)}
+
+
+def test_a_plan_whose_row_is_there_is_no_plan_that_was_passed_over(
+    lake: Lake, tmp_path: Path
+) -> None:
+    """Killed while it cleared, with its plan alone left."""
+    write_source(tmp_path / "s" / "a.parquet", range(40))
+    work = InlineStage(lake, tmp_path / "s")
+    killed(work, "before it cleared")
+    (job_id,) = folder_names(lake.all_units)
+    for path in (tmp_path / "lake" / "units" / job_id).iterdir():
+        if path.name != "plan.json":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (ended,) = in_days(lake, 2)
+    assert ended.done
+    assert folder_names(lake.all_units) == []
+
+
+def test_a_plan_that_cannot_be_judged_stops_no_other(lake: Lake, tmp_path: Path) -> None:
+    write_source(tmp_path / "s" / "a.parquet", range(40))
+    killed(InlineStage(lake, tmp_path / "s"), "after its commit")
+    killed(InlineStage(lake, tmp_path / "s", dataset="e"), "after its commit")
+    names = folder_names(lake.all_units)
+    assert len(names) == 2
+    broken = tmp_path / "lake" / "units" / names[0]
+    (record,) = broken.glob("commit-*.json")
+    record.write_text('{"files": {}, "counts": {}, "seconds": 0.0}')
+    (ended,) = in_days(lake, 2)
+    assert ended.job_id == names[1]
+    assert ended.done

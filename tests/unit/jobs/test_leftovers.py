@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import index, job
+from jobs import catalog, index, job
 from jobs.index import Index
 from jobs.lake import Lake
 from jobs.storage import create, local_path
@@ -36,7 +36,7 @@ def age(root: Path) -> None:
 
 DRAFT = ".{}.0123abcd.tmp"
 LEFT = (
-    "catalog/runs/orphan.parquet",
+    "catalog/runs/{job}-0123abcd.parquet",
     "catalog/aliases/" + DRAFT.format("x.parquet"),
     "catalog/evaluations/orphan.parquet",
     "datasets/d/images/" + DRAFT.format("x.parquet"),
@@ -56,7 +56,8 @@ LEFT = (
 def test_leftovers_go_when_they_are_old_and_nothing_else_does(trained: Lake, root: Path) -> None:
     (version,) = (path.name for path in (root / "models/m/bundles").iterdir())
     before = tree(root)
-    left = {name.format(version=version) for name in LEFT}
+    (job_id, *_) = (run["job_id"] for run in catalog.runs(trained))
+    left = {name.format(version=version, job=job_id) for name in LEFT}
     for name in left:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(b"x" * 10)
@@ -71,6 +72,33 @@ def test_leftovers_go_when_they_are_old_and_nothing_else_does(trained: Lake, roo
     snapshot = open_snapshot(trained.model("m", "embeddings"))
     assert snapshot is not None
     assert Index.find(trained, "m", version, "cosine", snapshot) is not None
+
+
+def test_the_row_of_a_job_that_has_none_is_kept(trained: Lake, root: Path) -> None:
+    """Where the log of `catalog/runs` lost its newest entry nothing says so, and this is all."""
+    log = root / "catalog/runs/_delta_log"
+    before = catalog.runs(trained)
+    entry = sorted(log.glob("*.json"))[-1]
+    whole = entry.read_bytes()
+    entry.unlink()
+    age(root)
+    vacuum(trained, ["d"], ["m"], keep_days=0.0)
+    entry.write_bytes(whole)
+    assert catalog.runs(trained) == before
+
+
+def test_what_links_lead_to_is_not_touched(trained: Lake, root: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    for name in ("precious.parquet", DRAFT.format("n.json")):
+        (outside / name).write_bytes(b"x")
+    (root / "datasets/d/images/linked").symlink_to(outside)
+    (root / "datasets/d/images/circle").symlink_to(".")
+    (root / "datasets/d/images/file.parquet").symlink_to(outside / "precious.parquet")
+    age(root)
+    age(outside)
+    assert vacuum(trained, ["d"], ["m"], keep_days=0.0).files == 0
+    assert len(list(outside.iterdir())) == 2
 
 
 def test_of_a_part_of_the_lake_only_its_own_go(trained: Lake, root: Path) -> None:

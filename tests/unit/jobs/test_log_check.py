@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import job, log_check
+from jobs import job, log_check, table_log
 from jobs.drop import DropJob
 from jobs.errors import InputError
 from jobs.job import Job
@@ -104,7 +104,7 @@ def test_each_damage_of_each_entry_is_told_by_its_uri(
     checked = 0
     for entry in entries(copied, JOBS[name](lake, worked / "s")):
         ours = "job_id" in json.loads(entry.read_text().split("\n", 1)[0])["commitInfo"]
-        named = ours and "catalog" not in entry.parts
+        named = ours and entry.parent.parent.name != "runs"
         newest = version(entry) == max(version(e) for e in entry.parent.glob("*.json"))
         for damage in (*ANY, *(OF_A_JOB if named else ())):
             if damage is removed and newest and not named:
@@ -119,6 +119,41 @@ def test_each_damage_of_each_entry_is_told_by_its_uri(
             checked += 1
     assert checked > 20
     job.run(JOBS[name](lake, worked / "s"))
+
+
+def test_two_commits_while_a_folder_is_read_are_no_gap(
+    worked: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is read in pieces, in no order: the newer of the two may be in it, the older not."""
+    lake = Lake(copied.as_uri())
+    real, listings = table_log.list_folder, []
+
+    def list_folder(uri: str) -> list[dict]:
+        listings.append(uri)
+        found = real(uri)
+        first = len(listings) == 1
+        return [e for e in found if not (first and e["name"].endswith(f"{1:020}.json"))]
+
+    monkeypatch.setattr(table_log, "list_folder", list_folder)
+    log_check.require_whole(lake, [lake.dataset("d", "images")])
+    assert len(listings) == 4
+
+
+@pytest.mark.parametrize("damage", [emptied, halved])
+def test_a_damaged_checkpoint_is_told_with_what_to_do(
+    worked: Path, copied: Path, damage: Callable[[Path], None]
+) -> None:
+    lake = Lake(copied.as_uri())
+    snapshot = open_snapshot(lake.dataset("d", "images"))
+    assert snapshot is not None
+    snapshot.handle.create_checkpoint()
+    (checkpoint,) = (copied / "datasets/d/images/_delta_log").glob("*.checkpoint.parquet")
+    damage(checkpoint)
+    with pytest.raises(InputError, match=f"{checkpoint.name} is damaged.*remove it and _last"):
+        job.run(InlineStage(lake, worked / "s", "2026-01-03"))
+    checkpoint.unlink()
+    checkpoint.with_name("_last_checkpoint").unlink()
+    assert job.run(InlineStage(lake, worked / "s", "2026-01-03")).counts["staged"] == 20
 
 
 def test_vacuum_of_a_damaged_log_deletes_nothing(worked: Path, copied: Path) -> None:
