@@ -319,7 +319,7 @@ def _start_patiently(start: Callable[[Path], None], folder: Path) -> None:
     for left in reversed(range(STARTS)):
         try:
             with _ended_unless_started():
-                start(folder / f"r{left}")
+                start(folder / ("r" if left == STARTS - 1 else f"r{left}"))
             return
         except Exception as error:
             # Ray raises bare Exceptions among others; its own words may be of several lines.

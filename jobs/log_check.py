@@ -42,6 +42,8 @@ def _named(lake: Lake) -> dict[str, dict[int, set[str]]]:
 
 def _require_whole(uri: str, named: dict[int, set[str]], to_the_oldest: bool) -> None:
     held = table_log.whole_entries(uri)
+    if not held.files:
+        return  # somebody has removed all of it, by hand: nothing is taken for less than it was
     newest = max(named, default=-1)
     if newest > held.newest:
         require_begun(uri)  # all of it may have gone

@@ -290,6 +290,9 @@ def load_given_up(lake: Lake, job_id: str) -> Plan | None:
 
 def drop(lake: Lake, job_id: str) -> None:
     """Gives up a plan. Its commit records stay: another process may be committing it now."""
-    delete_tree(join(lake.units(job_id), "plan.json"))
-    delete_tree(join(lake.units(job_id), "units.json"))
-    delete_tree(join(lake.units(job_id), "completions"))
+    folder = lake.units(job_id)
+    delete(join(folder, "plan.json"))
+    for entry in list_folder(folder):
+        name = entry["name"].rstrip("/").rsplit("/", 1)[-1]
+        if not name.startswith("commit-") and is_inner(name):
+            delete_tree(join(folder, name))

@@ -28,7 +28,7 @@ from tests.rounds import ROUNDS
 
 pytestmark = pytest.mark.faults
 
-LOCAL, REMOTE = (300, 60) if ROUNDS > 1 else (6, 2)
+LOCAL, REMOTE = (300, 60) if ROUNDS > 1 else (4, 1)
 TWICE = 0.4  # of the rounds are killed again in their rerun
 KILLED = -signal.SIGKILL
 

@@ -1,6 +1,6 @@
 """A disk that is full, at every write of every job, or that goes away: a sentence, then a rerun.
 
-A fifth of the writes in the suite, all of them in `make faults`.
+An eighth of the writes in the suite, all of them in `make faults`.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def test_wherever_the_disk_is_full_it_is_told_and_a_rerun_does_the_rest(
     act()
     expected = rows(lake, name)
     sizes = [generator.randrange(1 << 12, 1 << 19) for _ in range(ROUNDS)]
-    step = 1 if ROUNDS > 1 else 5
+    step = 1 if ROUNDS > 1 else 8
     first = generator.randrange(min(step, 3))
     rooms = [(disk.leave_files, count) for count in range(first, 400, step)]
     tried, fits = 0, False

@@ -25,7 +25,7 @@ from tests.limits import RUN_S
 from tests.rounds import ROUNDS
 
 pytestmark = pytest.mark.faults
-SEEDS = 500 if ROUNDS > 1 else 8
+SEEDS = 500 if ROUNDS > 1 else 4
 # Between a handle, what it is asked, and a commit.
 STEPS = ((Snapshot, "commit"), (Snapshot, "has"), (Snapshot, "history"), (publish, "record_run"))
 

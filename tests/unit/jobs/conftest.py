@@ -24,6 +24,7 @@ def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_source(folder / "source" / "a.parquet", range(600))
     lake = Lake((folder / "lake").as_uri())
     job.run(InlineStage(lake, folder / "source", rows_per_unit=200))
+    shutil.copytree(folder / "lake", folder / "staged")
     job.run(InlineTrain(lake))
     return folder
 
@@ -40,15 +41,10 @@ def trained_source(trained_once: Path) -> Path:
 
 
 @pytest.fixture
-def staged(trained: Lake) -> Lake:
-    """The trained lake without its model: staged images only."""
-    root = local_path(trained.uri)
-    assert root is not None
-    shutil.rmtree(root / "models")
-    shutil.rmtree(root / "catalog" / "aliases")
-    runs = root / "catalog" / "runs"
-    assert runs.exists()
-    return trained
+def staged(trained_once: Path, tmp_path: Path) -> Lake:
+    """The trained lake before it was: staged images only."""
+    shutil.copytree(trained_once / "staged", tmp_path / "lake")
+    return Lake((tmp_path / "lake").as_uri())
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -120,16 +121,22 @@ finally:
 @pytest.mark.slow
 def test_ray_that_does_not_start_is_started_again() -> None:
     """And what had begun of it is ended."""
-    command = [sys.executable, "-c", FAILS_AT_FIRST]
-    done = subprocess.run(
-        [*command, "1"], cwd=ROOT, capture_output=True, text=True, timeout=COMMAND_S
-    )
-    assert done.stdout.split() == ["42", "gcs", "1"], done.stderr
-    done = subprocess.run(
-        [*command, "9"], cwd=ROOT, capture_output=True, text=True, timeout=COMMAND_S
-    )
-    assert done.stdout.split() == ["gcs", "0"]
-    last = done.stderr.strip().splitlines()[-1]
+
+    def told(failures: int) -> tuple[list[str], str]:
+        done = subprocess.run(
+            [sys.executable, "-c", FAILS_AT_FIRST, str(failures)],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_S,
+            check=False,
+        )
+        return done.stdout.split(), done.stderr
+
+    assert told(1)[0] == ["42", "gcs", "1"]
+    out, err = told(9)
+    assert out == ["gcs", "0"]
+    last = err.strip().splitlines()[-1]
     assert "ClusterError: Ray did not start within" in last
     assert "in 3 tries (Exception: The current node timed out during startup)" in last
     assert "run it again when there is room" in last

@@ -48,7 +48,7 @@ def test_views_answer_and_long_answers_are_cut_off(guarded: GuardedViews) -> Non
 
 def test_a_view_that_only_a_text_names_is_found(guarded: GuardedViews) -> None:
     found, _ = guarded.ask("SELECT * FROM query('SELECT job FROM runs')", 10, SECONDS)
-    assert found["job"].to_pylist() == ["stage", "train"]
+    assert found["job"].to_pylist() == ["stage"]
 
 
 def test_what_was_published_since_is_there(guarded: GuardedViews, tmp_path: Path) -> None:
