@@ -57,9 +57,12 @@ def _require_last(lines: list[bytes], info: dict[str, Any], uri: str) -> None:
     few = [line for line in lines[:-1] if line.startswith(LAST)]
     actions = [parsed(dict[str, Any], line, uri, RESTORE) for line in (*few, lines[-1])]
     txns = [action["txn"] for action in actions if isinstance(action.get("txn"), dict)]
-    done = {txn.get("appId") for txn in txns}
-    if "job_id" in info and info["job_id"] not in done:
-        raise damaged(uri, f"it ends within the commit of {info['job_id']!r:.80}", RESTORE)
+    done = [txn.get("appId") for txn in txns]
+    job_id = info.get("job_id", "")
+    if not isinstance(job_id, str):
+        raise damaged(uri, f"{job_id!r:.80} is no name of a job", RESTORE)
+    if job_id and job_id not in done:
+        raise damaged(uri, f"it ends within the commit of {job_id!r:.80}", RESTORE)
     made = {name for action in actions for name in action}
     if info.get("operation") == "ADD COLUMN" and "metaData" not in made:
         raise damaged(uri, "it ends within a change of the table's columns", RESTORE)

@@ -213,3 +213,19 @@ def test_a_wrong_version_of_an_older_release_is_no_damage(
     named[lake.name_of(images)][1] = {"stage-nobody"}
     with pytest.raises(InputError, match="not the commit of stage-nobody"):
         log_check.require_whole(lake, [images])
+
+
+@pytest.mark.parametrize("value", [[], {"a": 1}, 3, None])
+@pytest.mark.parametrize("field", ["appId", "job_id"])
+def test_names_that_are_none_are_told(
+    worked: Path, copied: Path, field: str, value: object
+) -> None:
+    entry = copied / "datasets/d/quarantine/_delta_log" / f"{1:020}.json"
+    actions = [json.loads(line) for line in entry.read_text().splitlines()]
+    for action in actions:
+        for body in action.values():
+            if field in body and body[field] != "latentlake":
+                body[field] = value
+    entry.write_text("".join(json.dumps(action) + "\n" for action in actions))
+    with pytest.raises(InputError, match=f"{entry.name} is damaged"):
+        job.run(InlineStage(Lake(copied.as_uri()), worked / "s", "2026-01-03"))
