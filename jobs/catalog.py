@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from jobs import table_log
 from jobs.ahead import read_ahead
 from jobs.documents import damaged, parsed
 from jobs.errors import InputError, unknown_name
@@ -98,6 +99,15 @@ def versions_of_runs(lake: Lake) -> Iterator[tuple[str, Versions]]:
         yield row["job_id"], parsed(Versions, row["versions"], where)
 
 
+def commits_of_runs(lake: Lake) -> dict[str, dict[int, set[str]]]:
+    """By table, relative to the lake, and version: the finished jobs that say that they made it."""
+    found: dict[str, dict[int, set[str]]] = {}
+    for job_id, versions in versions_of_runs(lake):
+        for table, version in versions.items():
+            found.setdefault(table, {}).setdefault(version, set()).add(job_id)
+    return found
+
+
 def published_versions(lake: Lake) -> dict[str, int]:
     """By table, relative to the lake: the newest version that a finished job published."""
     newest: dict[str, int] = {}
@@ -155,9 +165,8 @@ def resolve_model(lake: Lake, reference: str) -> tuple[str, str]:
     versions = bundle_versions(lake, model)
     if label in versions:
         return model, label
-    from jobs.log_check import require_whole  # which reads the catalog
-
-    require_whole(lake, [])  # whether the log of the aliases has lost one
+    moved = commits_of_runs(lake).get("catalog/aliases", {})
+    table_log.require_commits(lake.catalog("aliases"), moved, to_the_oldest=False)
     raise unknown_name(
         f"version or alias of model {model!r}:", label, [*named, *versions], "; train it first"
     )

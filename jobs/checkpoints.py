@@ -20,7 +20,7 @@ from torch import Tensor
 
 from jobs.documents import parsed, reading
 from jobs.errors import InputError, JobError, LatentlakeError
-from jobs.storage import create_or_keep, delete, delete_tree, join, list_folder, read
+from jobs.storage import create_or_keep, delete, delete_tree, join, names_in, read
 
 log = logging.getLogger("latentlake")
 
@@ -59,7 +59,7 @@ class Checkpoint:
 
 def newest(folder: str) -> str | None:
     """Name of the newest checkpoint in a folder that has all it names."""
-    names = set(_names(folder))
+    names = set(names_in(folder))
     for name in sorted((name for name in names if name.endswith(".json")), reverse=True):
         try:
             if _named_by(folder, name) <= names:
@@ -69,12 +69,8 @@ def newest(folder: str) -> str | None:
     return None
 
 
-def _names(folder: str) -> list[str]:
-    return [entry["name"].rsplit("/", 1)[-1] for entry in list_folder(folder)]
-
-
 def _complete(folder: str) -> list[str]:
-    return [name for name in _names(folder) if name.endswith(".json")]
+    return [name for name in names_in(folder) if name.endswith(".json")]
 
 
 def load(folder: str, name: str) -> Checkpoint:

@@ -13,7 +13,6 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.config import RaySettings
-from jobs.errors import StorageError
 from jobs.job import ImportedWorker, OutOfDate, PoolJob, WorkerFactory
 from jobs.lake import Lake
 from jobs.schema import (
@@ -32,7 +31,7 @@ from jobs.schema import (
 from jobs.shards import ShardWriter, read_shard, row_groups, with_all_columns
 from jobs.stage_rewrites import shard_writer
 from jobs.storage import join
-from jobs.tables import Snapshot, Table, TableFile, open_snapshot
+from jobs.tables import Snapshot, Table, TableFile, open_snapshot, still_there
 from jobs.units import Completion, JobContext, Plan, Settled, Unit, digest, total_counts
 
 TARGET_BYTES = 128 << 20
@@ -99,7 +98,7 @@ class CompactJob(PoolJob):
         return [Table(self._uri(name), self._spec(name)) for name in plan.settings["tables"]]
 
     def _spec(self, name: str) -> TableSpec:
-        return spec_of(open_snapshot(self._uri(name)), name)
+        return spec_of(self._uri(name), name)
 
     def plan(self) -> Plan:
         held = {name: open_snapshot(self._uri(name)) for name in self._order}
@@ -169,13 +168,12 @@ def compacted_uri(lake: Lake, kind: str, target: str, table: str) -> str:
     return lake.dataset(target, table) if kind == "dataset" else lake.model(target, table)
 
 
-def spec_of(snapshot: Snapshot | None, name: str) -> TableSpec:
+def spec_of(uri: str, name: str) -> TableSpec:
     """The spec of a published table, with the shape, columns and contract that it has."""
     fixed = {QUARANTINE.name: QUARANTINE, SOURCES.name: SOURCES, **MODEL_TABLES}
     if name in fixed:
         return fixed[name]
-    if snapshot is None:
-        raise StorageError(f"the table {name} has gone while it was compacted; run it again")
+    snapshot = still_there(open_snapshot(uri), uri)
     if name == "images":
         from jobs.card import look_of
 
@@ -197,7 +195,7 @@ class CompactWorker:
         started = time.monotonic()
         name, paths = unit.inputs["table"], unit.inputs["paths"]
         uri = compacted_uri(self.lake, self.settings["kind"], self.settings["target"], name)
-        table = Table(uri, spec_of(open_snapshot(uri), name)).as_published()
+        table = Table(uri, spec_of(uri, name)).as_published()
         writer = self._writer(table, f"{unit.unit_id}-{attempt}", paths[0])
         if table.spec.sort_by is None:
             for path in paths:

@@ -2,47 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import uuid
 import weakref
 from pathlib import Path
 
 from jobs.errors import AlreadyThere
-
-_held: dict[Path, tuple[int, int]] = {}  # which folder each was
-
-
-def hold(root: Path) -> None:
-    """From now on this process writes nothing below `root` while it is not the folder that it is.
-
-    A lake that goes away, with its disk perhaps, is not made anew in part: not where it was, nor in
-    the empty folder that its disk was mounted on. One that is not there yet is not held.
-    """
-    found = _identity(root)
-    if found is None:
-        _held.pop(root, None)
-    else:
-        _held[root] = found
-
-
-def is_held(root: Path) -> bool:
-    return root in _held
-
-
-def require_held(path: Path) -> None:
-    """Raises FileNotFoundError where a folder above `path` was held, and has gone."""
-    for root, held in _held.items():
-        if path.is_relative_to(root) and _identity(root) != held:
-            raise FileNotFoundError(errno.ENOENT, "it has gone", str(root))
-
-
-def _identity(folder: Path) -> tuple[int, int] | None:
-    try:
-        found = folder.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
+from jobs.held import require_held
 
 
 class Draft:

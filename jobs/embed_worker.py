@@ -17,7 +17,6 @@ from jobs import catalog
 from jobs.columns import vector_column
 from jobs.corrections import correction_details, is_correction
 from jobs.embed import in_sample
-from jobs.errors import StorageError
 from jobs.idset import IdSet, digests
 from jobs.images import encode_png
 from jobs.lake import Lake
@@ -26,7 +25,7 @@ from jobs.schema import RECONSTRUCTIONS
 from jobs.shards import ShardWriter, read_shard, read_span, row_groups, write_shard
 from jobs.split import pixels_of
 from jobs.storage import join
-from jobs.tables import Table, open_snapshot
+from jobs.tables import Table, open_snapshot, still_there
 from jobs.units import Completion, JobContext, Unit
 from vae_core.conformal import p_values
 from vae_core.scores import ScoredBatch
@@ -105,9 +104,7 @@ class EmbedWorker:
     def _ids(self, images_version: int) -> IdSet:
         """The images of a snapshot of the dataset."""
         images = open_snapshot(self.images_uri, images_version)
-        if images is None:
-            raise StorageError(f"{self.images_uri} has gone while a job was reading it")
-        return images.image_ids()
+        return still_there(images, self.images_uri).image_ids()
 
     def _embedded(self, unit: Unit) -> dict[str, pa.Table]:
         uri = join(self.images_uri, unit.inputs["path"])

@@ -30,8 +30,8 @@ from jobs.storage import (
     create_or_keep,
     delete,
     join,
-    list_folder,
     local_path,
+    names_in,
     read,
     read_if_there,
 )
@@ -140,8 +140,7 @@ def index_folder(lake: Lake, model: str, version: str) -> str:
 
 def _sweep(folder: str, metric: str, version: int) -> None:
     """Removes a metric's indexes of earlier embeddings; a later one is somebody else's."""
-    for entry in list_folder(folder):
-        name = entry["name"].rsplit("/", 1)[-1]
+    for name in names_in(folder):
         found = re.match(rf"\.?{metric}-v(\d+)[-.]", name)
         if found is not None and int(found[1]) < version:
             delete(join(folder, name))

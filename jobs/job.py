@@ -13,12 +13,13 @@ from typing import Any, Protocol
 
 from jobs import publish, records
 from jobs.config import RaySettings
+from jobs.conflicts import Conflict
 from jobs.errors import JobError
 from jobs.job_report import JobReport, merged
 from jobs.lake import Lake
 from jobs.log_check import require_whole
 from jobs.storage import begin, hold_new
-from jobs.tables import Conflict, Snapshot, Table
+from jobs.tables import Snapshot, Table
 from jobs.units import Completion, JobContext, Plan, Settled, Unit
 
 log = logging.getLogger("latentlake")
@@ -194,8 +195,10 @@ def run(job: Job) -> JobReport:
     if report.job_ids and job.one_a_call:
         return report
     replans = 0
+    checked = not report.job_ids
     while replans < REPLANS:
-        plan = planned(job)
+        plan = job.plan() if checked else planned(job)
+        checked = False  # what was finished took its time
         if plan.is_empty:
             text, counts = job.idle(plan)
             log.info("%s %s: %s", job.name, job.target, text)

@@ -9,17 +9,20 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 from jobs import catalog, publish, records
 from jobs.documents import damaged, json_column
 from jobs.errors import LatentlakeError
 from jobs.lake import Lake
-from jobs.listing import walk
-from jobs.storage import folder_names, join, read
+from jobs.listing import last_touched
+from jobs.storage import folder_names, join, names_in, read
 from jobs.tables import open_snapshot
 from jobs.units import Plan
 
 log = logging.getLogger("latentlake")
+
+Runs = list[dict[str, Any]]  # rows of `catalog/runs`
 
 DAY_S = 86_400.0
 IDLE_DAYS = 1.0  # before that somebody may be at work on it
@@ -52,17 +55,17 @@ def end_left_plans(
     names: of datasets and models; only plans that are about one of them, all if None. now: seconds
     since 1970.
     """
-    ended = []
+    ended, runs = [], catalog.runs(lake)
     for plan, days in _idle(lake, names, now):
         told = (plan.job_id, plan.job, plan.target, plan.night, round(days, 1))
         try:
-            if _finished(lake, plan, dry_run):
+            if _finished(lake, plan, runs, dry_run):
                 ended.append(LeftPlan(*told, done=True))
                 continue
         except LatentlakeError as error:  # of a damaged log, say, which stops its own job alone
             log.warning("%s", error)
             continue
-        why = _unwanted(lake, plan, days, now - days * DAY_S)
+        why = _unwanted(plan, runs, days, now - days * DAY_S)
         if why:
             ended.append(LeftPlan(*told, done=False, why=why))
             if not dry_run:
@@ -76,7 +79,10 @@ def _idle(lake: Lake, names: list[str] | None, now: float) -> Iterator[tuple[Pla
         plan = records.load_plan(lake, job_id)
         if plan is None or not (names is None or _is_about(plan, names)):
             continue
-        days = (now - _touched(lake, plan, now)) / DAY_S
+        # A training writes to its run.
+        run = lake.run(f"{plan.target}-{plan.fingerprint}")
+        touched = last_touched(lake.units(plan.job_id), run)
+        days = (now - touched) / DAY_S if touched is not None else 0.0
         if days > IDLE_DAYS:
             yield plan, days
 
@@ -86,19 +92,17 @@ def _is_about(plan: Plan, names: list[str]) -> bool:
     return any(name in names for name in told)
 
 
-def _touched(lake: Lake, plan: Plan, now: float) -> float:
-    """When anything of it was written last, seconds since 1970; a training writes to its run."""
-    folders = [lake.units(plan.job_id), lake.run(f"{plan.target}-{plan.fingerprint}")]
-    return max((entry["modified"] for folder in folders for entry in walk(folder)), default=now)
-
-
-def _finished(lake: Lake, plan: Plan, dry_run: bool) -> bool:
+def _finished(lake: Lake, plan: Plan, runs: Runs, dry_run: bool) -> bool:
     """Whether it is published in its first table; then the other tables and the row follow."""
-    if any(job_id == plan.job_id for job_id, _ in catalog.versions_of_runs(lake)):
+    if any(run["job_id"] == plan.job_id for run in runs):
         if not dry_run:
             records.clear(lake, plan.job_id)
         return True
-    for uri in list(_commits(lake, plan)):
+    folder = lake.units(plan.job_id)
+    for name in names_in(folder):
+        if not name.startswith("commit-"):
+            continue
+        uri = join(folder, name)
         record = records.commit_of(lake, read(uri), uri)
         if not record.files:
             raise damaged(uri, "it names no table")
@@ -117,17 +121,11 @@ def _finished(lake: Lake, plan: Plan, dry_run: bool) -> bool:
     return False
 
 
-def _commits(lake: Lake, plan: Plan) -> Iterator[str]:
-    for entry in walk(lake.units(plan.job_id)):
-        if entry["uri"].rsplit("/", 1)[-1].startswith("commit-"):
-            yield entry["uri"]
-
-
-def _unwanted(lake: Lake, plan: Plan, days: float, touched: float) -> str:
+def _unwanted(plan: Plan, runs: Runs, days: float, touched: float) -> str:
     """Why nobody will go on with it; empty where somebody may."""
     if days > MOST_DAYS:
         return f"nobody has gone on with it for {days:.0f} days"
-    for run in catalog.runs(lake):
+    for run in runs:
         since = run["finished_at"].timestamp() > touched
         if since and (run["job"], run["target"]) == (plan.job, plan.target):
             config = json_column(run, "config")

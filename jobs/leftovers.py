@@ -8,7 +8,8 @@ from pathlib import Path
 
 from jobs.index import FILES, files_of
 from jobs.lake import Lake
-from jobs.listing import files_below, walk
+from jobs.listing import walk
+from jobs.local_files import files_below
 from jobs.storage import folder_names, join, local_path, read_if_there
 
 # Drafts of ours; what deltalake puts before it has the name of an entry (1.6.6).

@@ -9,15 +9,15 @@ import dataclasses
 import datetime as dt
 import os
 import re
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from jobs.errors import InputError
+from jobs.local_files import files_below
 from jobs.pins import local_etag, other_etag
-from jobs.storage import attempt, filesystem, local_path, resolve_source, scan
+from jobs.storage import attempt, filesystem, local_path, resolve_source
 
 _MARKS = re.compile(r"[*?\[]")
 
@@ -236,10 +236,6 @@ def walk(uri: str) -> Iterator[dict[str, Any]]:
         yield {"uri": uri + str(name)[len(root) :], "size": info["size"], "modified": modified}
 
 
-def files_below(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """All files below a local folder; those that come or go meanwhile cost no other its place."""
-    for path, status in sorted(scan(folder)):
-        if stat.S_ISDIR(status.st_mode):
-            yield from files_below(path)
-        elif stat.S_ISREG(status.st_mode):
-            yield path, status
+def last_touched(*folders: str) -> float | None:
+    """When anything below folders of the lake was written last, seconds since 1970."""
+    return max((entry["modified"] for folder in folders for entry in walk(folder)), default=None)

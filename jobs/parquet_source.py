@@ -25,7 +25,7 @@ from jobs.sources import (
     hive_columns,
     plain_type,
 )
-from jobs.storage import explain
+from jobs.storage_errors import explain
 
 IMAGE_COLUMNS = ("image", "img", "bytes", "image_bytes", "jpg", "png", "data", "pixels")
 BATCH_ROWS = 512

@@ -14,6 +14,7 @@ from jobs import alias_history, catalog, gate, records
 from jobs.alias_history import ROLLBACK
 from jobs.bundle_about import is_there, read_about
 from jobs.compare import compare
+from jobs.conflicts import Conflict
 from jobs.errors import InputError, JobError, unknown_name
 from jobs.evaluations import standing
 from jobs.gate import Verdict
@@ -22,7 +23,7 @@ from jobs.judge_config import PromoteSettings
 from jobs.judgements import EVALUATIONS
 from jobs.lake import Lake, valid_name
 from jobs.schema import ALIASES
-from jobs.tables import Conflict, Snapshot, Table, open_snapshot
+from jobs.tables import Snapshot, Table, open_snapshot
 from jobs.units import Completion, Plan, Settled, Unit, digest
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from jobs.conflicts import Conflict, Unanswered
 from jobs.documents import damaged, json_column
 from jobs.durable import sync_commit
 from jobs.errors import JobError, StorageError
@@ -25,7 +26,7 @@ from jobs.records import CommitRecord, load_commit, save_commit
 from jobs.schema import RUNS
 from jobs.shards import write_shard
 from jobs.storage import ATTEMPTS, join
-from jobs.tables import Conflict, Snapshot, Table, Unanswered, open_snapshot, still_there
+from jobs.tables import Snapshot, Table, open_snapshot, still_there
 from jobs.units import Plan
 from jobs.uris import is_plain
 
@@ -148,25 +149,24 @@ def published_versions(job_id: str, lake: Lake, tables: Sequence[str]) -> dict[s
     for table in tables:
         uri = join(lake.uri, table)
         version = versions[table] = still_there(open_snapshot(uri), uri).version_of(job_id)
-        sync_commit(uri, version)  # another process may have made it, and been killed
+        sync_commit(uri, version)  # which another process may have made, that was killed
     return versions
 
 
 def append_rows(table: Table, job_id: str, rows: list[dict[str, Any]]) -> None:
     """Publishes a few rows in a catalog table, once a job id; where it numbers them, in order."""
 
-    def action() -> None:
+    def action() -> int:
         snapshot = table.ensure()
         if snapshot.has(job_id):
-            sync_commit(table.uri, snapshot.version_of(job_id))
-            return
+            return snapshot.version_of(job_id)
         # The commit fails where another one takes this version: no two have the same number.
         numbered = [{"sequence": snapshot.version + 1, **row} for row in rows]
         batch = pa.Table.from_pylist(numbered, schema=table.spec.schema)
         output = write_shard(table.uri, table.spec, batch, f"{job_id}-{uuid.uuid4().hex[:8]}")
-        snapshot.commit(job_id, [output], {})
+        return snapshot.commit(job_id, [output], {})
 
-    retrying(action, table.uri, table.uri)
+    sync_commit(table.uri, retrying(action, table.uri, table.uri))
 
 
 def told_of(lake: Lake, plan: Plan, first_table: Table) -> tuple[dict[str, Any], float]:

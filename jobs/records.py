@@ -27,7 +27,7 @@ from jobs.storage import (
     delete_tree,
     folder_names,
     join,
-    list_folder,
+    names_in,
     read_if_there,
 )
 from jobs.units import Completion, Output, Plan, Unit, digest
@@ -162,8 +162,7 @@ def completed_units(lake: Lake, job_id: str) -> set[str]:
     The listing only saves requests: a unit that it misses is done again, and loses.
     """
     folder = join(lake.units(job_id), "completions")
-    names = (entry["name"].rsplit("/", 1)[-1] for entry in list_folder(folder))
-    return {name.removesuffix(".json") for name in names}
+    return {name.removesuffix(".json") for name in names_in(folder)}
 
 
 def load_completions(lake: Lake, job_id: str, unit_ids: Sequence[str]) -> dict[str, Completion]:
@@ -258,12 +257,16 @@ def clear(lake: Lake, job_id: str) -> None:
     The plan goes last: where this is cut short, the next run sees that it was done, and does not
     do it again.
     """
+    _remove_but(lake, job_id, "plan.json")
+    delete_tree(lake.units(job_id))
+
+
+def _remove_but(lake: Lake, job_id: str, kept: str) -> None:
+    """kept: what the names of those that stay begin with."""
     folder = lake.units(job_id)
-    for entry in list_folder(folder):
-        name = entry["name"].rstrip("/").rsplit("/", 1)[-1]
-        if name != "plan.json" and is_inner(name):
+    for name in names_in(folder):
+        if not name.startswith(kept) and is_inner(name):
             delete_tree(join(folder, name))
-    delete_tree(folder)
 
 
 def say_resumed(lake: Lake, job_id: str) -> None:
@@ -290,9 +293,5 @@ def load_given_up(lake: Lake, job_id: str) -> Plan | None:
 
 def drop(lake: Lake, job_id: str) -> None:
     """Gives up a plan. Its commit records stay: another process may be committing it now."""
-    folder = lake.units(job_id)
-    delete(join(folder, "plan.json"))
-    for entry in list_folder(folder):
-        name = entry["name"].rstrip("/").rsplit("/", 1)[-1]
-        if not name.startswith("commit-") and is_inner(name):
-            delete_tree(join(folder, name))
+    delete(join(lake.units(job_id), "plan.json"))
+    _remove_but(lake, job_id, "commit-")

@@ -344,6 +344,9 @@ RUNS = TableSpec(
 )
 
 
+CATALOG_TABLES = (ALIASES.name, RUNS.name, EVALUATIONS.name, DRIFT.name)
+
+
 def every_spec() -> list[TableSpec]:
     """One of each kind of table, without passthrough columns and of one latent dimension."""
     of_datasets = [images_spec((1, 1, 1), pa.schema([])), SOURCES, QUARANTINE]

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from jobs.draft import Draft
 from jobs.idset import HALVES, digests
 from jobs.schema import TableSpec
-from jobs.storage import attempt, create, explain, join, local_name, local_path, open_input
+from jobs.storage import attempt, create, join, local_name, local_path, open_input
+from jobs.storage_errors import explain
 from jobs.units import Output
 
 T = TypeVar("T")

@@ -8,13 +8,9 @@ Credentials come from the environment or the usual AWS files, and are never show
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import os
 import random
-import re
-import shutil
-import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,15 +19,15 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 import fsspec
 
-from jobs.draft import Draft, hold, is_held, require_held
-from jobs.errors import AlreadyThere, InputError, LatentlakeError, Refused, StorageError
-from jobs.uris import is_inner, refuse_credentials, without_keys
+from jobs import local_files
+from jobs.errors import AlreadyThere, InputError, LatentlakeError, Refused
+from jobs.held import hold, is_held, require_held
+from jobs.storage_errors import chain, explain, is_transient, raise_if_no_bucket
+from jobs.uris import is_inner, refuse_credentials
 
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 15
 ATTEMPTS = 3
-RACES = 20  # lost to other processes in a row before a local folder is given up
-RACED = (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST, errno.EISDIR, errno.ENOTDIR)
 PATIENCE_S = 20  # after this long no further attempt is made, so that errors come within a minute
 SCHEMES = ("file", "s3")
 # Of sources: stores that a client is made for without a connection. Each needs its fsspec package.
@@ -179,86 +175,6 @@ def delta_options(uri: str) -> dict[str, str]:
     }
 
 
-DENIED = (
-    "accessdenied",
-    "invalidaccesskeyid",
-    "signaturedoesnotmatch",
-    "expiredtoken",
-    "forbidden",
-    "unable to locate credentials",
-    "nocredentials",
-    "permission denied",
-    "not a directory",
-    "read-only file system",
-    "access key id",
-)
-COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # deltalake paints its errors
-NO_BUCKET = ("nosuchbucket", "bucket does not exist")
-# What an S3 client may say when the store did not answer; such faults pass.
-TRANSIENT = (
-    "timeout",
-    "timed out",
-    "connect",
-    "slowdown",
-    "serviceunavailable",
-    "internalerror",
-    "please reduce your request rate",
-    "reset",
-    "incomplete",
-    "error sending request",
-    # An answer to HEAD has no body, and so no error code: only the words of its status.
-    "service unavailable",
-    "internal server error",
-    "bad gateway",
-    "gateway timeout",
-    "payload is not completed",  # the answer ended early, says s3fs
-    "response body error",  # and so does deltalake
-    "conditionalrequestconflict",  # another put-if-absent of the same name is under way
-)
-
-
-def explain(error: BaseException, uri: str, verb: str) -> LatentlakeError:
-    """The error a user reads for a storage exception: what, where, what to do."""
-    text = " ".join(str(e) or type(e).__name__ for e in _chain(error)).lower()
-    reason = COLOURS.sub("", str(error) or type(error).__name__)
-    reason = " ".join(without_keys(reason).split())[:300]
-    if any(word in text for word in NO_BUCKET):
-        return InputError(f"cannot {verb} {uri}: the bucket does not exist")
-    if isinstance(error, PermissionError) or any(word in text for word in DENIED):
-        return InputError(
-            f"cannot {verb} {uri}: access denied ({reason}); check the path, its permissions, and "
-            "for S3 the credentials in the environment or the AWS files"
-        )
-    if isinstance(error, FileNotFoundError):
-        if verb == "write":
-            told = f"cannot write {uri}: the folder that it belongs to has gone"
-            return StorageError(f"{told}; look whether the disk is still there, and run it again")
-        return InputError(f"cannot {verb} {uri}: it does not exist")
-    endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
-    where = f" (endpoint {without_keys(endpoint)})" if endpoint and local_path(uri) is None else ""
-    return StorageError(f"cannot {verb} {uri}{where}: {reason}")
-
-
-def _raise_if_no_bucket(error: OSError) -> None:
-    """An object that is not there is an answer; a bucket that is not there is a mistake."""
-    if any(word in str(error).lower() for word in NO_BUCKET):
-        raise error
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    current: BaseException | None = error
-    while current is not None:
-        yield current
-        current = current.__cause__ or current.__context__
-
-
-def is_transient(error: BaseException) -> bool:
-    if isinstance(error, FileNotFoundError | FileExistsError | PermissionError):
-        return False
-    text = " ".join(f"{type(e).__name__} {e}" for e in _chain(error)).lower()
-    return any(word in text for word in TRANSIENT) and not any(word in text for word in DENIED)
-
-
 def attempt(action: Callable[[], T], uri: str, verb: str) -> T:
     """Runs a storage action with bounded retries; raises LatentlakeError, or AlreadyThere."""
     deadline = time.monotonic() + PATIENCE_S
@@ -290,7 +206,7 @@ def create(uri: str, data: bytes | memoryview) -> None:
             if path is None:
                 _create_remote(uri, data)
             else:
-                _create_local(path, data)
+                local_files.create(path, data)
         except AlreadyThere:
             # A first try may have landed although its answer was lost; on S3 that may be one
             # that we know nothing of, as aiohttp sends a PUT again by itself.
@@ -298,21 +214,6 @@ def create(uri: str, data: bytes | memoryview) -> None:
                 raise
 
     attempt(action, uri, "write")
-
-
-def _create_local(path: Path, data: bytes | memoryview) -> None:
-    for left in reversed(range(RACES)):
-        try:
-            draft = Draft(path)
-            draft.temporary.write_bytes(data)
-            draft.publish()
-        except FileNotFoundError:
-            # Another process of the same job has done, and has just cleared its folder away.
-            if left == 0:
-                raise
-            time.sleep(random.uniform(0.0, 0.05))
-        else:
-            return
 
 
 def _create_remote(uri: str, data: bytes | memoryview) -> None:
@@ -323,7 +224,7 @@ def _create_remote(uri: str, data: bytes | memoryview) -> None:
         raise AlreadyThere(uri) from error
     except Exception as error:
         # s3fs makes an OSError with only the message of it; the code is in the cause.
-        if any("preconditionfailed" in f"{type(e).__name__}{e}".lower() for e in _chain(error)):
+        if any("preconditionfailed" in f"{type(e).__name__}{e}".lower() for e in chain(error)):
             raise AlreadyThere(uri) from error
         raise
 
@@ -350,7 +251,7 @@ def read_if_there(uri: str) -> bytes | None:
         try:
             return cast(bytes, fs.cat_file(path))
         except FileNotFoundError as error:
-            _raise_if_no_bucket(error)
+            raise_if_no_bucket(error)
             return None
 
     return attempt(action, uri, "read")
@@ -386,14 +287,15 @@ def list_folder(uri: str) -> list[dict[str, Any]]:
     """Entries right below `uri` (name, size, type and what else is known); empty if absent."""
     local = local_path(uri)
     if local is not None:
-        return attempt(lambda: [_told_of(each) for each in scan(local)], uri, "list")
+        found = attempt(lambda: local_files.scan(local), uri, "list")
+        return [local_files.described(each) for each in found]
     fs, path = filesystem(uri)
 
     def action() -> list[dict[str, Any]]:
         try:
             entries = fs.ls(path, detail=True)
         except (FileNotFoundError, NotADirectoryError) as error:
-            _raise_if_no_bucket(error)
+            raise_if_no_bucket(error)
             return []
         # A folder's own marker object is not one of its entries.
         return [e for e in entries if e["name"].rstrip("/") != path.rstrip("/")]
@@ -401,30 +303,9 @@ def list_folder(uri: str) -> list[dict[str, Any]]:
     return attempt(action, uri, "list")
 
 
-def scan(folder: Path) -> list[tuple[Path, os.stat_result]]:
-    """Entries of a local folder; those that go while it is read are left out, none if absent.
-
-    Links are told as what they are: they may lead out of the lake, or in circles.
-
-    fsspec would take the whole folder for absent where one of its files goes meanwhile.
-    """
-    found = []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                with contextlib.suppress(FileNotFoundError):
-                    found.append((Path(entry.path), entry.stat(follow_symlinks=False)))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return found
-
-
-def _told_of(entry: tuple[Path, os.stat_result]) -> dict[str, Any]:
-    path, status = entry
-    mode = status.st_mode
-    kind = "directory" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "other"
-    times = {"mtime": status.st_mtime, "ino": status.st_ino}
-    return {"name": str(path), "size": status.st_size, "type": kind, **times}
+def names_in(uri: str) -> list[str]:
+    """Names of the files and folders right below `uri`."""
+    return [str(entry["name"]).rstrip("/").rsplit("/", 1)[-1] for entry in list_folder(uri)]
 
 
 def folder_names(uri: str) -> list[str]:
@@ -440,28 +321,12 @@ def delete_tree(uri: str) -> None:
 
     def action() -> None:
         if local is not None:
-            _delete_local(local)
+            local_files.delete_tree(local)
             return
         with contextlib.suppress(FileNotFoundError):
             fs.rm(path, recursive=True)
 
     attempt(action, uri, "delete")
-
-
-def _delete_local(path: Path) -> None:
-    """Also while another process removes the same, or still writes there."""
-    for left in reversed(range(RACES)):
-        try:
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-        except OSError as error:
-            if error.errno not in RACED or left == 0:
-                raise
-            time.sleep(random.uniform(0.0, 0.05))
-        if not os.path.lexists(path):
-            return
 
 
 def delete(uri: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from jobs.ahead import read_ahead
 from jobs.documents import damaged, parsed
-from jobs.storage import exists, join, list_folder, read_if_there, require_begun
+from jobs.storage import exists, join, list_folder, names_in, read_if_there, require_begun
 from jobs.uris import is_inner
 
 RESTORE = "restore it from a copy of the lake; nothing was done"
@@ -147,6 +147,33 @@ def whole_entries(table_uri: str) -> Entries:
     raise AssertionError("unreachable")
 
 
+def require_commits(table_uri: str, named: dict[int, set[str]], to_the_oldest: bool) -> None:
+    """Raises InputError where an entry is not the commit that it is named as. A table that is not
+    there has lost no entry: somebody has removed all of it.
+
+    named: by version, the jobs that say that they made it. Entries are opened as far back as the
+    newest checkpoint, from which the table is read, or to the oldest.
+    """
+    held = whole_entries(table_uri)
+    newest = max(named, default=-1)
+    if held.files and newest > held.newest:
+        require_begun(table_uri)  # all of it may have gone
+        jobs = ", ".join(sorted(named[newest]))
+        raise damaged(entry_uri(table_uri, newest), f"it is missing, the commit of {jobs}", RESTORE)
+    for version, job_id in held.jobs(to_the_oldest):
+        wanted = named.get(version)
+        if wanted and job_id not in wanted:
+            _require_elsewhere(held, version, wanted)
+
+
+def _require_elsewhere(held: Entries, version: int, wanted: set[str]) -> None:
+    """Older releases wrote wrong versions beside other writers: there the job has another entry."""
+    missing = wanted - {job_id for _, job_id in held.jobs(to_the_oldest=True)}
+    if missing:
+        told = f"it is not the commit of {', '.join(sorted(missing))}, which catalog/runs names"
+        raise damaged(entry_uri(held.uri, version), told, RESTORE)
+
+
 def require_readable(table_uri: str, why: str) -> None:
     """Raises InputError that names the file which may keep a table from being opened, if any.
 
@@ -155,8 +182,8 @@ def require_readable(table_uri: str, why: str) -> None:
     held = whole_entries(table_uri)
     held.jobs()
     if "checkpoint" in why.lower() and held.checkpoint >= 0:
-        names = [str(info["name"]).rsplit("/", 1)[-1] for info in list_folder(held.folder)]
-        own = [n for n in sorted(names) if n.startswith(f"{held.checkpoint:020}.checkpoint")]
+        mark = f"{held.checkpoint:020}.checkpoint"
+        own = sorted(name for name in names_in(held.folder) if name.startswith(mark))
         raise damaged(join(held.folder, own[0]), "it cannot be read", NO_CHECKPOINT)
 
 

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,10 @@ from deltalake.transaction import AddAction, CommitProperties, RemoveAction, Tra
 
 from jobs import table_log
 from jobs.ahead import read_ahead
+from jobs.conflicts import Conflict, commit_once
+from jobs.delta_schema import logged_schema, parsed_schema
 from jobs.documents import damaged
-from jobs.durable import sync_commit, sync_files
+from jobs.durable import sync_files
 from jobs.errors import InputError, JobError, LatentlakeError, StorageError
 from jobs.idset import IdSet
 from jobs.schema import CONTRACT_KEYS, TableSpec
@@ -33,24 +35,15 @@ from jobs.storage import (
     attempt,
     delta_options,
     exists,
-    explain,
-    is_transient,
     join,
     require_begun,
 )
+from jobs.storage_errors import is_transient
 from jobs.units import Output
 
 APP = "latentlake"
 MOST_VERSIONS = 10_000_000  # deltalake counts up to what it is asked for (1.6.6)
 LOOKED_AT = 10  # for the last commit of a job
-
-
-class Conflict(Exception):
-    """Another job committed to the table since the handle was read."""
-
-
-class Unanswered(Conflict):
-    """Whether the commit landed is not known; the table, read again, tells."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +74,7 @@ class Table:
             return found
         self.require_same_schema(found)
         for _ in range(ATTEMPTS):
-            new = [f for f in _delta_schema(self.spec) if f.name not in found.schema.names]
+            new = [f for f in logged_schema(self.spec) if f.name not in found.schema.names]
             if not new:
                 return found
             self._add_columns(found, new)
@@ -102,7 +95,7 @@ class Table:
         with contextlib.suppress(CommitFailedError):
             DeltaTable.create(
                 self.uri,
-                Schema.from_arrow(_delta_schema(self.spec)),
+                Schema.from_arrow(logged_schema(self.spec)),
                 mode="ignore",
                 partition_by=list(self.spec.partition_by),
                 name=self.spec.name,
@@ -121,11 +114,11 @@ class Table:
     @property
     def delta_schema(self) -> str:
         """Columns, types and field metadata as the log has them, JSON."""
-        return Schema.from_arrow(_delta_schema(self.spec)).to_json()
+        return Schema.from_arrow(logged_schema(self.spec)).to_json()
 
     def require_same_schema(self, found: Snapshot) -> None:
         """Raises InputError where the table cannot take this spec's rows."""
-        ours = {f.name: f for f in _delta_schema(self.spec)}
+        ours = {f.name: f for f in logged_schema(self.spec)}
         theirs = {f.name: f for f in found.schema}
         for name, field in ours.items():
             other = theirs.get(name)
@@ -147,11 +140,10 @@ class Table:
 
 
 def still_there(snapshot: Snapshot | None, uri: str) -> Snapshot:
+    """Raises StorageError where a table that a job works on is there no more."""
     if snapshot is None:
-        raise StorageError(
-            f"{uri} has gone while a job was at work on it; look whether the disk is still there, "
-            "and run it again"
-        )
+        told = f"{uri} has gone while a job was at work on it; look whether its disk is still there"
+        raise StorageError(f"{told}, and run it again")
     return snapshot
 
 
@@ -164,16 +156,6 @@ def _added(handle: DeltaTable, fields: list[Any]) -> None:
         handle.alter.add_columns(fields)
     except CommitFailedError as error:
         raise _Added(str(error)) from error
-
-
-def _delta_schema(spec: TableSpec) -> pa.Schema:
-    # Delta has no fixed-size binary: the size lives in the field's metadata and in the files.
-    return pa.schema(
-        [
-            f.with_type(pa.binary()) if pa.types.is_fixed_size_binary(f.type) else f
-            for f in spec.schema
-        ]
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -357,7 +339,7 @@ class Snapshot:
         # compare-and-swap.
         held = self.handle.schema()
         brought = schema is not None and schema != held.to_json() and not self.is_published
-        own = _schema(schema, self.uri) if brought and schema is not None else None
+        own = parsed_schema(schema, self.uri) if brought and schema is not None else None
 
         def action() -> None:
             try:
@@ -375,17 +357,8 @@ class Snapshot:
         if not exists(table_log.entry_uri(self.uri, self.version)):
             still_there(None, self.uri)
         sync_files(self.uri, (o.path for o in outputs))
-        _commit_once(action, self.uri)
-        sync_commit(self.uri, self.version + 1)
+        commit_once(action, self.uri)
         return self.version + 1
-
-
-def _schema(text: str, uri: str) -> Schema:
-    try:
-        return Schema.from_json(text)
-    except Exception as error:  # deltalake has no class for it
-        told = f"a schema that {error}"
-        raise damaged(f"a commit record for {uri}", told) from error
 
 
 def _may_have(action: dict[str, Any], within: tuple[str, Any, Any] | None) -> bool:
@@ -399,19 +372,6 @@ def _may_have(action: dict[str, Any], within: tuple[str, Any, Any] | None) -> bo
 def _partition_of(action: dict[str, Any]) -> dict[str, str]:
     mark = "partition."
     return {k.removeprefix(mark): v for k, v in action.items() if k.startswith(mark)}
-
-
-def _commit_once(action: Callable[[], None], uri: str) -> None:
-    # No retry here: whether a failed put landed is decided by reading the table again.
-    try:
-        action()
-    except Conflict:
-        raise
-    except Exception as error:
-        told = explain(error, uri, "write")
-        if is_transient(error):
-            raise Unanswered(str(told)) from told
-        raise told from error
 
 
 def open_snapshot(uri: str, version: int | None = None) -> Snapshot | None:
@@ -429,7 +389,8 @@ def open_snapshot(uri: str, version: int | None = None) -> Snapshot | None:
     try:
         handle = attempt(action, uri, "read")
     except StorageError as error:
-        if not is_transient(error):  # else the store is away, and its log with it
+        fault = error.__cause__ or error
+        if not is_transient(fault):  # else the store is away, and its log with it
             table_log.require_readable(uri, str(error))
         newest = open_snapshot(uri) if version is not None else None
         if newest is None or version is None or version <= newest.version:

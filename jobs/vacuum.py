@@ -17,12 +17,11 @@ from jobs import catalog, records
 from jobs.bundle_about import read_about
 from jobs.documents import Unreadable
 from jobs.errors import InputError
-from jobs.judgements import DRIFT, EVALUATIONS
 from jobs.lake import Lake
 from jobs.leftovers import drafts, index_parts
-from jobs.listing import walk
+from jobs.listing import last_touched, walk
 from jobs.log_check import require_whole
-from jobs.schema import ALIASES, DATASET_TABLES, MAPS, MODEL_TABLES, RUNS
+from jobs.schema import CATALOG_TABLES, DATASET_TABLES, EMBED_TABLES, MAPS, RUNS
 from jobs.storage import attempt, delete, delete_tree, folder_names, join, read_if_there
 from jobs.tables import Snapshot, open_snapshot
 from jobs.units import Output, Plan
@@ -31,8 +30,7 @@ from jobs.uris import is_inner
 log = logging.getLogger("latentlake")
 
 GRACE_S = 86_400.0
-CATALOG = (RUNS.name, ALIASES.name, EVALUATIONS.name, DRIFT.name)
-MODEL_FOLDERS = (*MODEL_TABLES, MAPS.name, "evaluated", "embeddings")
+MODEL_FOLDERS = (*EMBED_TABLES, MAPS.name, "evaluated")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +58,7 @@ def vacuum(
     """
     tables = [lake.dataset(d, t) for d in datasets for t in DATASET_TABLES]
     tables += [lake.model(m, t) for m in models for t in MODEL_FOLDERS]
-    tables += [lake.catalog(t) for t in CATALOG]
+    tables += [lake.catalog(t) for t in CATALOG_TABLES]
     require_whole(lake, tables, to_the_oldest=True)
     young = time.time() - grace_s
     uses = _Uses(lake, young)
@@ -81,7 +79,7 @@ def vacuum(
         for uri, bytes_ in index_parts(lake, model, young):
             paths.append(uri)
             size += bytes_
-    plans = [job_id for job_id in uses.given_up if _last_touched(lake, job_id) < young]
+    plans = [one for one in uses.given_up if (last_touched(lake.units(one)) or 0.0) < young]
     if not dry_run:
         for path in paths:
             delete(path)
@@ -111,7 +109,7 @@ class _Uses:
         self.files: dict[str, set[str]] = {}
         self.given_up: list[str] = []
         self.runs_uri = lake.catalog(RUNS.name)
-        self.runs = {job_id for job_id, _ in catalog.versions_of_runs(lake)}
+        self.runs = {row["job_id"] for row in catalog.catalog_rows(lake, RUNS.name)}
         self.spared: set[str] = set()  # below which nothing is removed: what it needs is unknown
         for table, version in catalog.published_versions(lake).items():
             self._pin(join(lake.uri, table), version)
@@ -134,7 +132,7 @@ class _Uses:
         plan = records.load_plan(lake, job_id)
         if plan is None:
             self.given_up.append(job_id)
-            if _last_touched(lake, job_id) >= self.young:
+            if (last_touched(lake.units(job_id)) or 0.0) >= self.young:
                 plan = records.load_given_up(lake, job_id)
         if plan is not None:
             dataset = plan.settings.get("dataset")
@@ -194,10 +192,6 @@ def _roots(lake: Lake, plan: Plan) -> list[str]:
 
 def _documents(folder: str) -> Iterator[str]:
     return (entry["uri"] for entry in walk(folder) if entry["uri"].endswith(".json"))
-
-
-def _last_touched(lake: Lake, job_id: str) -> float:
-    return max((entry["modified"] for entry in walk(lake.units(job_id))), default=0.0)
 
 
 def _kept_paths(newest: Snapshot, uses: _Uses, keep_days: float) -> set[str]:

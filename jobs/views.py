@@ -14,20 +14,13 @@ import pyarrow as pa
 from jobs import catalog
 from jobs.errors import InputError
 from jobs.immutable_files import ImmutableFiles
-from jobs.judgements import DRIFT, EVALUATIONS
 from jobs.lake import Lake
-from jobs.schema import (
-    ALIASES,
-    RUNS,
-    TableSpec,
-    every_spec,
-)
+from jobs.schema import CATALOG_TABLES, TableSpec, every_spec
 from jobs.storage import attempt, filesystem, join, local_path
 from jobs.tables import Snapshot, open_snapshot
 
 SPECS = {spec.name: spec for spec in every_spec()}
 VIEWS = frozenset(SPECS)
-CATALOG = (ALIASES.name, RUNS.name, EVALUATIONS.name, DRIFT.name)
 REQUESTS = 16  # to a store at once: DuckDB's threads wait for them
 NONE: Mapping[str, pa.Table] = MappingProxyType({})
 
@@ -119,7 +112,7 @@ class Views:
             connection.register(f"no_{name}", _empty(SPECS[name]))
             body = " UNION ALL BY NAME ".join([f'SELECT * FROM "no_{name}" WHERE false', *parts])
             connection.execute(f'CREATE OR REPLACE VIEW "{name}" AS {body}')
-            if name not in CATALOG:
+            if name not in CATALOG_TABLES:
                 self._opened.add(name)
 
     def _prepare(self, connection: duckdb.DuckDBPyConnection, held: Sequence[Snapshot]) -> None:
@@ -163,7 +156,7 @@ def _empty(spec: TableSpec) -> pa.Table:
         spec.name, "model"
     )
     fields = [f.with_type(pa.binary()) if f.name == "image" else f for f in spec.schema]
-    if spec.name not in CATALOG:
+    if spec.name not in CATALOG_TABLES:
         fields.append(pa.field(owner, pa.string()))
     return pa.schema(fields).empty_table()
 
@@ -175,7 +168,7 @@ def _snapshots(
     places: list[tuple[str, dict[str, str]]] = [(lake.catalog(name), {})]
     if name in ("images", "sources", "quarantine"):
         places = [(lake.dataset(d, name), {"dataset": d}) for d in catalog.datasets(lake)]
-    elif name not in CATALOG:
+    elif name not in CATALOG_TABLES:
         places = [(lake.model(m, name), {"model": m}) for m in catalog.models(lake)]
     found = []
     for uri, owner in places:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 from jobs import records
@@ -46,3 +48,10 @@ def put(about: dict, path: str, value) -> None:
         del about[last]
     else:
         about[last] = value
+
+
+def age(folder: Path, days: float) -> None:
+    """As if nobody had touched what is in it since."""
+    then = time.time() - days * 86_400
+    for path in folder.rglob("*"):
+        os.utime(path, (then, then))

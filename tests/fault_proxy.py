@@ -106,7 +106,7 @@ class FaultProxy:
         """Anew, with other rules: nothing has been seen yet."""
         self.rules = list(rules)
         # Hears of each request before it is forwarded, and once it has been answered.
-        self.watch: Callable[[Seen, bool], None] | None = None
+        self.watch: Callable[[Seen, bool], None] = lambda seen, answered: None
         self.requests: list[Seen] = []
         self._generator = random.Random(seed)
         self._matched: Counter[int] = Counter()  # by rule
@@ -258,14 +258,11 @@ async def _exchange(proxy: FaultProxy, client: _Stream, server: _Stream) -> bool
     seen = Seen(method, split.path, split.query, head.header("user-agent"))
     rule = proxy.choose(seen)
     proxy.requests.append(seen)
-    if rule is None and proxy.watch is not None:
+    if rule is None:
         proxy.watch(seen, False)
         goes_on = await _forward(client, server, head, seen)
-        if proxy.watch is not None:
-            proxy.watch(seen, True)
+        proxy.watch(seen, True)
         return goes_on
-    if rule is None:
-        return await _forward(client, server, head, seen)
     seen.fault = rule.fault
     if rule.fault in ERRORS:
         return await _refuse(client, head, seen, rule.fault)

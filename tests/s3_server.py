@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 import botocore.session
+import pytest
 from botocore.exceptions import ClientError
 
+from jobs import storage
 from tests.helpers import S3Server
 from tests.limits import END_S, START_S
 
@@ -55,6 +57,23 @@ def running_server(host: str = "127.0.0.1", inside: Sequence[str] = ()) -> Itera
         finally:
             _end(process)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def reached(server: S3Server) -> Iterator[None]:
+    """Within it, this process's own storage functions reach the server, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment().items():
+            patch.setenv(name, value)
+        forget_clients()
+        yield
+        forget_clients()
+
+
+def forget_clients() -> None:
+    """Of this process: they keep the credentials that they were made with."""
+    storage._filesystem.cache_clear()
+    storage._aws_session.cache_clear()
 
 
 def _new_keys() -> tuple[str, str]:

@@ -98,18 +98,28 @@ def test_wherever_the_disk_is_full_it_is_told_and_a_rerun_does_the_rest(
     assert tried > len(sizes)
 
 
-def test_a_lake_that_went_away_is_not_made_anew_in_part(lake: Lake, tmp_path: Path) -> None:
-    write_source(tmp_path / "s" / "a.parquet", range(20))
-    root = tmp_path / "lake"
+class Unplugged(InlineStage):
+    """Something goes when its work is done, and is not published."""
 
-    class Unplugged(InlineStage):
-        def settle(self, plan, completions, head):
-            settled = super().settle(plan, completions, head)
-            shutil.rmtree(root)
-            return settled
+    def __init__(self, lake: Lake, source: Path, unplug: Callable[[], object]) -> None:
+        super().__init__(lake, source)
+        self.unplug = unplug
 
+    def settle(self, plan, completions, head):
+        settled = super().settle(plan, completions, head)
+        self.unplug()
+        return settled
+
+
+def require_told(lake: Lake, folder: Path, unplug: Callable[[], object]) -> None:
+    write_source(folder / "s" / "b.parquet", range(20, 40))
     with pytest.raises(StorageError, match=r"gone|File not found"):
-        job.run(Unplugged(lake, tmp_path / "s"))
+        job.run(Unplugged(lake, folder / "s", unplug))
+
+
+def test_a_lake_that_went_away_is_not_made_anew_in_part(lake: Lake, tmp_path: Path) -> None:
+    root = tmp_path / "lake"
+    require_told(lake, tmp_path, lambda: shutil.rmtree(root))
     assert not root.exists()
 
 
@@ -118,18 +128,23 @@ OF_A_TABLE = ("datasets", "datasets/d/images", "datasets/d/images/_delta_log")
 
 @pytest.mark.parametrize("missing", OF_A_TABLE)
 def test_nor_is_a_table(lake: Lake, tmp_path: Path, missing: str) -> None:
-    write_source(tmp_path / "s" / "a.parquet", range(20))
     gone = tmp_path / "lake" / missing
-
-    class Unplugged(InlineStage):
-        def settle(self, plan, completions, head):
-            settled = super().settle(plan, completions, head)
-            shutil.rmtree(gone)
-            return settled
-
-    with pytest.raises(StorageError, match=r"gone|File not found"):
-        job.run(Unplugged(lake, tmp_path / "s"))
+    require_told(lake, tmp_path, lambda: shutil.rmtree(gone))
     assert not list(gone.rglob("_delta_log/*.json"))
+
+
+def test_an_empty_folder_in_its_place_is_not_the_lake(lake: Lake, tmp_path: Path) -> None:
+    """The place that a disk was mounted on, once the disk has gone."""
+    write_source(tmp_path / "s" / "a.parquet", range(20))
+    job.run(InlineStage(lake, tmp_path / "s"))
+    root = tmp_path / "lake"
+
+    def unplug() -> None:
+        root.rename(tmp_path / "elsewhere")
+        root.mkdir()
+
+    require_told(lake, tmp_path, unplug)
+    assert list(root.iterdir()) == []
 
 
 def test_a_worker_of_a_lake_that_has_gone_writes_nothing(tmp_path: Path) -> None:
@@ -140,25 +155,6 @@ def test_a_worker_of_a_lake_that_has_gone_writes_nothing(tmp_path: Path) -> None
     with pytest.raises(StorageError, match="has gone; look whether the disk"):
         create(f"{uri}/units/x/completions/y.json", b"{}")
     assert not (tmp_path / "lake").exists()
-
-
-def test_an_empty_folder_in_its_place_is_not_the_lake(lake: Lake, tmp_path: Path) -> None:
-    """The place that a disk was mounted on, once the disk has gone."""
-    write_source(tmp_path / "s" / "a.parquet", range(20))
-    job.run(InlineStage(lake, tmp_path / "s"))
-    write_source(tmp_path / "s" / "b.parquet", range(20, 40))
-    root = tmp_path / "lake"
-
-    class Unplugged(InlineStage):
-        def settle(self, plan, completions, head):
-            settled = super().settle(plan, completions, head)
-            root.rename(tmp_path / "elsewhere")
-            root.mkdir()
-            return settled
-
-    with pytest.raises(StorageError, match=r"gone|File not found"):
-        job.run(Unplugged(lake, tmp_path / "s"))
-    assert list(root.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", [name for name in JOBS if name != "index"])

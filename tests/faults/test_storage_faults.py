@@ -22,6 +22,7 @@ from tests.fault_proxy import Fault, FaultProxy, Rule, fault_proxy, list_fails, 
 from tests.helpers import TINY_STAGE, Ran, S3Server, ok, write_source
 from tests.inline import InlineTrain
 from tests.rounds import ROUNDS
+from tests.s3_server import reached
 
 pytestmark = pytest.mark.faults
 
@@ -63,17 +64,8 @@ class Undisturbed:
 @pytest.fixture(scope="module")
 def server(s3_server: S3Server) -> Iterator[S3Server]:
     """The server, which this process's own storage functions reach as well."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in s3_server.environment().items():
-            patch.setenv(name, value)
-        _forget_clients()
+    with reached(s3_server):
         yield s3_server
-        _forget_clients()
-
-
-def _forget_clients() -> None:
-    storage._filesystem.cache_clear()
-    storage._aws_session.cache_clear()
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from jobs.pins import Replaced, open_pinned, read_pinned
 from tests.fault_proxy import FaultProxy, Rule, fault_proxy
 from tests.helpers import S3Server, image_bytes, image_ids, staged_ids
 from tests.inline import InlineStage
+from tests.s3_server import forget_clients
 
 pytestmark = pytest.mark.integration
 
@@ -30,14 +31,9 @@ def proxy(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faul
         settings = s3_server.environment() | {"AWS_ENDPOINT_URL": running.endpoint}
         for name, value in settings.items():
             monkeypatch.setenv(name, value)
-        _forget_clients()
+        forget_clients()
         yield running
-        _forget_clients()
-
-
-def _forget_clients() -> None:
-    storage._filesystem.cache_clear()
-    storage._aws_session.cache_clear()
+        forget_clients()
 
 
 @pytest.fixture
@@ -160,11 +156,11 @@ def test_opening_an_object_is_tried_again(s3_server, fs, bucket, monkeypatch, fa
     rule = Rule(fault, only=lambda method, path, _: method == "HEAD", count=2)
     with fault_proxy(s3_server.endpoint, [rule]) as faulty:
         monkeypatch.setenv("AWS_ENDPOINT_URL", faulty.endpoint)
-        _forget_clients()
+        forget_clients()
         with open_pinned(uri, file.etag) as opened:
             assert opened.read() == b"a" * 1000
         assert faulty.injected == {fault: 2}
-    _forget_clients()
+    forget_clients()
 
 
 def test_an_object_replaced_between_two_ranges_is_noticed(bucket, fs, monkeypatch) -> None:

@@ -15,6 +15,7 @@ from jobs.derived import replace
 from jobs.errors import AlreadyThere, InputError
 from tests.fault_proxy import Fault, Rule, fault_proxy
 from tests.helpers import S3Server
+from tests.s3_server import forget_clients
 
 pytestmark = pytest.mark.integration
 
@@ -29,16 +30,11 @@ def folder(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[str
     # No need to wait before another attempt.
     clock = types.SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: None)
     monkeypatch.setattr(storage, "time", clock)
-    _forget_clients()
+    forget_clients()
     uri = f"s3://lake/verbs-{uuid.uuid4().hex[:8]}"
     storage.create(f"{uri}/there", DATA)
     yield uri
-    _forget_clients()
-
-
-def _forget_clients() -> None:
-    storage._filesystem.cache_clear()
-    storage._aws_session.cache_clear()
+    forget_clients()
 
 
 def _read_opened(uri: str) -> bytes:
@@ -87,10 +83,10 @@ def test_one_fault_passes_unnoticed(
         with fault_proxy(os.environ["AWS_ENDPOINT_URL"], rules) as proxy:
             with monkeypatch.context() as through:
                 through.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-                _forget_clients()
+                forget_clients()
                 assert act(folder) == expected
             injected += proxy.injected[fault]
-        _forget_clients()
+        forget_clients()
         if verb in ("create", "create_or_keep"):
             storage.delete_tree(f"{folder}/new")
         if verb == "delete_tree":
@@ -113,10 +109,10 @@ def test_a_large_put_whose_last_answer_is_lost(
     with fault_proxy(os.environ["AWS_ENDPOINT_URL"], rules) as proxy:
         with monkeypatch.context() as through:
             through.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-            _forget_clients()
+            forget_clients()
             storage.create(f"{folder}/large", data)
         assert proxy.injected == {"lost_answer": 1}
-    _forget_clients()
+    forget_clients()
     assert storage.read(f"{folder}/large") == data
     with pytest.raises(AlreadyThere):
         storage.create(f"{folder}/large", data[:-1] + b"?")
@@ -127,7 +123,7 @@ def test_expired_credentials_are_not_tried_again(
 ) -> None:
     with fault_proxy(os.environ["AWS_ENDPOINT_URL"], [Rule("expired")]) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        _forget_clients()
+        forget_clients()
         with pytest.raises(InputError, match="access denied"):
             storage.read(f"{folder}/there")
         assert len(proxy.requests) == 1

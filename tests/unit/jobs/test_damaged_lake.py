@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from pathlib import Path
@@ -18,7 +17,7 @@ from jobs.errors import InputError, LatentlakeError
 from jobs.lake import Lake
 from jobs.storage import local_path
 from jobs.vacuum import vacuum
-from tests.damaged import bundle_of, commit_record, put, tree, worked
+from tests.damaged import age, bundle_of, commit_record, put, tree, worked
 from tests.helpers import labels_of, staged_labels, write_source
 from tests.inline import InlineEmbed, InlineStage
 
@@ -110,8 +109,7 @@ def test_a_moved_lake_of_an_older_release_is_maintained(
     left.mkdir(parents=True)
     record = {"files": {"file:///old/lake/datasets/d/images": []}, "counts": {}, "seconds": 1.0}
     (left / "commit-x.json").write_text(json.dumps(record))
-    for path in root.rglob("*"):
-        os.utime(path, (0, 0))
+    age(root, 2)
     assert vacuum(lake, ["d"], [], keep_days=0.0).plans == 1
     assert not left.exists()
 

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 
 from jobs import catalog, job, publish, records
+from jobs.conflicts import Conflict
 from jobs.errors import JobError
 from jobs.evaluations import standing
 from jobs.job import OutOfDate
 from jobs.lake import Lake
 from jobs.schema import ALIASES
-from jobs.storage import begin, create_or_keep, delete_tree, folder_names, read_if_there
-from jobs.tables import Conflict, Table
+from jobs.storage import begin, create_or_keep, delete_tree, folder_names
+from jobs.tables import Table
 from tests.helpers import labels_of, staged_labels, write_source
 from tests.inline import InlineEvaluate, InlineStage
 from tests.limits import SOON_S
@@ -219,4 +220,3 @@ def test_what_a_killed_process_committed_is_synced_by_the_next(
     monkeypatch.setattr(publish, "sync_commit", sync_commit)
     job.run(InlineStage(lake, source.parent))
     assert {lake.dataset("d", name) for name in ("quarantine", "sources", "images")} <= set(synced)
-    assert read_if_there(f"{lake.all_units}/x") is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ from jobs.maintain import maintain, maintained_text
 from jobs.storage import folder_names, local_path
 from jobs.tables import open_snapshot
 from jobs.vacuum import vacuum
+from tests.damaged import age
 from tests.helpers import labels_of, staged_labels, write_source
 from tests.inline import NIGHT, InlineCompact, InlineStage
 
@@ -131,9 +131,7 @@ def test_maintain_tells_and_vacuum_takes_its_files(lake: Lake, tmp_path: Path) -
     job.run(InlineStage(lake, tmp_path / "s"))
     root = local_path(lake.uri)
     assert root is not None
-    then = time.time() - 40 * DAY_S
-    for path in root.rglob("*"):
-        os.utime(path, (then, then))
+    age(root, 40)
     before = set(root.glob("datasets/d/*/*.parquet"))
     settings = MaintainSettings(compact=False, keep_days=0.0)
     told = maintain(lake, settings, "2026-01-09", RaySettings(), dry_run=True)
@@ -145,8 +143,7 @@ def test_maintain_tells_and_vacuum_takes_its_files(lake: Lake, tmp_path: Path) -
     assert "was given up" in maintained_text(told)
     # Somebody may have gone on with it just now: its files stay for a day.
     assert set(root.glob("datasets/d/*/*.parquet")) == before
-    for path in root.rglob("*"):
-        os.utime(path, (then, then))
+    age(root, 40)
     told = maintain(lake, settings, "2026-01-11", RaySettings())
     assert told["left_plans"] == []
     assert told["vacuumed"]["files"] == len(before - set(root.glob("datasets/d/*/*.parquet"))) > 0
@@ -168,9 +165,7 @@ def test_a_plan_that_somebody_has_just_gone_on_with_is_not_given_up(
     job.run(PassesOver(lake, tmp_path / "s", "2026-01-02"))
     root = local_path(lake.uri)
     assert root is not None
-    then = time.time() - 3 * DAY_S
-    for path in root.rglob("*"):
-        os.utime(path, (then, then))
+    age(root, 3)
     told: list[Any] = []
 
     class Resumed(InlineStage):
@@ -197,8 +192,7 @@ def test_files_of_a_plan_that_was_given_up_under_somebody_are_published_whole(
     class Late(InlineStage):
         def settle(self, plan, completions, head):
             settled = super().settle(plan, completions, head)
-            for path in root.rglob("*.parquet"):
-                os.utime(path, (0, 0))
+            age(root, 2)
             records.give_up(lake, plan)
             vacuum(lake, ["d"], [], keep_days=0.0)
             return settled

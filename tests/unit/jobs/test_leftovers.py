@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from jobs.lake import Lake
 from jobs.storage import create, local_path
 from jobs.tables import open_snapshot
 from jobs.vacuum import vacuum
-from tests.damaged import tree
+from tests.damaged import age, tree
 from tests.inline import InlineEmbed, InlineEvaluate
 
 
@@ -26,12 +25,6 @@ def root(trained: Lake) -> Path:
     found = local_path(trained.uri)
     assert found is not None
     return found
-
-
-def age(root: Path) -> None:
-    then = time.time() - 2 * 86_400
-    for path in root.rglob("*"):
-        os.utime(path, (then, then))
 
 
 DRAFT = ".{}.0123abcd.tmp"
@@ -62,7 +55,7 @@ def test_leftovers_go_when_they_are_old_and_nothing_else_does(trained: Lake, roo
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(b"x" * 10)
     assert vacuum(trained, ["d"], ["m"], keep_days=7.0).files == 0  # somebody may be writing them
-    age(root)
+    age(root, 2)
     foretold = vacuum(trained, ["d"], ["m"], keep_days=7.0, dry_run=True)
     assert set(tree(root)) == set(before) | left
     done = vacuum(trained, ["d"], ["m"], keep_days=7.0)
@@ -81,7 +74,7 @@ def test_the_row_of_a_job_that_has_none_is_kept(trained: Lake, root: Path) -> No
     entry = sorted(log.glob("*.json"))[-1]
     whole = entry.read_bytes()
     entry.unlink()
-    age(root)
+    age(root, 2)
     vacuum(trained, ["d"], ["m"], keep_days=0.0)
     entry.write_bytes(whole)
     assert catalog.runs(trained) == before
@@ -95,8 +88,8 @@ def test_what_links_lead_to_is_not_touched(trained: Lake, root: Path, tmp_path: 
     (root / "datasets/d/images/linked").symlink_to(outside)
     (root / "datasets/d/images/circle").symlink_to(".")
     (root / "datasets/d/images/file.parquet").symlink_to(outside / "precious.parquet")
-    age(root)
-    age(outside)
+    age(root, 2)
+    age(outside, 2)
     assert vacuum(trained, ["d"], ["m"], keep_days=0.0).files == 0
     assert len(list(outside.iterdir())) == 2
 
@@ -105,7 +98,7 @@ def test_of_a_part_of_the_lake_only_its_own_go(trained: Lake, root: Path) -> Non
     for name in ("datasets/d", "datasets/other", "models/m"):
         (root / name).mkdir(exist_ok=True)
         (root / name / DRAFT.format("x")).write_bytes(b"x")
-    age(root)
+    age(root, 2)
     (gone,) = vacuum(trained, ["d"], [], keep_days=7.0).paths
     assert gone == str(root / "datasets/d" / DRAFT.format("x"))
 
@@ -116,7 +109,7 @@ def test_an_entry_is_never_taken_for_what_was_put_before_it(trained: Lake, root:
     entry = log / f"{1:020}.json"
     whole = entry.read_bytes()
     (log / f"{entry.name}#1").write_bytes(b"x")
-    age(root)
+    age(root, 2)
     vacuum(trained, ["d"], ["m"], keep_days=0.0)
     assert entry.read_bytes() == whole
     assert not (log / f"{entry.name}#1").exists()

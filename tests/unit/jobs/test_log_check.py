@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import job, log_check, table_log
+from jobs import catalog, job, log_check, table_log
 from jobs.drop import DropJob
 from jobs.errors import InputError
 from jobs.job import Job
@@ -208,7 +208,7 @@ def test_a_wrong_version_of_an_older_release_is_no_damage(
     entry = copied / "datasets/d/images/_delta_log" / f"{2:020}.json"
     job_id = json.loads(entry.read_text().splitlines()[0])["commitInfo"]["job_id"]
     named = {lake.name_of(images): {1: {job_id}}}
-    monkeypatch.setattr(log_check, "_named", lambda lake: named)
+    monkeypatch.setattr(catalog, "commits_of_runs", lambda lake: named)
     log_check.require_whole(lake, [images])
     named[lake.name_of(images)][1] = {"stage-nobody"}
     with pytest.raises(InputError, match="not the commit of stage-nobody"):

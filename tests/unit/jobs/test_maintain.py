@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import itertools
 import json
-import os
-import time
 from pathlib import Path
 
 import duckdb
@@ -28,6 +26,7 @@ from jobs.shards import shard_metadata
 from jobs.split import pixels_of
 from jobs.tables import TableFile, open_snapshot
 from jobs.vacuum import vacuum
+from tests.damaged import age
 from tests.helpers import write_source
 from tests.inline import InlineCompact, InlineEmbed, InlineStage, Overtaken
 
@@ -156,13 +155,6 @@ def test_a_stage_job_overtaken_by_a_compaction_stages_the_same(lake, tmp_path) -
     wanted = Lake(lake.uri + "2")
     job.run(InlineStage(wanted, tmp_path / "s"))
     assert rows(lake, "images")["image_id"].equals(rows(wanted, "images")["image_id"])
-
-
-def age(folder: Path, days: float) -> None:
-    then = time.time() - days * 86_400
-    for path in folder.rglob("*"):
-        if path.is_file():
-            os.utime(path, (then, then))
 
 
 def files(lake: Lake) -> set[Path]:

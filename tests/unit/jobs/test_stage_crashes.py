@@ -7,8 +7,8 @@ import json
 import pytest
 
 from jobs import job, publish, records, views
+from jobs.conflicts import Conflict
 from jobs.errors import JobError
-from jobs.tables import Conflict
 from tests.helpers import labels_of, staged_labels, write_source
 from tests.inline import InlineStage, OvertakenStage
 

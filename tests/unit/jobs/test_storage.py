@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import storage
+from jobs import local_files, storage
 from jobs.errors import AlreadyThere, InputError, StorageError
 from jobs.storage import create, create_or_keep, join, read, resolve_uri
 
@@ -50,7 +50,7 @@ def test_of_many_writers_at_once_exactly_one_wins(tmp_path: Path) -> None:
 
 
 def test_a_put_whose_answer_was_lost_has_landed(tmp_path: Path, monkeypatch) -> None:
-    real, calls = storage._create_local, []
+    real, calls = local_files.create, []
 
     def lands_and_fails(path: Path, data: bytes) -> None:
         calls.append(path)
@@ -58,7 +58,7 @@ def test_a_put_whose_answer_was_lost_has_landed(tmp_path: Path, monkeypatch) -> 
         if len(calls) == 1:
             raise ConnectionResetError("connection reset by peer")
 
-    monkeypatch.setattr(storage, "_create_local", lands_and_fails)
+    monkeypatch.setattr(local_files, "create", lands_and_fails)
     uri = join(tmp_path.as_uri(), "x")
     create(uri, b"mine")
     assert len(calls) == 2

@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs import table_log
+from jobs.conflicts import Conflict
 from jobs.errors import InputError
 from jobs.lake import Lake
 from jobs.publish import append_rows
 from jobs.schema import ALIASES, images_spec, split_of
 from jobs.shards import write_shard
 from jobs.storage import local_path
-from jobs.tables import Conflict, Snapshot, Table, _added
+from jobs.tables import Snapshot, Table, _added
 
 
 def alias_rows(count: int, start: int = 0) -> pa.Table:

@@ -14,7 +14,8 @@ from jobs.config import RaySettings, StageSettings
 from jobs.errors import InputError
 from jobs.nightly_config import load_nightly
 from jobs.settings import load_yaml
-from jobs.storage import explain, resolve_source, resolve_uri
+from jobs.storage import resolve_source, resolve_uri
+from jobs.storage_errors import explain
 from jobs.submit import run_on_cluster
 from jobs.uris import refuse_credentials, without_keys
 from jobs.work import Work
