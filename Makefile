@@ -27,23 +27,24 @@ screenshots: $(VENV)/.dev machine ## the page's pictures in docs/pictures, by a 
 
 faults: $(VENV)/.dev     ## kill, fail storage and simulate nights, many rounds
 	LATENTLAKE_FAULT_ROUNDS=25 $(BIN)/python -m pytest tests/faults \
-		tests/integration/test_compile.py tests/unit/vae_core/test_two_sample.py \
-		tests/unit/jobs/test_drift_decision.py tests/unit/jobs/test_drift_level.py --timeout 7200
+		tests/integration/test_compile.py tests/unit/vae_core/stats/test_two_sample.py \
+		tests/unit/jobs/drift/test_decision.py tests/unit/jobs/drift/test_drift_level.py --timeout 7200
 
 attack: $(VENV)/.dev     ## what a stranger may try: web pages, folders, files, 2,000 changed lakes; 20 minutes
 	LATENTLAKE_FAULT_ROUNDS=2 LATENTLAKE_MUTATIONS=2000 $(BIN)/python -m pytest -n 2 \
 		tests/integration/test_strangers.py tests/integration/test_browser.py \
 		tests/integration/test_working_directory.py tests/integration/test_terminal.py \
 		tests/faults/test_hostile_lakes.py tests/unit/jobs/test_hostile_lake.py tests/unit/jobs/test_hostile_bundle.py \
-		tests/unit/jobs/test_hostile.py tests/unit/jobs/test_uris.py tests/unit/flows/test_login.py
+		tests/unit/jobs/test_hostile.py tests/unit/jobs/lake/test_uri.py tests/unit/flows/test_login.py
 
 mutants: $(VENV)/.dev    ## 40 small changes of the code: does a unit test fail for each? long
 	$(BIN)/python -u -m tests.mutants
 
-lint: $(VENV)/.dev       ## ruff and pyright
+lint: $(VENV)/.dev       ## ruff, pyright and the floors of the house
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/lint-imports --no-cache
 
 format: $(VENV)/.dev     ## let ruff write what it can
 	$(BIN)/ruff format .

@@ -22,18 +22,24 @@ import pyarrow.parquet as pq
 import yaml
 from PIL import Image
 
-from jobs import catalog, drifts, query, views
-from jobs.config import EmbedSettings, RaySettings, StageSettings, TrainSettings
-from jobs.contact_sheet import Row, contact_sheet
-from jobs.job_report import JobReport
-from jobs.lake import Lake
-from jobs.nightly_config import NightlySettings
-from jobs.report import report_uri
-from jobs.split import pixels_of
-from jobs.storage import create_or_keep, join, local_path, resolve_uri
-from jobs.units import digest
-from vae_core.metrics import auroc
-from vae_core.score_names import SCORES
+from flows.nightly.settings import NightlySettings
+from jobs.cluster.settings import RaySettings
+from jobs.datasets.splits import pixels_of
+from jobs.drift import results as drift_results
+from jobs.embed.settings import EmbedSettings
+from jobs.engine.report import JobReport
+from jobs.hashing import digest
+from jobs.imaging.contact_sheet import Row, contact_sheet
+from jobs.lake.paths import Lake
+from jobs.lake.storage import create_or_keep, join, local_path, resolve_uri
+from jobs.query import api as query_api
+from jobs.query import views
+from jobs.report.write import report_uri
+from jobs.stage.settings import StageSettings
+from jobs.tables import catalog
+from jobs.train.settings import TrainSettings
+from vae_core.scores.names import SCORES
+from vae_core.stats.metrics import auroc
 
 KINDS = (
     "T-shirt",
@@ -121,8 +127,8 @@ def _config(lake: Lake) -> str:
 
 
 def _night(lake: Lake, index: int) -> list[JobReport]:
-    from flows.nightly import nightly
-    from flows.shown import told
+    from flows.nightly.artifacts import told
+    from flows.nightly.flow import nightly
 
     source = join(lake.uri, "demo", "incoming", f"night-{index + 1}.parquet")
     arrived = night_rows(index)
@@ -245,17 +251,17 @@ def _median_p_values(lake: Lake, version: str) -> dict[str, float]:
 
 def _drift(lake: Lake, version: str) -> dict[str, Any] | None:
     """What was decided of night two; None where nothing was."""
-    held = drifts.latest(lake, NAME, version, NAME, NIGHTS[1])
+    held = drift_results.latest(lake, NAME, version, NAME, NIGHTS[1])
     return next((row for row in held if row["test"] == "combined"), None)
 
 
 def _picture(lake: Lake) -> bytes:
     """Night two: a few originals and reconstructions, and the top anomalies with theirs."""
-    asked = query.Lake(lake.uri).embeddings(NAME)
+    asked = query_api.Lake(lake.uri).embeddings(NAME)
     worst = asked.anomalies(top=SHOWN, night=NIGHTS[1])["image_id"].to_pylist()
     # The middle of the ranking, spread over it, stands for an ordinary image.
     ranked = (
-        query.Lake(lake.uri)
+        query_api.Lake(lake.uri)
         .embeddings(NAME)
         .anomalies(top=100_000, night=NIGHTS[1])["image_id"]
         .to_pylist()

@@ -6,11 +6,11 @@ import logging
 from typing import Any
 
 from flows.output import records_text
-from jobs import catalog
-from jobs.bundle_about import read_about
+from jobs.bundles.manifest import read_about
 from jobs.errors import InputError
-from jobs.lake import Lake
-from jobs.tables import open_snapshot
+from jobs.lake.paths import Lake
+from jobs.tables import catalog
+from jobs.tables.delta import open_snapshot
 
 log = logging.getLogger("latentlake")
 

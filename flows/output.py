@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from jobs.controls import shown
+from jobs.control_characters import shown
+from jobs.engine.report import JobReport
 from jobs.errors import InputError
-from jobs.job_report import JobReport
 
 if TYPE_CHECKING:
     import pyarrow as pa

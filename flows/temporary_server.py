@@ -20,7 +20,7 @@ import time
 import urllib.request
 from typing import IO
 
-from flows.environment import NO_SURPRISES, prepare_prefect
+from flows.prefect_env import NO_SURPRISES, prepare_prefect
 from jobs.errors import JobError
 
 # As Prefect starts it: without its page, and with the services of one that soon ends.

@@ -7,9 +7,9 @@ import tempfile
 import time
 import traceback
 
-from flows.environment import private_folder
+from flows.prefect_env import private_folder
 from jobs.errors import LatentlakeError
-from jobs.uris import without_keys
+from jobs.lake.uri import without_keys
 
 
 def unexpected(error: Exception) -> str:

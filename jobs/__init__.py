@@ -2,6 +2,6 @@
 
 import logging
 
-from jobs.uris import WithoutKeys
+from jobs.lake.uri import WithoutKeys
 
 logging.getLogger("latentlake").addFilter(WithoutKeys())

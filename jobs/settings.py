@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from jobs.errors import InputError
+
+Positive = Annotated[int, Field(ge=1)]
+
 
 T = TypeVar("T", bound="Settings")
 
@@ -67,7 +70,7 @@ def load_yaml(path: str) -> dict[str, Any]:
 def _text(path: str) -> str:
     if "://" not in path:
         return Path(path).read_text()
-    from jobs.storage import read_if_there, resolve_uri  # a laptop's config needs no fsspec
+    from jobs.lake.storage import read_if_there, resolve_uri  # a laptop's config needs no fsspec
 
     data = read_if_there(resolve_uri(path))
     if data is None:

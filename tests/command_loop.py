@@ -47,7 +47,7 @@ def run(arguments: list[str], cwd: str, env: dict[str, str], out: str, err: str)
 
 
 def _command(arguments: list[str]) -> int:
-    from flows.cli import main
+    from flows.cli.main import main
 
     sys.argv = ["latentlake", *arguments]
     try:

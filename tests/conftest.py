@@ -28,7 +28,7 @@ import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 from xdist.scheduler import LoadFileScheduling  # noqa: E402
 
-from jobs.lake import Lake  # noqa: E402
+from jobs.lake.paths import Lake  # noqa: E402
 from tests.command_process import CommandProcess  # noqa: E402
 from tests.helpers import S3Server, write_source  # noqa: E402
 from tests.s3_server import WEED, running_server  # noqa: E402
@@ -108,8 +108,8 @@ LONGEST = (
     "integration/test_compile.py",
     "integration/test_nightly.py",
     "integration/test_explore_browser.py",
-    "unit/jobs/test_drift_decision.py",
-    "unit/vae_core/test_two_sample.py",
+    "unit/jobs/drift/test_decision.py",
+    "unit/vae_core/stats/test_two_sample.py",
 )
 
 

@@ -6,9 +6,9 @@ import os
 import time
 from pathlib import Path
 
-from jobs import records
-from jobs.lake import Lake
-from jobs.storage import local_path
+from jobs.engine import records
+from jobs.lake.paths import Lake
+from jobs.lake.storage import local_path
 from tests.inline import InlineStage
 
 

@@ -11,11 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from jobs import catalog, drifts, job, views
-from jobs.drift import DriftJob
-from jobs.job_report import JobReport
-from jobs.judge_config import DriftSettings
-from jobs.lake import Lake
+from jobs.drift import results as drift_results
+from jobs.drift.job import DriftJob
+from jobs.drift.settings import DriftSettings
+from jobs.engine import job, runner
+from jobs.engine.report import JobReport
+from jobs.lake.paths import Lake
+from jobs.query import views
+from jobs.tables import catalog
 from tests.helpers import image_bytes, labels
 from tests.inline import InlineEmbed, InlineStage, Overtaken
 
@@ -32,7 +35,7 @@ def drift_job(lake: Lake, night: str = NIGHTS[0], **settings) -> DriftJob:
 
 
 def judge(lake: Lake, night: str = NIGHTS[0], **settings) -> JobReport:
-    return job.run(drift_job(lake, night, **settings))
+    return runner.run(drift_job(lake, night, **settings))
 
 
 class OvertakenDrift(Overtaken, DriftJob):
@@ -67,8 +70,8 @@ def arrive(
     lake: Lake, folder: Path, rows: Iterable[int], change: Change, night: str = NIGHTS[0], **how
 ) -> None:
     write_changed(folder / "more" / f"{night}.parquet", rows, change)
-    job.run(InlineStage(lake, folder / "more", night=night))
-    job.run(InlineEmbed(lake, night=night, alpha=ALPHA, **how))
+    runner.run(InlineStage(lake, folder / "more", night=night))
+    runner.run(InlineEmbed(lake, night=night, alpha=ALPHA, **how))
 
 
 def version(lake: Lake) -> str:
@@ -80,7 +83,7 @@ def rows_of(lake: Lake, name: str, order: str) -> pa.Table:
 
 
 def combined(lake: Lake) -> list[dict]:
-    return drifts.judgements(lake, "m", version(lake), "d")
+    return drift_results.judgements(lake, "m", version(lake), "d")
 
 
 def held_out(lake: Lake) -> int:

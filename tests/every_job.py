@@ -7,14 +7,18 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from jobs import catalog, index, job, views
-from jobs.drift import DriftJob
-from jobs.drop import DropJob
-from jobs.judge_config import DriftSettings, PromoteSettings
-from jobs.lake import Lake
-from jobs.latent_map import MapJob
-from jobs.promote import PromoteJob
-from jobs.vacuum import vacuum
+from jobs.drift.job import DriftJob
+from jobs.drift.settings import DriftSettings
+from jobs.embed.drop import DropJob
+from jobs.embed.map import MapJob
+from jobs.engine import runner
+from jobs.lake.paths import Lake
+from jobs.maintain.vacuum import vacuum
+from jobs.promote.job import PromoteJob
+from jobs.promote.settings import PromoteSettings
+from jobs.query import views
+from jobs.search import index
+from jobs.tables import catalog
 from tests.helpers import write_source
 from tests.inline import InlineCompact, InlineEmbed, InlineEvaluate, InlineStage, InlineTrain
 
@@ -28,18 +32,18 @@ def work(folder: Path) -> Path:
     lake = Lake((folder / "lake").as_uri())
     write_source(folder / "s" / "a.parquet", range(150), broken=[3])
     write_source(folder / "s" / "gone.parquet", range(300, 304))
-    job.run(InlineStage(lake, folder / "s"))
-    job.run(InlineTrain(lake, epochs=1))
+    runner.run(InlineStage(lake, folder / "s"))
+    runner.run(InlineTrain(lake, epochs=1))
     write_source(folder / "s" / "b.parquet", range(150, 200))
-    job.run(InlineStage(lake, folder / "s", "2026-01-02"))
-    job.run(InlineTrain(lake, "2026-01-02", epochs=1, promote=False))
-    job.run(InlineEmbed(lake, "2026-01-02", reconstructions="all", alpha=0.9))
-    job.run(InlineEvaluate(lake, "2026-01-02", samples=2))
+    runner.run(InlineStage(lake, folder / "s", "2026-01-02"))
+    runner.run(InlineTrain(lake, "2026-01-02", epochs=1, promote=False))
+    runner.run(InlineEmbed(lake, "2026-01-02", reconstructions="all", alpha=0.9))
+    runner.run(InlineEvaluate(lake, "2026-01-02", samples=2))
     first, second = bundles(lake)
-    job.run(promotion(lake, second, "2026-01-02"))
-    job.run(promotion(lake, first, "2026-01-02"))
+    runner.run(promotion(lake, second, "2026-01-02"))
+    runner.run(promotion(lake, first, "2026-01-02"))
     write_source(folder / "s" / "c.parquet", range(400, 440))
-    job.run(InlineStage(lake, folder / "s", "2026-01-02"))
+    runner.run(InlineStage(lake, folder / "s", "2026-01-02"))
     write_source(folder / "s" / "d.parquet", range(200, 220))
     (folder / "s" / "gone.parquet").unlink()
     for left in ("d/images/a.parquet", "d/sources/b.parquet", "d/cards/.c.json.0123abcd.tmp"):
@@ -70,20 +74,20 @@ def _train(lake: Lake) -> InlineTrain:
 
 
 JOBS: dict[str, Callable[[Lake, Path], object]] = {
-    "stage": lambda lake, source: job.run(InlineStage(lake, source, NIGHT, max_removed=1.0)),
-    "train": lambda lake, source: job.run(_train(lake)),
-    "embed": lambda lake, source: job.run(InlineEmbed(lake, NIGHT, alpha=0.9)),
-    "redo": lambda lake, source: job.run(InlineEmbed(lake, NIGHT, redo=True, alpha=0.9)),
-    "evaluate": lambda lake, source: job.run(InlineEvaluate(lake, NIGHT)),
-    "drift": lambda lake, source: job.run(
+    "stage": lambda lake, source: runner.run(InlineStage(lake, source, NIGHT, max_removed=1.0)),
+    "train": lambda lake, source: runner.run(_train(lake)),
+    "embed": lambda lake, source: runner.run(InlineEmbed(lake, NIGHT, alpha=0.9)),
+    "redo": lambda lake, source: runner.run(InlineEmbed(lake, NIGHT, redo=True, alpha=0.9)),
+    "evaluate": lambda lake, source: runner.run(InlineEvaluate(lake, NIGHT)),
+    "drift": lambda lake, source: runner.run(
         DriftJob(lake, DriftSettings(dataset="d", model="m"), NIGHT)
     ),
-    "map": lambda lake, source: job.run(MapJob(lake, "m", "pca", NIGHT)),
-    "promote": lambda lake, source: job.run(promotion(lake, bundles(lake)[1])),
-    "rollback": lambda lake, source: job.run(_back(lake)),
-    "compact": lambda lake, source: job.run(InlineCompact.of(lake, night=NIGHT)),
-    "compact a model": lambda lake, source: job.run(InlineCompact.of(lake, "model", "m", NIGHT)),
-    "drop": lambda lake, source: job.run(DropJob(lake, f"m@{bundles(lake)[0]}", None, NIGHT)),
+    "map": lambda lake, source: runner.run(MapJob(lake, "m", "pca", NIGHT)),
+    "promote": lambda lake, source: runner.run(promotion(lake, bundles(lake)[1])),
+    "rollback": lambda lake, source: runner.run(_back(lake)),
+    "compact": lambda lake, source: runner.run(InlineCompact.of(lake, night=NIGHT)),
+    "compact a model": lambda lake, source: runner.run(InlineCompact.of(lake, "model", "m", NIGHT)),
+    "drop": lambda lake, source: runner.run(DropJob(lake, f"m@{bundles(lake)[0]}", None, NIGHT)),
     "index": lambda lake, source: index.build(lake, "m", "cosine"),
     "vacuum": lambda lake, source: vacuum(lake, ["d"], ["m"], keep_days=0.0, grace_s=0.0),
 }

@@ -12,11 +12,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs import catalog, job
-from jobs.judgements import DRIFT
-from jobs.lake import Lake
-from jobs.publish import append_rows
-from jobs.tables import Table
+from jobs.engine import runner
+from jobs.engine.commit import append_rows
+from jobs.lake.paths import Lake
+from jobs.schemas.catalog import DRIFT
+from jobs.tables import catalog
+from jobs.tables.delta import Table
 from tests.helpers import LATENTLAKE, image_bytes, labels
 from tests.inline import InlineEmbed, InlineStage, InlineTrain
 from tests.limits import END_S, START_S
@@ -45,13 +46,13 @@ def make_lake(folder: Path) -> Lake:
     lake = Lake((folder / "lake").as_uri())
     source = folder / "photos" / "incoming-of-january"
     write_labelled(source / "a.parquet", FIRST, hostile=[7])
-    job.run(InlineStage(lake, source))
-    job.run(InlineTrain(lake, epochs=8))
+    runner.run(InlineStage(lake, source))
+    runner.run(InlineTrain(lake, epochs=8))
     more = {"alpha": 0.5, "reconstructions": "all"}
-    job.run(InlineEmbed(lake, **more))
+    runner.run(InlineEmbed(lake, **more))
     write_labelled(source / "b.parquet", SECOND, hostile=range(0, len(SECOND), 2))
-    job.run(InlineStage(lake, source, night=NIGHTS[1]))
-    job.run(InlineEmbed(lake, night=NIGHTS[1], **more))
+    runner.run(InlineStage(lake, source, night=NIGHTS[1]))
+    runner.run(InlineEmbed(lake, night=NIGHTS[1], **more))
     _test_drift(lake)
     return lake
 

@@ -17,8 +17,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs import views
-from jobs.lake import Lake
+from jobs.lake.paths import Lake
+from jobs.query import views
 from tests.limits import COMMAND_S
 
 ROOT = Path(__file__).resolve().parent.parent

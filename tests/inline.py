@@ -10,19 +10,25 @@ from typing import Self
 
 import pytest
 
-from jobs import records
-from jobs.compact import CompactJob
-from jobs.config import EmbedSettings, RaySettings, StageSettings, TrainSettings
-from jobs.embed import EmbedJob
-from jobs.evaluate import EvaluateJob
-from jobs.job import Job, PoolJob, run
-from jobs.judge_config import EvaluateSettings
-from jobs.lake import Lake
-from jobs.records import save_completion
-from jobs.stage import StageJob
-from jobs.telemetry import Telemetry
-from jobs.train import TrainJob, TrainOrder
-from jobs.units import Plan, Unit
+from jobs.cluster.pool_job import PoolJob
+from jobs.cluster.settings import RaySettings
+from jobs.embed.job import EmbedJob
+from jobs.embed.settings import EmbedSettings
+from jobs.engine import records
+from jobs.engine.job import Job
+from jobs.engine.plan import Plan, Unit
+from jobs.engine.records import save_completion
+from jobs.engine.runner import run
+from jobs.evaluate.job import EvaluateJob
+from jobs.evaluate.settings import EvaluateSettings
+from jobs.lake.paths import Lake
+from jobs.maintain.compact import CompactJob
+from jobs.stage.job import StageJob
+from jobs.stage.settings import StageSettings
+from jobs.telemetry.metrics import Telemetry
+from jobs.train.job import TrainJob
+from jobs.train.settings import TrainSettings
+from jobs.train.task import TrainOrder
 
 NIGHT = "2026-01-01"
 TELEMETRY: Telemetry | None = None  # of trainings; a test may want to hear them
@@ -118,9 +124,9 @@ class InlineTrain(TrainJob):
         self.executed: list[str] = []
 
     def fit(self, order: TrainOrder) -> None:
-        from jobs.finishing import publish
-        from jobs.rank import Rank
-        from jobs.training import Training
+        from jobs.train.finalize import publish
+        from jobs.train.loop import Training
+        from jobs.train.rank import Rank
 
         training = Training(order, Rank(), TELEMETRY)
         training.restore()

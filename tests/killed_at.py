@@ -15,7 +15,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from jobs.lake import Lake
+from jobs.lake.paths import Lake
 from tests.limits import COMMAND_S
 
 CHANGES = ("os.mkdir", "os.link", "os.rename", "os.remove", "os.rmdir", "os.truncate")

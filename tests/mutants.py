@@ -29,11 +29,26 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 GROUPS = {
-    "plan": ("jobs/units", "jobs/job", "jobs/stage_plan", "jobs/records"),
-    "commit": ("jobs/publish", "jobs/corrections", "jobs/tables", "jobs/catalog"),
-    "stage": ("jobs/stage", "jobs/stage_worker", "jobs/stage_rows", "jobs/stage_settle"),
-    "embed": ("jobs/embed", "jobs/embed_worker", "jobs/embed_settle", "jobs/flag"),
-    "core": ("vae_core/scores", "vae_core/conformal", "vae_core/objectives", "vae_core/noise"),
+    "plan": ("jobs/engine/plan", "jobs/engine/job", "jobs/stage/plan", "jobs/engine/records"),
+    "commit": (
+        "jobs/engine/commit",
+        "jobs/engine/corrections",
+        "jobs/tables/delta",
+        "jobs/tables/catalog",
+    ),
+    "stage": ("jobs/stage/job", "jobs/stage/worker", "jobs/stage/rows", "jobs/stage/reconcile"),
+    "embed": (
+        "jobs/embed/job",
+        "jobs/embed/worker",
+        "jobs/embed/reconcile",
+        "jobs/embed/anomalies",
+    ),
+    "core": (
+        "vae_core/scores/per_image",
+        "vae_core/stats/conformal",
+        "vae_core/objectives/objectives",
+        "vae_core/noise",
+    ),
 }
 LIMIT_S = 1200  # a mutant may hang, which is a failure, too
 AROUND = ("docs", "flows", "infra", "jobs", "vae_core", "tests", ".ci")

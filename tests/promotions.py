@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 
-from jobs import catalog, job
-from jobs.alias_history import moves
-from jobs.compare import Comparison
-from jobs.job_report import JobReport
-from jobs.judge_config import GateRule, PromoteSettings
-from jobs.lake import Lake
-from jobs.promote import PromoteJob
-from jobs.storage import local_path
+from jobs.bundles.aliases import moves
+from jobs.engine import runner
+from jobs.engine.report import JobReport
+from jobs.evaluate.compare import Comparison
+from jobs.lake.paths import Lake
+from jobs.lake.storage import local_path
+from jobs.promote.job import PromoteJob
+from jobs.promote.settings import GateRule, PromoteSettings
+from jobs.tables import catalog
 from tests.inline import NIGHT
-from tests.unit.jobs.test_gate import bundle, differences
+from tests.unit.jobs.promote.test_gate import bundle, differences
 
 SECOND, THIRD = "b" * 12, "c" * 12
 
@@ -49,8 +50,8 @@ class Evaluated:
         self.found = differences()
         self.asked: list[tuple[str, str, str]] = []
         self.job_id = "evaluate-1"
-        monkeypatch.setattr("jobs.promote.standing", self.standing)
-        monkeypatch.setattr("jobs.promote.compare", self.compare)
+        monkeypatch.setattr("jobs.promote.job.standing", self.standing)
+        monkeypatch.setattr("jobs.promote.job.compare", self.compare)
 
     def standing(self, lake: Lake, model: str, version: str, dataset: str) -> list[dict[str, Any]]:
         rows = self.rows.get(version, bundle())
@@ -71,7 +72,7 @@ def promotion(lake: Lake, version: str, night: str = NIGHT, **settings: Any) -> 
 
 
 def promote(lake: Lake, version: str, night: str = NIGHT, **settings: Any) -> JobReport:
-    return job.run(promotion(lake, version, night, **settings))
+    return runner.run(promotion(lake, version, night, **settings))
 
 
 def gated(lake: Lake, version: str, **settings: Any) -> JobReport:
@@ -84,7 +85,7 @@ def rollback_job(lake: Lake, night: str = NIGHT, **settings: Any) -> PromoteJob:
 
 
 def rollback(lake: Lake, night: str = NIGHT, **settings: Any) -> JobReport:
-    return job.run(rollback_job(lake, night, **settings))
+    return runner.run(rollback_job(lake, night, **settings))
 
 
 def named(lake: Lake, alias: str = "champion") -> list[str]:

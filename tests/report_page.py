@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 
-from jobs.report import Report
-from jobs.storage import read
+from jobs.lake.storage import read
+from jobs.report.write import Report
 
 SECTIONS = [
     "data",

@@ -12,11 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from jobs import catalog, job
-from jobs.judgements import DRIFT, EVALUATIONS
-from jobs.lake import Lake
-from jobs.publish import append_rows
-from jobs.tables import Table
+from jobs.engine import runner
+from jobs.engine.commit import append_rows
+from jobs.lake.paths import Lake
+from jobs.schemas.catalog import DRIFT, EVALUATIONS
+from jobs.tables import catalog
+from jobs.tables.delta import Table
 from tests.helpers import image_bytes, labels
 from tests.inline import InlineEmbed, InlineStage, InlineTrain
 
@@ -68,10 +69,10 @@ def two_nights(
         source = folder / "source" / f"night-{number + 1}.parquet"
         broken = {"spoilt": spoilt, "cut_short": 3} if number else {}
         write_night(source, rows[number], names=names, **broken)
-        job.run(InlineStage(lake, folder / "source", night, dataset=dataset))
+        runner.run(InlineStage(lake, folder / "source", night, dataset=dataset))
         settings = {"epochs": epochs[number], "images_version": 1, "promote": True} | of | training
-        job.run(InlineTrain(lake, night, **settings))
-        job.run(InlineEmbed(lake, night, alpha=0.1, backfill=not number, **of))
+        runner.run(InlineTrain(lake, night, **settings))
+        runner.run(InlineEmbed(lake, night, alpha=0.1, backfill=not number, **of))
     return lake
 
 

@@ -23,7 +23,7 @@ import botocore.session
 import pytest
 from botocore.exceptions import ClientError
 
-from jobs import storage
+from jobs.lake import storage
 from tests.helpers import S3Server
 from tests.limits import END_S, START_S
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,11 @@ def wheel_of(folder: Path, version: str | None = None) -> Path:
         shutil.copy(ROOT / name, tree)
     project = tree / "pyproject.toml"
     if version is not None:
-        text = project.read_text().replace('version = "0.1.0"', f'version = "{version}"')
+        text = project.read_text()
+        text, found = re.subn(
+            r'^version = ".*"', f'version = "{version}"', text, flags=re.MULTILINE
+        )
+        assert found == 1
         project.write_text(text)
     build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
     subprocess.run([*build, "-w", folder / "dist", tree], check=True)

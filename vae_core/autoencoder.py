@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from vae_core.config import ModelConfig
-from vae_core.gaussian import standard_normal
-from vae_core.likelihoods import LIKELIHOODS
+from vae_core.likelihoods.registry import LIKELIHOODS
 from vae_core.moments import LatentMoments
-from vae_core.networks import DECODERS, ENCODERS
+from vae_core.networks.plain import DECODERS, ENCODERS
 from vae_core.noise import Noise
+from vae_core.normal import standard_normal
 from vae_core.posteriors import POSTERIORS, Posterior
 
 

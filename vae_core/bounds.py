@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vae_core.autoencoder import Autoencoder
-from vae_core.gaussian import at_least_float32, normal_log_density
+from vae_core.normal import at_least_float32, normal_log_density
 from vae_core.posteriors import Posterior
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from vae_core.gaussian import standard_normal
+from vae_core.normal import standard_normal
 
 
 @dataclasses.dataclass

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vae_core.config import ModelConfig
-from vae_core.gaussian import at_least_float32, kl_to_standard_normal, reparameterise, soft_bound
+from vae_core.normal import at_least_float32, kl_to_standard_normal, reparameterise, soft_bound
 
 
 class Posterior(NamedTuple):

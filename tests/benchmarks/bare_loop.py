@@ -63,7 +63,7 @@ class Bare(nn.Module):
 
 def bare_model(case: Case) -> Bare:
     """With the very networks that `latentlake train` makes of the settings."""
-    from jobs.config import TrainSettings
+    from jobs.train.settings import TrainSettings
     from vae_core.autoencoder import Autoencoder
 
     torch.manual_seed(0)

@@ -27,9 +27,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs import job
-from jobs.lake import Lake
-from jobs.stage_plan import shard_rows
+from jobs.engine import runner
+from jobs.lake.paths import Lake
+from jobs.stage.plan import shard_rows
 from tests.benchmarks.bench_embed import python
 from tests.benchmarks.rounds import BENCH, Round, main, write_pictures
 from tests.fault_proxy import Seen, fault_proxy
@@ -84,8 +84,8 @@ def _base() -> Path:
     write_pictures(source, shape, 1500)
     lake = Lake((root / "lake").as_uri())
     sizes = dict(zip(("height", "width", "channels"), shape, strict=True))
-    job.run(InlineStage(lake, source, **sizes, array_shape=shape, rows_per_unit=None))
-    job.run(InlineTrain(lake, **MODEL))
+    runner.run(InlineStage(lake, source, **sizes, array_shape=shape, rows_per_unit=None))
+    runner.run(InlineTrain(lake, **MODEL))
     (root / "done").touch()
     return root / "lake"
 
@@ -165,16 +165,16 @@ def ids_round() -> dict[str, float]:
 
 DISPATCH = """
     import json, sys, time
-    from jobs import execute, pool
-    from jobs.config import RaySettings
-    from jobs.job import Workers
-    from jobs.lake import Lake
-    from jobs.progress import Progress
-    from jobs.units import Plan, Unit
+    from jobs.cluster import actor_pool, executor
+    from jobs.cluster.settings import RaySettings
+    from jobs.cluster.worker import Workers
+    from jobs.lake.paths import Lake
+    from jobs.engine.progress import Progress
+    from jobs.engine.plan import Plan, Unit
     from tests.benchmarks.capacity_driver import IdleWorker
 
     uri, units, handles = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    times, drain, add = [], pool.drain, Progress.add
+    times, drain, add = [], actor_pool.drain, Progress.add
 
     def many(actors, units, progress, keep):
         # Each of the two stands for as many workers: the driver's work is that of all of them.
@@ -184,7 +184,7 @@ DISPATCH = """
         times.append((time.perf_counter(), time.process_time()))
         add(progress, counts)
 
-    pool.drain, Progress.add = many, counted
+    actor_pool.drain, Progress.add = many, counted
     plan = Plan(
         job="embed", target="m", fingerprint="f", night="2026-01-01", base={}, settings={},
         units=[Unit.of("f", {"path": f"{n:064d}", "span": [0, 8192]}) for n in range(units)],
@@ -192,7 +192,7 @@ DISPATCH = """
     started = time.perf_counter()
     context = plan.context
     context_s = time.perf_counter() - started
-    execute.run_units(
+    executor.run_units(
         IdleWorker, Lake(uri), plan, plan.units, workers=Workers(2),
         ray_settings=RaySettings(cpus=2), report_count="embedded",
     )
@@ -248,21 +248,21 @@ def _write_noise(path: Path, count: int) -> None:
 
 S3_JOB = """
     import sys
-    from jobs import job
-    from jobs.lake import Lake
+    from jobs.engine import runner
+    from jobs.lake.paths import Lake
     from tests.benchmarks.bench_capacity import MODEL, SHAPE
     from tests.inline import InlineEmbed, InlineStage, InlineTrain
     lake, step, source = Lake(sys.argv[1]), sys.argv[2], sys.argv[3]
     if step == "embed":
-        job.run(InlineEmbed(lake, dataset="d", scores="none"))
+        runner.run(InlineEmbed(lake, dataset="d", scores="none"))
     elif step == "train":
-        job.run(InlineTrain(lake, dataset="few", **MODEL))
+        runner.run(InlineTrain(lake, dataset="few", **MODEL))
     else:
         sizes = dict(zip(("height", "width", "channels"), SHAPE))
         made = InlineStage(lake, source, **sizes, array_shape=SHAPE, rows_per_unit=None)
         made.target = step.removeprefix("stage ")
         made.settings = made.settings.model_copy(update={"dataset": made.target})
-        job.run(made)
+        runner.run(made)
 """
 
 

@@ -19,11 +19,11 @@ from multiprocessing import Pool
 
 import numpy as np
 
-from jobs.drift_decision import decide
-from jobs.drift_samples import Sample, Sides, runs
-from jobs.judge_config import DriftRule
+from jobs.drift.decision import decide
+from jobs.drift.samples import Sample, Sides, runs
+from jobs.drift.settings import DriftRule
 from tests.benchmarks.rounds import Round, main
-from tests.unit.jobs.test_drift_decision import (
+from tests.unit.jobs.drift.test_decision import (
     LATENT,
     blurred,
     brighter,

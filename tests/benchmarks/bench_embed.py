@@ -19,16 +19,17 @@ from typing import Any
 
 import numpy as np
 
-from jobs import bundle as bundles
-from jobs import catalog, job
-from jobs.bundle import Bundle
-from jobs.lake import Lake
-from jobs.split import pixels_of
+from jobs.bundles import bundle as bundles
+from jobs.bundles.bundle import Bundle
+from jobs.datasets.splits import pixels_of
+from jobs.engine import runner
+from jobs.lake.paths import Lake
+from jobs.tables import catalog
 from tests.benchmarks import watched
 from tests.benchmarks.rounds import BENCH, Round, main, write_pictures
 from tests.helpers import LATENTLAKE
 from tests.inline import InlineEmbed, InlineStage, InlineTrain
-from vae_core.scores import Scorer, complexity_bits
+from vae_core.scores.per_image import Scorer, complexity_bits
 
 FOLDER = BENCH / "embed"
 SHAPE = (32, 32, 3)
@@ -57,9 +58,9 @@ def lake_of(shape: tuple[int, int, int], counts: list[int], **model: Any) -> Lak
             stage = InlineStage(lake, source, **_sizes(shape), array_shape=shape)
             stage.target = f"d{count}"
             stage.settings = stage.settings.model_copy(update={"dataset": stage.target})
-            job.run(stage)
+            runner.run(stage)
             source.unlink()
-        job.run(InlineTrain(lake, dataset="d1500", **{**MODEL, **model}))
+        runner.run(InlineTrain(lake, dataset="d1500", **{**MODEL, **model}))
         done.touch()
     return lake
 
@@ -105,7 +106,7 @@ def pixels_of_dataset(lake: Lake, count: int, most: int) -> tuple[np.ndarray, li
 BARE = """
     import sys, time
     import torch
-    from jobs.lake import Lake
+    from jobs.lake.paths import Lake
     from tests.benchmarks.bench_embed import loaded, pixels_of_dataset
     torch.set_num_threads(2)
     model = loaded(Lake(sys.argv[1])).network()
@@ -124,7 +125,7 @@ BARE = """
 TEMPLATE = """
     import sys, time
     import numpy as np, ray, torch
-    from jobs.lake import Lake
+    from jobs.lake.paths import Lake
     from tests.benchmarks.bench_embed import loaded
     uri, source, out = sys.argv[1:]
 
@@ -251,7 +252,7 @@ def size_round() -> dict[str, float]:
 
 def write_round() -> dict[str, float]:
     """What writing the table is of a unit's time, 64 dimensions, all scores and codes alone."""
-    import jobs.embed_worker as worker
+    from jobs.embed import worker
 
     lake = lake_of(SHAPE, [FEW, MANY])
     found = {}
@@ -276,7 +277,7 @@ def write_round() -> dict[str, float]:
         work = InlineEmbed(Lake(copy.as_uri()), dataset="d1500", scores=scores)
         worker.write_shard = timed
         try:
-            report = job.run(work)
+            report = runner.run(work)
         finally:
             worker.write_shard = real
         found[f"share of writing, scores {scores}"] = sum(spent) / report.counts["unit_seconds"]

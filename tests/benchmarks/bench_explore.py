@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from jobs.query import Lake
+from jobs.query.api import Lake
 from tests.benchmarks import watched
 from tests.benchmarks.bench_query import asked_lake
 from tests.benchmarks.rounds import Round, main
@@ -36,11 +36,11 @@ def session_round() -> dict[str, float]:
 def session(uri: str) -> None:
     """Writes what each page took as JSON."""
 
-    from flows.explore_anomalies import RANKED, Anomalies
-    from flows.explore_held import Held
-    from flows.explore_image import ImageDialog
-    from flows.explore_images import PAGE, Images
-    from flows.explore_page import prepare
+    from flows.explore.anomalies import RANKED, Anomalies
+    from flows.explore.image_dialog import ImageDialog
+    from flows.explore.images import PAGE, Images
+    from flows.explore.page import prepare
+    from flows.explore.state import Held
 
     prepare()
     lake = Lake(uri)

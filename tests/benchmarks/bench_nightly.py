@@ -25,7 +25,7 @@ from pathlib import Path
 import yaml
 
 from flows.demo import NIGHTS, night_rows, settings_of
-from jobs.lake import Lake
+from jobs.lake.paths import Lake
 from tests.benchmarks.rounds import BENCH, Round, main
 from tests.helpers import LATENTLAKE, free_port
 
@@ -33,16 +33,16 @@ FOLDER = BENCH / "nightly"
 ENDING = contextlib.ExitStack()
 JOBS = """
     import json, sys
-    from jobs import job
-    from jobs.embed import EmbedJob
-    from jobs.lake import Lake
-    from jobs.nightly_config import load_nightly
-    from jobs.stage import StageJob
-    from jobs.train import TrainJob
+    from jobs.engine import runner
+    from jobs.embed.job import EmbedJob
+    from jobs.lake.paths import Lake
+    from flows.nightly.settings import load_nightly
+    from jobs.stage.job import StageJob
+    from jobs.train.job import TrainJob
     settings, night = load_nightly(sys.argv[1]), sys.argv[2]
     lake = Lake(settings.lake)
     kinds = ((StageJob, settings.stage), (TrainJob, settings.train), (EmbedJob, settings.embed))
-    done = [job.run(kind(lake, own, night, settings.ray)) for kind, own in kinds]
+    done = [runner.run(kind(lake, own, night, settings.ray)) for kind, own in kinds]
     print(json.dumps([{"seconds": report.seconds} for report in done]))
 """
 
@@ -99,7 +99,7 @@ def _server() -> str:
     )
     ENDING.callback(process.wait)
     ENDING.callback(process.terminate)
-    from flows.serve import wait_for
+    from flows.serve.serve import wait_for
 
     wait_for(url, process)
     return url

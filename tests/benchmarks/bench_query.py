@@ -22,12 +22,14 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from jobs import catalog, index, storage
-from jobs.index import Index
-from jobs.nearest import vectors_of
-from jobs.query import Embeddings
-from jobs.query import Lake as Asked
-from jobs.tables import open_snapshot
+from jobs.lake import storage
+from jobs.query.api import Embeddings
+from jobs.query.api import Lake as Asked
+from jobs.schemas.vectors import vectors_of
+from jobs.search import index
+from jobs.search.index import Index
+from jobs.tables import catalog
+from jobs.tables.delta import open_snapshot
 from tests.benchmarks import lance_rival
 from tests.benchmarks.bench_embed import FOLDER, lake_of
 from tests.benchmarks.rounds import Round, main

@@ -173,18 +173,19 @@ def idle_rerun(folder: Path) -> float:
     lake = FOLDER / "idle-lake"
     code = f"""
         import time
-        from jobs import job
-        from jobs.config import RaySettings, StageSettings
-        from jobs.lake import Lake
-        from jobs.stage import StageJob
+        from jobs.engine import runner
+        from jobs.cluster.settings import RaySettings
+        from jobs.stage.settings import StageSettings
+        from jobs.lake.paths import Lake
+        from jobs.stage.job import StageJob
         settings = StageSettings(
             source={str(folder)!r}, dataset="d", height=4, width=4, channels=1, max_refused=1.0
         )
         lake = Lake({lake.as_uri()!r})
         if not {lake.exists()}:
-            job.run(StageJob(lake, settings, "2026-01-01", RaySettings(cpus=2)))
+            runner.run(StageJob(lake, settings, "2026-01-01", RaySettings(cpus=2)))
         started = time.perf_counter()
-        assert job.run(StageJob(lake, settings, "2026-01-02", RaySettings(cpus=2))).units == 0
+        assert runner.run(StageJob(lake, settings, "2026-01-02", RaySettings(cpus=2))).units == 0
         print(time.perf_counter() - started)
     """
     done = subprocess.run(

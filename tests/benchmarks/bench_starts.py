@@ -27,17 +27,21 @@ FOLDER = BENCH / "starts"
 NIGHT = """
     import contextlib, json, sys, time
     from pathlib import Path
-    from jobs import cluster, job
-    from jobs.config import EmbedSettings, RaySettings, StageSettings, TrainSettings
-    from jobs.embed import EmbedJob
-    from jobs.lake import Lake
-    from jobs.stage import StageJob
-    from jobs.train import TrainJob
+    from jobs.cluster import connect
+    from jobs.engine import runner
+    from jobs.embed.settings import EmbedSettings
+    from jobs.cluster.settings import RaySettings
+    from jobs.stage.settings import StageSettings
+    from jobs.train.settings import TrainSettings
+    from jobs.embed.job import EmbedJob
+    from jobs.lake.paths import Lake
+    from jobs.stage.job import StageJob
+    from jobs.train.job import TrainJob
 
     folder, forked = Path(sys.argv[1]), sys.argv[2] == "forked"
     if not forked:
-        cluster._start_fork_server = lambda folder: None
-        cluster._forked_workers = contextlib.nullcontext
+        connect._start_fork_server = lambda folder: None
+        connect._forked_workers = contextlib.nullcontext
     lake, night, ray = Lake((folder / "lake").as_uri()), "2026-01-01", RaySettings(cpus=2)
     shape = {"height": 28, "width": 28, "channels": 1, "rows_per_unit": 150}
     tiny = {"epochs": 2, "latent_dim": 4, "network": {"kind": "mlp", "widths": [32]}}
@@ -48,7 +52,7 @@ NIGHT = """
     seconds = {}
     for kind, settings in jobs:
         began = time.monotonic()
-        job.run(kind(lake, settings, night, ray))
+        runner.run(kind(lake, settings, night, ray))
         seconds[kind.name] = time.monotonic() - began
     print(json.dumps(seconds))
 """

@@ -22,11 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jobs import job
-from jobs.lake import Lake
-from jobs.loader import Part, Resident, Streamed
-from jobs.order import Order
-from jobs.split import find_splits
+from jobs.datasets.splits import find_splits
+from jobs.engine import runner
+from jobs.lake.paths import Lake
+from jobs.train.data.loader import Part, Resident, Streamed
+from jobs.train.data.sample_order import Order
 from tests.benchmarks import pythae_rival, ray_template
 from tests.benchmarks.bare_loop import CASES, bare_rate
 from tests.benchmarks.rounds import BENCH, Round, main, write_pictures
@@ -48,7 +48,7 @@ def staged(shape: tuple[int, int, int], count: int) -> Lake:
     write_pictures(source, shape, count)
     height, width, channels = shape
     settings = {"height": height, "width": width, "channels": channels, "rows_per_unit": None}
-    job.run(InlineStage(lake, source, array_shape=shape, **settings))
+    runner.run(InlineStage(lake, source, array_shape=shape, **settings))
     source.unlink()
     (FOLDER / f"done-{name}").touch()
     return lake
@@ -66,8 +66,8 @@ def train(lake: Lake, **settings: Any) -> dict[str, Any]:
 
 
 def _history(work: InlineTrain) -> list[dict[str, Any]]:
-    from jobs.rank import Rank
-    from jobs.training import Training
+    from jobs.train.loop import Training
+    from jobs.train.rank import Rank
 
     plan = work.plan()
     training = Training(work.order_of(plan, plan.units[0]), Rank())
@@ -123,7 +123,7 @@ def loader_round() -> dict[str, float]:
 
 
 def _uris(lake: Lake) -> list[str]:
-    from jobs import catalog
+    from jobs.tables import catalog
 
     return catalog.images_snapshot(lake, "d", None).file_uris()
 
@@ -181,7 +181,7 @@ def size_round() -> dict[str, float]:
         code = f"""
             import json, resource, torch
             torch.set_num_threads(1)
-            from jobs.lake import Lake
+            from jobs.lake.paths import Lake
             from tests.benchmarks.bench_train import train
             entry = train(
                 Lake({lake.uri!r}), epochs={2 if count < 100_000 else 1}, batch_size=128,

@@ -24,18 +24,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs import job, publish, records
-from jobs.config import EmbedSettings, RaySettings, StageSettings
-from jobs.embed import EmbedJob
-from jobs.idset import IdSet
-from jobs.image_shards import STATISTICS, ImageStatistics
-from jobs.job import Job
-from jobs.lake import Lake
-from jobs.shards import write_shard
-from jobs.stage import StageJob
-from jobs.storage import join
-from jobs.tables import Table, open_snapshot
-from jobs.units import Completion, JobContext, Output, Plan, Unit
+from jobs.cluster.settings import RaySettings
+from jobs.datasets.image_shards import STATISTICS, ImageStatistics
+from jobs.embed.job import EmbedJob
+from jobs.embed.settings import EmbedSettings
+from jobs.engine import commit as engine_commit
+from jobs.engine import records, runner
+from jobs.engine.job import Job
+from jobs.engine.plan import Completion, JobContext, Plan, Unit
+from jobs.lake.paths import Lake
+from jobs.lake.storage import join
+from jobs.stage.job import StageJob
+from jobs.stage.settings import StageSettings
+from jobs.tables.data_file import Output
+from jobs.tables.delta import Table, open_snapshot
+from jobs.tables.image_ids import IdSet
+from jobs.tables.shards import write_shard
 
 SHAPE = (4, 4, 1)
 NIGHT = "2026-01-01"
@@ -81,8 +85,8 @@ class Steps:
             (records, "save_units", "save the plan"),
             (records, "load_completions", "read completions"),
             (watched, "settle", "settle"),
-            (publish, "commit", "commit"),
-            (publish, "record_run", "record the run"),
+            (engine_commit, "commit", "commit"),
+            (engine_commit, "record_run", "record the run"),
             (watched, "after", "after"),
         ):
             setattr(holder, name, self.timed(told, getattr(holder, name)))
@@ -297,7 +301,7 @@ def run_job(kind: str, folder: Path, units: int, rows: int) -> dict[str, Any]:
     made.steps.watch(made)
     begun_mib = memory_mib("VmRSS")
     started = time.perf_counter()
-    job.run(made)
+    runner.run(made)
     whole = time.perf_counter() - started
     kept = made.steps.kept
     return {

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from jobs import catalog, job
-from jobs.lake import Lake
-from jobs.split import find_splits
+from jobs.datasets.splits import find_splits
+from jobs.engine import runner
+from jobs.lake.paths import Lake
+from jobs.tables import catalog
 from tests.benchmarks.rivals import environment
 from tests.helpers import ROOT
 from tests.inline import InlineStage
@@ -92,7 +93,7 @@ def fashion(folder: Path) -> Lake:
     """The sample that ships with the project, staged."""
     lake = Lake((folder / "lake-fashion").as_uri())
     source = ROOT / "flows" / "sample" / "fashion-mnist-t10k.parquet"
-    job.run(InlineStage(lake, source, rows_per_unit=None))
+    runner.run(InlineStage(lake, source, rows_per_unit=None))
     return lake
 
 

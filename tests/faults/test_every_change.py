@@ -18,10 +18,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from jobs import records, storage
-from jobs.lake import Lake
-from jobs.storage import folder_names
-from jobs.vacuum import vacuum
+from jobs.engine import records
+from jobs.lake import storage
+from jobs.lake.paths import Lake
+from jobs.lake.storage import folder_names
+from jobs.maintain.vacuum import vacuum
 from tests.every_job import JOBS, rows, work
 from tests.fault_proxy import FaultProxy, Seen, fault_proxy
 from tests.helpers import S3Server

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs import job
+from jobs.engine import runner
 from jobs.errors import LatentlakeError, StorageError
-from jobs.lake import Lake
-from jobs.storage import begin, create, folder_names
+from jobs.lake.paths import Lake
+from jobs.lake.storage import begin, create, folder_names
 from tests.every_job import JOBS, rows, work
 from tests.helpers import write_source
 from tests.inline import InlineStage
@@ -114,7 +114,7 @@ class Unplugged(InlineStage):
 def require_told(lake: Lake, folder: Path, unplug: Callable[[], object]) -> None:
     write_source(folder / "s" / "b.parquet", range(20, 40))
     with pytest.raises(StorageError, match=r"gone|File not found"):
-        job.run(Unplugged(lake, folder / "s", unplug))
+        runner.run(Unplugged(lake, folder / "s", unplug))
 
 
 def test_a_lake_that_went_away_is_not_made_anew_in_part(lake: Lake, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_nor_is_a_table(lake: Lake, tmp_path: Path, missing: str) -> None:
 def test_an_empty_folder_in_its_place_is_not_the_lake(lake: Lake, tmp_path: Path) -> None:
     """The place that a disk was mounted on, once the disk has gone."""
     write_source(tmp_path / "s" / "a.parquet", range(20))
-    job.run(InlineStage(lake, tmp_path / "s"))
+    runner.run(InlineStage(lake, tmp_path / "s"))
     root = tmp_path / "lake"
 
     def unplug() -> None:
@@ -169,8 +169,8 @@ def test_a_lake_that_goes_while_a_job_plans_is_begun_nowhere_anew(
         if root.exists():
             root.rename(tmp_path / "elsewhere")
 
-    monkeypatch.setattr("jobs.job.require_whole", gone)
-    monkeypatch.setattr("jobs.vacuum.require_whole", gone)
+    monkeypatch.setattr("jobs.engine.job.require_whole", gone)
+    monkeypatch.setattr("jobs.maintain.vacuum.require_whole", gone)
     with contextlib.suppress(LatentlakeError):
         JOBS[name](Lake(root.as_uri()), worked / "s")
     assert not root.exists()
@@ -191,6 +191,6 @@ def test_an_error_of_the_disk_itself_is_no_commit(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fsync)
         with pytest.raises(StorageError, match="Input/output error"):
-            job.run(InlineStage(lake, tmp_path / "s"))
+            runner.run(InlineStage(lake, tmp_path / "s"))
     assert len(folder_names(lake.all_units)) == 1
-    assert job.run(InlineStage(lake, tmp_path / "s")).counts["staged"] == 20
+    assert runner.run(InlineStage(lake, tmp_path / "s")).counts["staged"] == 20

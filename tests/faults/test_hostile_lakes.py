@@ -17,13 +17,17 @@ from pathlib import Path
 
 import pytest
 
-from jobs import bundle as bundles
-from jobs import card, catalog, job, query, records, views
+from jobs.bundles import bundle as bundles
+from jobs.datasets import card
+from jobs.engine import records, runner
 from jobs.errors import LatentlakeError
-from jobs.guarded_views import GuardedViews
-from jobs.lake import Lake
-from jobs.tables import Snapshot
-from jobs.vacuum import vacuum
+from jobs.lake.paths import Lake
+from jobs.maintain.vacuum import vacuum
+from jobs.query import api as query_api
+from jobs.query import views
+from jobs.query.readonly_sql import GuardedViews
+from jobs.tables import catalog
+from jobs.tables.delta import Snapshot
 from tests.helpers import write_source
 from tests.inline import InlineCompact, InlineEmbed, InlineStage, InlineTrain
 from tests.mutations import Mutation, linked
@@ -49,18 +53,18 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hostile")
     write_source(folder / "source" / "a.parquet", range(200))
     lake = Lake((folder / "lake").as_uri())
-    job.run(InlineStage(lake, folder / "source"))
+    runner.run(InlineStage(lake, folder / "source"))
     shutil.copytree(folder / "lake", folder / "outside")
     shutil.copy(next((folder / "lake").rglob("*.parquet")), folder / "outside" / "a.parquet")
-    job.run(InlineTrain(lake))
-    job.run(InlineEmbed(lake))
+    runner.run(InlineTrain(lake))
+    runner.run(InlineEmbed(lake))
     card.dataset_card(lake, "d")
     write_source(folder / "source" / "b.parquet", range(200, 320))
     waiting = InlineEmbed(lake, night="2026-01-02", redo=True)
     plan = records.save_plan(lake, waiting.plan())
     waiting.execute(plan, list(waiting.units(plan))[:1])
     with killed_after(1), pytest.raises(Killed):
-        job.run(InlineStage(lake, folder / "source", night="2026-01-02"))
+        runner.run(InlineStage(lake, folder / "source", night="2026-01-02"))
     return folder
 
 
@@ -83,15 +87,15 @@ def actions(lake: Lake, source: Path) -> list[Callable[[], object]]:
     """What people do with a lake."""
     model, (version, *_) = "m", catalog.bundle_versions(lake, "m") or ["none"]
     return [
-        lambda: job.run(InlineStage(lake, source, night="2026-01-03")),
-        lambda: job.run(InlineEmbed(lake, night="2026-01-03")),
-        lambda: job.run(InlineEmbed(lake, night="2026-01-02", redo=True)),
-        lambda: job.run(InlineCompact.of(lake)),
+        lambda: runner.run(InlineStage(lake, source, night="2026-01-03")),
+        lambda: runner.run(InlineEmbed(lake, night="2026-01-03")),
+        lambda: runner.run(InlineEmbed(lake, night="2026-01-02", redo=True)),
+        lambda: runner.run(InlineCompact.of(lake)),
         lambda: vacuum(lake, ["d"], ["m"], keep_days=0.0, grace_s=0.0),
         lambda: [views.sql(lake, f"SELECT * FROM {name}") for name in sorted(views.VIEWS)],
         lambda: GuardedViews(lake).ask("SELECT count(*) FROM images", 1, 60.0),
         lambda: [bundles.load(lake, model, version).scorer(), catalog.aliases(lake, model)],
-        lambda: query.Lake(lake.uri).embeddings("m").anomalies(top=5),
+        lambda: query_api.Lake(lake.uri).embeddings("m").anomalies(top=5),
         lambda: card.dataset_card(lake, "d"),
     ]
 

@@ -16,9 +16,12 @@ from typing import Any
 
 import pytest
 
-from jobs import catalog, job, publish, table_log, views
-from jobs.lake import Lake
-from jobs.tables import Snapshot
+from jobs.engine import commit as engine_commit
+from jobs.engine import runner
+from jobs.lake.paths import Lake
+from jobs.query import views
+from jobs.tables import catalog, delta_log
+from jobs.tables.delta import Snapshot
 from tests.helpers import image_ids, staged_ids, write_source
 from tests.inline import InlineCompact, InlineStage
 from tests.limits import RUN_S
@@ -27,7 +30,12 @@ from tests.rounds import ROUNDS
 pytestmark = pytest.mark.faults
 SEEDS = 500 if ROUNDS > 1 else 4
 # Between a handle, what it is asked, and a commit.
-STEPS = ((Snapshot, "commit"), (Snapshot, "has"), (Snapshot, "history"), (publish, "record_run"))
+STEPS = (
+    (Snapshot, "commit"),
+    (Snapshot, "has"),
+    (Snapshot, "history"),
+    (engine_commit, "record_run"),
+)
 
 
 class Killed(BaseException):
@@ -96,7 +104,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lake = Lake((folder / "lake").as_uri())
     for night in range(1, 4):
         write_source(folder / "s" / f"{night}.parquet", range(night * 20, night * 20 + 20))
-        job.run(InlineStage(lake, folder / "s", night=f"2026-01-0{night}"))
+        runner.run(InlineStage(lake, folder / "s", night=f"2026-01-0{night}"))
     write_source(folder / "s" / "4.parquet", range(80, 100))
     write_source(folder / "t" / "5.parquet", range(90, 110))
     return folder
@@ -116,7 +124,7 @@ def turns(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Tu
     for holder, name in STEPS:
         monkeypatch.setattr(holder, name, before(getattr(holder, name)))
     # A wait between two tries would be one for nobody.
-    monkeypatch.setattr("jobs.publish.time.sleep", lambda _: made.step())
+    monkeypatch.setattr("jobs.engine.commit.time.sleep", lambda _: made.step())
     return made
 
 
@@ -137,21 +145,21 @@ def test_runs_name_their_versions_and_views_never_show_less(
     turns.step = watched  # type: ignore[method-assign]
     turns.start(
         {
-            "stage": lambda: job.run(InlineStage(lake, base / "s", night="2026-01-04")),
-            "other": lambda: job.run(InlineStage(lake, base / "t", night="2026-01-04")),
-            "compact": lambda: job.run(InlineCompact.of(lake)),
+            "stage": lambda: runner.run(InlineStage(lake, base / "s", night="2026-01-04")),
+            "other": lambda: runner.run(InlineStage(lake, base / "t", night="2026-01-04")),
+            "compact": lambda: runner.run(InlineCompact.of(lake)),
         }
     )
     assert seen == sorted(seen)
     # Whoever was killed is run again, alone.
-    job.run(InlineStage(lake, base / "s", night="2026-01-04"))
-    job.run(InlineStage(lake, base / "t", night="2026-01-04"))
-    job.run(InlineCompact.of(lake))
+    runner.run(InlineStage(lake, base / "s", night="2026-01-04"))
+    runner.run(InlineStage(lake, base / "t", night="2026-01-04"))
+    runner.run(InlineCompact.of(lake))
     assert staged_ids(lake) == set(image_ids(range(20, 110)))
     assert count(lake) == 90
     for run in catalog.runs(lake):
         for table, version in json.loads(run["versions"]).items():
-            entry = table_log.entry(f"{lake.uri}/{table}", version)
+            entry = delta_log.entry(f"{lake.uri}/{table}", version)
             assert entry is not None
             assert entry["job_id"] == run["job_id"], (table, version)
 

@@ -17,9 +17,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from jobs import job, views
-from jobs.lake import Lake
-from jobs.schema import MODEL_TABLES
+from jobs.engine import runner
+from jobs.lake.paths import Lake
+from jobs.query import views
+from jobs.schemas.model import MODEL_TABLES
 from tests.command_process import CommandProcess
 from tests.helpers import LATENTLAKE, TINY_STAGE, ok, write_source
 from tests.inline import InlineTrain
@@ -57,7 +58,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(folder / "lake", folder / "staged")
     if "embed" not in DRIVEN:
         return folder
-    job.run(InlineTrain(Lake((folder / "lake").as_uri())))
+    runner.run(InlineTrain(Lake((folder / "lake").as_uri())))
     shutil.copytree(folder / "lake", folder / "trained")
     process = start(*EMBED, *lake)
     files["embed"] = paths_seen(folder / "lake", process)

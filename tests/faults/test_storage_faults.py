@@ -14,9 +14,10 @@ import fsspec
 import pyarrow as pa
 import pytest
 
-from jobs import storage, views
-from jobs.job import run as run_job
-from jobs.lake import Lake
+from jobs.engine.runner import run as run_job
+from jobs.lake import storage
+from jobs.lake.paths import Lake
+from jobs.query import views
 from tests.command_process import CommandProcess
 from tests.fault_proxy import Fault, FaultProxy, Rule, fault_proxy, list_fails, writes
 from tests.helpers import TINY_STAGE, Ran, S3Server, ok, write_source
@@ -164,7 +165,7 @@ def _require_one_clear_line(ran: Ran) -> None:
 
 
 def test_both_clients_go_through_the_proxy(undisturbed: Undisturbed) -> None:
-    """s3fs, of jobs/storage.py, and the native one inside deltalake."""
+    """s3fs, of jobs/lake/storage.py, and the native one inside deltalake."""
     assert any("aiobotocore" in agent for agent in undisturbed.agents)
     assert any("object_store" in agent for agent in undisturbed.agents)
 

@@ -18,9 +18,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs import bundle, catalog, job
-from jobs.bundle import Bundle
-from jobs.lake import Lake
+from jobs.bundles import bundle
+from jobs.bundles.bundle import Bundle
+from jobs.engine import runner
+from jobs.lake.paths import Lake
+from jobs.tables import catalog
 from tests import limits
 from tests.command_process import CommandProcess
 from tests.faults.test_kills import kill, start
@@ -50,7 +52,7 @@ SETTINGS = {
 def staged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("train-kills")
     write_source(folder / "source" / "a.parquet", range(3000))
-    job.run(InlineStage(Lake((folder / "lake").as_uri()), folder / "source", rows_per_unit=1000))
+    runner.run(InlineStage(Lake((folder / "lake").as_uri()), folder / "source", rows_per_unit=1000))
     return folder / "lake"
 
 

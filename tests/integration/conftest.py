@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from jobs import job
-from jobs.config import EmbedSettings, RaySettings, StageSettings, TrainSettings
-from jobs.embed import EmbedJob
-from jobs.job_report import JobReport
-from jobs.lake import Lake
-from jobs.stage import StageJob
-from jobs.train import TrainJob
+from jobs.cluster.settings import RaySettings
+from jobs.embed.job import EmbedJob
+from jobs.embed.settings import EmbedSettings
+from jobs.engine import runner
+from jobs.engine.report import JobReport
+from jobs.lake.paths import Lake
+from jobs.stage.job import StageJob
+from jobs.stage.settings import StageSettings
+from jobs.train.job import TrainJob
+from jobs.train.settings import TrainSettings
 from tests.helpers import write_source
 
 RAY = RaySettings(cpus=2)
@@ -33,16 +36,16 @@ TRAIN = {
 def stage(lake: Lake, source: Path, night: str = NIGHT, **settings) -> JobReport:
     values = {"height": 28, "width": 28, "channels": 1, "rows_per_unit": 250} | settings
     staged = StageSettings(source=str(source), dataset="d", **values)
-    return job.run(StageJob(lake, staged, night, RAY))
+    return runner.run(StageJob(lake, staged, night, RAY))
 
 
 def train(lake: Lake, night: str = NIGHT, **settings) -> JobReport:
-    return job.run(TrainJob(lake, TrainSettings.model_validate(TRAIN | settings), night, RAY))
+    return runner.run(TrainJob(lake, TrainSettings.model_validate(TRAIN | settings), night, RAY))
 
 
 def embed(lake: Lake, night: str = NIGHT, **settings) -> JobReport:
     settings = {"dataset": "d", "model": "m"} | settings
-    return job.run(EmbedJob(lake, EmbedSettings.model_validate(settings), night, RAY))
+    return runner.run(EmbedJob(lake, EmbedSettings.model_validate(settings), night, RAY))
 
 
 @pytest.fixture(scope="session")

@@ -51,13 +51,13 @@ PORT = 6379  # where such nodes look for their head
 RUN = """
     import json, sys
     import ray
-    from jobs import cluster
-    from jobs.config import RaySettings
+    from jobs.cluster import connect
+    from jobs.cluster.settings import RaySettings
     settings = RaySettings(address=sys.argv[1], autoscaling=True, resource_timeout_s=300)
     gpus, cpus = int(sys.argv[2]), int(sys.argv[3])
-    room = cluster.ensure(settings, cpus, gpus=gpus)
+    room = connect.ensure(settings, cpus, gpus=gpus)
     kinds = sorted(sorted(set(node["Resources"]) & {"GPU", "plain"}) for node in ray.nodes())
-    print(json.dumps([room, cluster.on_gpus("cuda" if gpus else "cpu", gpus), kinds]))
+    print(json.dumps([room, connect.on_gpus("cuda" if gpus else "cpu", gpus), kinds]))
 """
 
 

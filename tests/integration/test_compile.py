@@ -10,20 +10,23 @@ import numpy as np
 import pytest
 import torch
 
-from jobs import bundle, catalog, job, views
-from jobs.bundle_about import Compute
-from jobs.hardware import place
-from jobs.lake import Lake
+from jobs.bundles import bundle
+from jobs.bundles.device import place
+from jobs.bundles.manifest import Compute
+from jobs.engine import runner
+from jobs.lake.paths import Lake
+from jobs.query import views
+from jobs.tables import catalog
 from tests.faults.test_kills import ROUNDS
 from tests.helpers import write_source
 from tests.inline import InlineEmbed, InlineStage, InlineTrain
 from tests.unit.vae_core.models import images, model_of
 from vae_core.config import ObjectiveConfig
-from vae_core.likelihoods import LIKELIHOODS
-from vae_core.networks import ENCODERS
+from vae_core.likelihoods.registry import LIKELIHOODS
+from vae_core.networks.plain import ENCODERS
 from vae_core.noise import StepNoise
-from vae_core.objectives import LossTerms, Objective
-from vae_core.scores import Scorer
+from vae_core.objectives.objectives import LossTerms, Objective
+from vae_core.scores.per_image import Scorer
 
 pytestmark = pytest.mark.integration
 
@@ -113,9 +116,9 @@ def test_a_model_trained_compiled_on_a_cpu_is_calibrated_as_it_is_embedded(tmp_p
     torch._dynamo.reset()
     write_source(tmp_path / "source" / "a.parquet", range(300))
     lake = Lake((tmp_path / "lake").as_uri())
-    job.run(InlineStage(lake, tmp_path / "source"))
-    job.run(InlineTrain(lake, epochs=1, run={"compile": True}))
-    job.run(InlineEmbed(lake))
+    runner.run(InlineStage(lake, tmp_path / "source"))
+    runner.run(InlineTrain(lake, epochs=1, run={"compile": True}))
+    runner.run(InlineEmbed(lake))
     held = bundle.load(lake, *catalog.resolve_model(lake, "m"))
     assert not held.about["scoring"]["compiled"]
     rows = views.sql(lake, "FROM embeddings WHERE model_split = 'calibration'")

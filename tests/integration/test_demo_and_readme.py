@@ -115,8 +115,8 @@ def test_every_other_command_of_the_readme_parses(tmp_path: Path) -> None:
     """Those on the reader's own images: known options, and the YAML is a valid config."""
     import yaml
 
-    from flows.cli import cli
-    from jobs.nightly_config import NightlySettings
+    from flows.cli.main import cli
+    from flows.nightly.settings import NightlySettings
     from jobs.settings import build
 
     plain = re.findall(r"^latentlake (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)

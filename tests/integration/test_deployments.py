@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.environment import server_environment
 from flows.login import login_of
+from flows.prefect_env import server_environment
 from tests.helpers import ROOT, free_port
 from tests.limits import RUN_S, until
 from tests.prefect_home import prepare
@@ -27,17 +27,17 @@ WINDOW_S = 10  # the shortest that Prefect has
 # Of configs, a path a line.
 DEPLOY = """
 import sys
-from flows import deployments
-from jobs.nightly_config import load_nightly
+from flows.serve import deployments
+from flows.nightly.settings import load_nightly
 for path in map(str.strip, sys.stdin):
     deployments.make_pool("latentlake")
     deployments.deploy(path, load_nightly(path), "latentlake", ".")
     print("deployed", flush=True)
 """
 WATCH = f"""
-from flows import watches
-watches.LOST_AFTER_S = watches.NEVER_BEGAN_S = {WINDOW_S}
-watches.watch_runs()
+from flows.serve import automations
+automations.LOST_AFTER_S = automations.NEVER_BEGAN_S = {WINDOW_S}
+automations.watch_runs()
 """
 SLEEPER = """
 import contextlib, sys, time

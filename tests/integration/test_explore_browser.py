@@ -17,7 +17,7 @@ from selenium.webdriver.common.keys import Keys
 from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.websocket import websocket_connect
 
-from jobs.lake import Lake
+from jobs.lake.paths import Lake
 from tests.browser import NEEDS_BROWSER
 from tests.explored import HOSTILE, NIGHTS, Explored, exploring, make_lake
 from tests.explored_page import CARDS, NARROW, SAID, Page, explored_by

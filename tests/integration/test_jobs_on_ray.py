@@ -12,17 +12,20 @@ import numpy as np
 import pytest
 import ray
 
-from jobs import bundle, catalog, cluster, views
-from jobs.config import RaySettings
+from jobs.bundles import bundle
+from jobs.cluster import connect as cluster_connect
+from jobs.cluster.settings import RaySettings
+from jobs.cluster.worker import Workers
 from jobs.errors import InputError, JobError
-from jobs.job import Workers
-from jobs.lake import Lake
-from jobs.tables import open_snapshot
+from jobs.lake.paths import Lake
+from jobs.query import views
+from jobs.tables import catalog
+from jobs.tables.delta import open_snapshot
 from tests.helpers import write_source
 from tests.integration.conftest import embed, stage, train
 from tests.limits import RUN_S, SOON_S
 from tests.serving import command_of
-from vae_core.score_names import SCORES
+from vae_core.scores.names import SCORES
 
 pytestmark = pytest.mark.integration
 
@@ -188,7 +191,7 @@ def test_half_of_the_images_broken_publishes_nothing(tmp_path: Path) -> None:
 def test_more_workers_than_the_cluster_has_is_refused_at_once(
     trained: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.cluster.GRACE_S", 10 * RUN_S)  # nothing is waited for
+    monkeypatch.setattr("jobs.cluster.connect.GRACE_S", 10 * RUN_S)  # nothing is waited for
     with pytest.raises(InputError, match=r"64 workers asked for.*2 CPUs, \d of them free"):
         embed(trained, workers=64)
     with pytest.raises(InputError, match=r"64 workers asked for"):
@@ -199,10 +202,10 @@ def test_more_workers_than_the_cluster_has_is_refused_at_once(
 
 def test_an_actor_that_is_killed_costs_its_unit_another_try(trained: Lake, monkeypatch) -> None:
     """The worker process kills itself in its first attempt at a unit; the table is whole."""
-    from jobs import execute
+    from jobs.cluster import executor
 
     flag = Path(trained.uri.removeprefix("file://")) / "killed-once"
-    execute.run_units(
+    executor.run_units(
         DiesOnce,
         trained,
         _embed_plan(trained),
@@ -219,8 +222,8 @@ def test_an_actor_that_is_killed_costs_its_unit_another_try(trained: Lake, monke
 
 
 def _embed_plan(lake: Lake):
-    from jobs.config import EmbedSettings
-    from jobs.embed import EmbedJob
+    from jobs.embed.job import EmbedJob
+    from jobs.embed.settings import EmbedSettings
 
     settings = EmbedSettings(dataset="d", model="m")
     return EmbedJob(lake, settings, "2026-01-01", RaySettings(cpus=2)).plan()
@@ -230,7 +233,7 @@ class DiesOnce:
     """An embed worker that kills its own process the first time it is asked."""
 
     def __init__(self, lake, context) -> None:
-        from jobs.embed_worker import EmbedWorker
+        from jobs.embed.worker import EmbedWorker
 
         self.inner = EmbedWorker(lake, context)
         self.flag = Path(lake.uri.removeprefix("file://")) / "killed-once"
@@ -256,7 +259,7 @@ def test_workers_are_forked_and_start_by_themselves_where_the_server_has_ended(
 ) -> None:
     """The last one: those after it would start without."""
     embed(trained)
-    server = cluster._fork_server
+    server = cluster_connect._fork_server
     assert server is not None
     made: Any = Child.remote()  # type: ignore[attr-defined]
     assert ray.get(made.parent.remote(), timeout=SOON_S) == server.process.pid

@@ -14,8 +14,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from jobs import catalog, views
-from jobs.lake import Lake
+from jobs.lake.paths import Lake
+from jobs.query import views
+from jobs.tables import catalog
 from tests.command_process import CommandProcess
 from tests.helpers import Ran, image_bytes, ok, write_source
 from tests.prefect_home import ask, wait_until_written

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.lake import Lake
-from jobs.mlflow_listener import MLFLOW, Mlflow
-from jobs.telemetry import BadStep, Metric
+from jobs.lake.paths import Lake
+from jobs.telemetry.metrics import BadStep, Metric
+from jobs.telemetry.mlflow import MLFLOW, Mlflow
 from tests.helpers import free_port
 from tests.integration.conftest import train
 from tests.limits import END_S, SOON_S, START_S
@@ -100,7 +100,7 @@ def test_a_server_that_never_answers_holds_up_nothing(monkeypatch, caplog) -> No
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         monkeypatch.setenv(MLFLOW, f"http://127.0.0.1:{silent.getsockname()[1]}")
-        monkeypatch.setattr("jobs.mlflow_listener.CLOSE_S", 1.0)
+        monkeypatch.setattr("jobs.telemetry.mlflow.CLOSE_S", 1.0)
         started = time.monotonic()
         listener = Mlflow("m", "v1", {})
         for step in range(100):

@@ -191,7 +191,7 @@ def test_a_storage_that_does_not_answer_is_tried_again(
 def test_only_faults_of_storage_or_cluster_are_tried_again() -> None:
     from prefect.states import exception_to_failed_state
 
-    from flows.tasks import is_passing_fault
+    from flows.nightly.tasks import is_passing_fault
     from jobs.errors import ClusterError, InputError, JobError, StorageError
 
     async def retried(error: Exception) -> bool:
@@ -221,18 +221,18 @@ def test_a_night_is_the_day_on_which_it_was_due_in_its_time_zone(
     config: Path, monkeypatch, zone: str | None, night: str | None
 ) -> None:
     """However late it runs: at half past eleven in London it is tomorrow in Berlin."""
-    from flows import opened
-    from jobs.nightly_config import tonight
+    from flows.nightly import run_context
+    from flows.nightly.settings import tonight
 
     due = dt.datetime(2026, 1, 1, 23, 30, tzinfo=dt.UTC) if zone else None
-    monkeypatch.setattr(opened, "flow_run", types.SimpleNamespace(scheduled_start_time=due))
+    monkeypatch.setattr(run_context, "flow_run", types.SimpleNamespace(scheduled_start_time=due))
     settings = yaml.safe_load(config.read_text())
     if zone:
         settings["schedule"] = {"cron": "30 0 * * *", "timezone": zone}
     config.write_text(yaml.safe_dump(settings))
-    assert opened.opened(str(config), None, None).night == (night or tonight())
+    assert run_context.opened(str(config), None, None).night == (night or tonight())
     asked = dt.date(2026, 3, 4)
-    assert opened.opened(str(config), asked, None).night == "2026-03-04"
+    assert run_context.opened(str(config), asked, None).night == "2026-03-04"
 
 
 def test_the_automation_of_the_guide_is_one_that_prefect_takes() -> None:

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from jobs import execute
-from jobs.config import RaySettings
-from jobs.job import Workers
-from jobs.lake import Lake
-from jobs.units import Completion, JobContext, Plan, Unit
+from jobs.cluster import executor
+from jobs.cluster.settings import RaySettings
+from jobs.cluster.worker import Workers
+from jobs.engine.plan import Completion, JobContext, Plan, Unit
+from jobs.lake.paths import Lake
 from tests.helpers import ROOT
 from tests.limits import RUN_S, SOON_S
 
@@ -58,13 +58,13 @@ def done(unit: Unit, attempt: str) -> Completion:
 RUN = """
     import sys
     import ray
-    from jobs import execute
-    from jobs.config import RaySettings
-    from jobs.job import Workers
-    from jobs.lake import Lake
+    from jobs.cluster import executor
+    from jobs.cluster.settings import RaySettings
+    from jobs.cluster.worker import Workers
+    from jobs.lake.paths import Lake
     from tests.integration.test_pool import Noted, plan_of
     plan = plan_of(30)
-    execute.run_units(Noted, Lake("file://" + sys.argv[2]), plan, plan.units,
+    executor.run_units(Noted, Lake("file://" + sys.argv[2]), plan, plan.units,
         workers=Workers(3, least=1), ray_settings=RaySettings(address=sys.argv[1]),
         report_count="embedded")
 """
@@ -124,7 +124,7 @@ class Paired:
 
 def test_a_worker_may_have_two_units_in_hand(tmp_path: Path) -> None:
     plan = plan_of(6)
-    execute.run_units(
+    executor.run_units(
         Paired,
         Lake(tmp_path.as_uri()),
         plan,
@@ -160,7 +160,7 @@ def test_an_alarm_is_heard_while_units_are_at_work(tmp_path: Path) -> None:
     started = time.monotonic()
     try:
         with pytest.raises(Alarm):
-            execute.run_units(
+            executor.run_units(
                 Endless,
                 Lake(tmp_path.as_uri()),
                 plan,

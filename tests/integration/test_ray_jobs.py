@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.metadata
 import json
 import os
 import signal
@@ -21,11 +22,13 @@ import pytest
 import yaml
 from ray.job_submission import JobDetails, JobSubmissionClient
 
-from jobs import views
-from jobs.config import RaySettings, StageSettings, TrainSettings
+from jobs.cluster.settings import RaySettings
+from jobs.dispatch.request import Work
 from jobs.errors import InputError
-from jobs.lake import Lake
-from jobs.work import Work
+from jobs.lake.paths import Lake
+from jobs.query import views
+from jobs.stage.settings import StageSettings
+from jobs.train.settings import TrainSettings
 from tests.helpers import Ran, ok, run_cli, write_source
 from tests.limits import RUN_S, until
 from tests.prometheus import PROMETHEUS, dashboard_metrics, exported, panels, prometheus
@@ -51,9 +54,10 @@ def asked(head: RayHead) -> RaySettings:
 RUN = """
     import json, sys
     from jobs.errors import LatentlakeError
-    from jobs.work import Work
+    from jobs.dispatch.request import Work
+    from jobs.dispatch.run import run
     try:
-        told = {"result": Work.model_validate_json(sys.argv[1]).run(sys.argv[2])}
+        told = {"result": run(Work.model_validate_json(sys.argv[1]), sys.argv[2])}
     except LatentlakeError as error:
         told = {"error": f"{type(error).__name__}: {error}"}
     print(json.dumps(told))
@@ -239,7 +243,7 @@ def test_a_driver_that_is_killed_is_a_fault_of_the_cluster(
 
 def test_what_a_run_had_asked_for_ends_with_it(source: Path, lake: Lake, head: RayHead) -> None:
     """As the hook of a cancelled flow does, whose process could not any more."""
-    stop = "import sys; from jobs.submit import stop_all_of; stop_all_of(*sys.argv[1:])"
+    stop = "import sys; from jobs.dispatch.submit import stop_all_of; stop_all_of(*sys.argv[1:])"
     env = os.environ | head.environment
     with training(source, lake, head, "asked", "run 7") as (job, told):
         for asked_by, status in (("run 8", "RUNNING"), ("run 7", "STOPPED")):
@@ -285,10 +289,10 @@ def test_a_cluster_that_is_not_there_is_told_soon(source: Path, tmp_path: Path) 
 
 
 def test_other_commands_say_that_they_need_a_node(source: Path, lake: Lake, head: RayHead) -> None:
-    from jobs import cluster
+    from jobs.cluster import connect as cluster_connect
 
     with pytest.raises(InputError, match="takes jobs"):
-        cluster._connect(RaySettings(address=head.address))
+        cluster_connect._connect(RaySettings(address=head.address))
 
 
 def test_a_wheel_brings_its_own_code(
@@ -302,9 +306,11 @@ def test_a_wheel_brings_its_own_code(
     with zipfile.ZipFile(wheel) as held:
         parts = {name: held.read(name) for name in held.namelist()}
     main = b'if __name__ == "__main__":'
-    assert main in parts["jobs/submitted.py"]
+    assert main in parts["jobs/dispatch/entrypoint.py"]
     changed = b'raise SystemExit("the changed one")\n' + main
-    parts["jobs/submitted.py"] = parts["jobs/submitted.py"].replace(main, changed)
+    parts["jobs/dispatch/entrypoint.py"] = parts["jobs/dispatch/entrypoint.py"].replace(
+        main, changed
+    )
     with zipfile.ZipFile(wheel, "w") as made:
         for name, data in parts.items():
             made.writestr(name, data)
@@ -316,4 +322,5 @@ def test_another_version_on_the_cluster_is_refused(
 ) -> None:
     brought = asked.model_copy(update={"wheel": str(wheel_of(tmp_path, "0.0.9"))})
     told = told_of(stage_of(source, lake, brought, "older"), head)["error"]
-    assert told.startswith("InputError: the cluster has latentlake 0.0.9, this side 0.1.0")
+    ours = importlib.metadata.version("latentlake")
+    assert told.startswith(f"InputError: the cluster has latentlake 0.0.9, this side {ours}")

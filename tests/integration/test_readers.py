@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.lake import Lake
+from jobs.lake.paths import Lake
 from tests.helpers import ROOT
 from tests.integration.conftest import embed
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import storage
+from jobs.lake import storage
 from tests.command_process import CommandProcess
 from tests.helpers import S3Server, ok, write_source
 from tests.limits import END_S

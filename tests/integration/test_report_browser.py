@@ -16,8 +16,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from flows.demo import KINDS
-from jobs.report import write_report
-from jobs.storage import local_path
+from jobs.lake.storage import local_path
+from jobs.report.write import write_report
 from tests import reported
 from tests.browser import NEEDS_BROWSER, RENAME_FOLDER, SCREENSHOTS, browsing, save_picture
 from tests.limits import SOON_S

@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.environment import HEARTBEAT_S, WORKER_ASKS_S
-from jobs import views
-from jobs.lake import Lake
+from flows.prefect_env import HEARTBEAT_S, WORKER_ASKS_S
+from jobs.lake.paths import Lake
+from jobs.query import views
 from tests.helpers import LATENTLAKE, ROOT, free_port, ok, run_cli, write_source
 from tests.limits import END_S, RUN_S, until
 from tests.serving import (
@@ -294,7 +294,7 @@ def test_prefect_yaml_deploys_the_same(served: Served, tmp_path: Path) -> None:
 def watched_within(served: Served, seconds: float | None = None) -> list[float]:
     """Changes after how long without a heartbeat a run is lost; what the server's watches have."""
     first = f"w.LOST_AFTER_S = {seconds}; " if seconds is not None else ""
-    code = f"from flows import watches as w; {first}w.watch_runs()"
+    code = f"from flows.serve import automations as w; {first}w.watch_runs()"
     env = os.environ | served.client()
     subprocess.run([sys.executable, "-c", code], env=env, check=True)
     held = served.call("POST", "/automations/filter", {})

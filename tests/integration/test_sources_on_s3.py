@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import job, storage
-from jobs.lake import Lake
-from jobs.listing import list_files
-from jobs.pins import Replaced, open_pinned, read_pinned
+from jobs.engine import runner
+from jobs.lake import storage
+from jobs.lake.paths import Lake
+from jobs.sources.listing import list_files
+from jobs.sources.pinned_read import Replaced, open_pinned, read_pinned
 from tests.fault_proxy import FaultProxy, Rule, fault_proxy
 from tests.helpers import S3Server, image_bytes, image_ids, staged_ids
 from tests.inline import InlineStage
@@ -70,14 +71,14 @@ def test_a_folder_of_files_costs_one_request_each_and_a_rerun_one_listing(
     put(fs, bucket, [f"label={i % 3}/{i:03}.png" for i in range(60)], range(60))
     put(fs, bucket + "2", ["other.png"], [99])  # a prefix of a name is not a folder
     start = len(proxy.requests)
-    job.run(InlineStage(lake, f"s3://{bucket}"))
+    runner.run(InlineStage(lake, f"s3://{bucket}"))
     assert staged_ids(lake) == set(image_ids(range(60)))
     requests = about(proxy, start, bucket)
     assert requests.count(("GET", "object")) == 60
     assert requests.count(("GET", "list")) == 1
     assert len(requests) == 61
     start = len(proxy.requests)
-    assert job.run(InlineStage(lake, f"s3://{bucket}")).units == 0
+    assert runner.run(InlineStage(lake, f"s3://{bucket}")).units == 0
     assert about(proxy, start, bucket) == [("GET", "list")]
 
 
@@ -96,14 +97,14 @@ def test_a_listing_of_several_pages_comes_page_by_page(proxy, bucket, fs) -> Non
 def test_odd_keys_and_patterns(bucket, fs, lake) -> None:
     names = ["a b.png", "ü%20.png", "x#y?.png", "t=1/z+.png", "t=1/deep/q.png", "[1].png"]
     put(fs, bucket, names, range(6))
-    job.run(InlineStage(lake, f"s3://{bucket}"))
+    runner.run(InlineStage(lake, f"s3://{bucket}"))
     assert staged_ids(lake) == set(image_ids(range(6)))
-    assert job.run(InlineStage(lake, f"s3://{bucket}")).units == 0
+    assert runner.run(InlineStage(lake, f"s3://{bucket}")).units == 0
     other = Lake(lake.uri + "2")
-    job.run(InlineStage(other, f"s3://{bucket}/t=1/*.png"))
+    runner.run(InlineStage(other, f"s3://{bucket}/t=1/*.png"))
     assert staged_ids(other) == set(image_ids([3]))
     third = Lake(lake.uri + "3")
-    job.run(InlineStage(third, f"s3://{bucket}/**/q.png"))
+    runner.run(InlineStage(third, f"s3://{bucket}/**/q.png"))
     assert staged_ids(third) == set(image_ids([4]))
 
 
@@ -116,13 +117,13 @@ def test_archives_and_nested_parquet(bucket, fs, lake) -> None:
                 info.size = len(body)
                 archive.addfile(info, io.BytesIO(body))
     fs.pipe(f"{bucket}/tars/a.tar", buffer.getvalue())
-    job.run(InlineStage(lake, f"s3://{bucket}/tars"))
+    runner.run(InlineStage(lake, f"s3://{bucket}/tars"))
     assert staged_ids(lake) == set(image_ids(range(20)))
     table = io.BytesIO()
     rows = [{"photo": {"bytes": data}} for data in image_bytes(range(10, 30))]
     pq.write_table(pa.table({"sample": rows}), table, row_group_size=7)
     fs.pipe(f"{bucket}/tables/a.parquet", table.getvalue())
-    report = job.run(
+    report = runner.run(
         InlineStage(lake, f"s3://{bucket}/tables", image_column="sample.photo", rows_per_unit=6)
     )
     assert report.counts["duplicates"] == report.counts["staged"] == 10
@@ -179,9 +180,9 @@ def test_an_object_replaced_between_two_ranges_is_noticed(bucket, fs, monkeypatc
 
 def test_removed_and_replaced_objects(bucket, fs, lake) -> None:
     put(fs, bucket, ["a.png", "b.png", "c.png"], range(3))
-    job.run(InlineStage(lake, f"s3://{bucket}"))
+    runner.run(InlineStage(lake, f"s3://{bucket}"))
     fs.rm(f"{bucket}/a.png")
     put(fs, bucket, ["b.png"], [7])
-    report = job.run(InlineStage(lake, f"s3://{bucket}", "2026-01-02", max_removed=1.0))
+    report = runner.run(InlineStage(lake, f"s3://{bucket}", "2026-01-02", max_removed=1.0))
     assert report.counts["removed_images"] == 2
     assert staged_ids(lake) == set(image_ids([2, 7]))

@@ -1,4 +1,4 @@
-"""The verbs of `jobs.storage` on a real S3 server: what one fault does to each of them, nothing."""
+"""The verbs of `jobs.lake.storage` on a real S3 server: one fault does nothing to any of them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from jobs import storage
-from jobs.derived import replace
 from jobs.errors import AlreadyThere, InputError
+from jobs.lake import storage
+from jobs.lake.replace import replace
 from tests.fault_proxy import Fault, Rule, fault_proxy
 from tests.helpers import S3Server
 from tests.s3_server import forget_clients

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.environment import server_environment
 from flows.login import login_of, secured
+from flows.prefect_env import server_environment
 from tests.browser import NEEDS_BROWSER, browsing
 from tests.helpers import free_port
 from tests.prefect_home import prepare

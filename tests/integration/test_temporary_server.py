@@ -59,7 +59,7 @@ def test_it_ends_with_its_command_however_that_ends(config: Path, home: Path, ho
 
 TELLS_ITS_MODULES = """
 import sys
-from flows.cli import main
+from flows.cli.main import main
 try:
     main()
 finally:

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import job
-from jobs.controls import CONTROLS
-from jobs.lake import Lake
+from jobs.control_characters import CONTROLS
+from jobs.engine import runner
+from jobs.lake.paths import Lake
 from tests.helpers import LATENTLAKE, image_bytes
 from tests.inline import InlineStage
 from tests.limits import COMMAND_S
@@ -36,7 +36,7 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
         source / f"a{EVIL}.parquet",
     )
     lake = Lake((folder / "lake").as_uri())
-    job.run(InlineStage(lake, source, max_refused=0.5))
+    runner.run(InlineStage(lake, source, max_refused=0.5))
     return lake
 
 

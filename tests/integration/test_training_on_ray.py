@@ -10,15 +10,18 @@ from pathlib import Path
 import pytest
 import ray
 
-from jobs import bundle, catalog
-from jobs.bundle_about import read_about
-from jobs.config import RaySettings
+from jobs.bundles import bundle
+from jobs.bundles.manifest import read_about
+from jobs.cluster.settings import RaySettings
 from jobs.errors import InputError, JobError
-from jobs.lake import Lake
+from jobs.lake.paths import Lake
 from jobs.settings import build
-from jobs.sweep import draw, sweep
-from jobs.sweep_config import SweepSettings
-from jobs.train import TrainJob, TrainOrder
+from jobs.sweep.job import sweep
+from jobs.sweep.settings import SweepSettings
+from jobs.sweep.trial import draw
+from jobs.tables import catalog
+from jobs.train.job import TrainJob
+from jobs.train.task import TrainOrder
 from tests.integration.conftest import train
 from tests.limits import SOON_S
 

@@ -8,15 +8,16 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from jobs import views
-from jobs.lake import Lake
-from tests.helpers import ok, run_cli, write_source
+from jobs.lake.paths import Lake
+from jobs.query import views
+from tests.helpers import ROOT, ok, run_cli, write_source
 from tests.limits import COMMAND_S, RUN_S
 from tests.serving import serving, settings_of
 from tests.strange_modules import imported, write_modules
@@ -25,9 +26,9 @@ from tests.wheels import installed, wheel_of
 pytestmark = pytest.mark.integration
 PATHS = """
     import json, ray, sys
-    from jobs import cluster
-    from jobs.config import RaySettings
-    cluster.ensure(RaySettings(cpus=1), 1)
+    from jobs.cluster import connect
+    from jobs.cluster.settings import RaySettings
+    connect.ensure(RaySettings(cpus=1), 1)
     print(json.dumps(ray.get(ray.remote(lambda: __import__("sys").path).remote())))
 """
 
@@ -36,9 +37,9 @@ OTHER = 12345  # another user
 REACHED = f"""
     import json, os, subprocess, sys
     from pathlib import Path
-    from jobs import cluster
-    from jobs.config import RaySettings
-    cluster.ensure(RaySettings(cpus=1), 1)
+    from jobs.cluster import connect
+    from jobs.cluster.settings import RaySettings
+    connect.ensure(RaySettings(cpus=1), 1)
     folder = Path(os.environ["RAY_AUTH_TOKEN_PATH"]).parent
     assert folder.stat().st_mode & 0o777 == 0o700, folder
     # What Ray opens to everybody is inside.
@@ -65,7 +66,9 @@ def test_an_installed_latentlake_stages_the_photos_beside_such_modules(tmp_path:
     photos = tmp_path / "photos"
     write_source(photos / "a.parquet", range(30))
     write_modules(photos)
-    program = installed(wheel_of(tmp_path / "wheel"), tmp_path / "env")
+    wheel = wheel_of(tmp_path / "wheel")
+    assert files_of(wheel) == product()
+    program = installed(wheel, tmp_path / "env")
     words = ["stage", "--source", "a.parquet", "--dataset", "d", "--lake", "lake", "--json"]
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
@@ -100,6 +103,19 @@ def test_another_user_reaches_nothing_of_an_embedded_ray(tmp_path: Path) -> None
     assert same == [0, 0]
     assert other
     assert 0 not in other
+
+
+def files_of(wheel: Path) -> set[str]:
+    """Without what says what is in it."""
+    with zipfile.ZipFile(wheel) as packed:
+        return {name for name in packed.namelist() if ".dist-info/" not in name}
+
+
+def product() -> set[str]:
+    """Every module of ours, and what lies beside them: templates, the sample."""
+    folders = [ROOT / name for name in ("vae_core", "jobs", "flows")]
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(ROOT)) for path in files if path.parent.name != "__pycache__"}
 
 
 def told_by(script: str, folder: Path) -> Any:

@@ -9,13 +9,11 @@ from typing import get_args
 import pytest
 import yaml
 
-from jobs.config import TrainSettings
-from jobs.evaluations import METRICS
-from jobs.schema import (
-    TableSpec,
-    every_spec,
-)
+from jobs.evaluate.results import METRICS
+from jobs.schemas.catalog import every_spec
+from jobs.schemas.dataset import TableSpec
 from jobs.settings import build
+from jobs.train.settings import TrainSettings
 from vae_core.config import LikelihoodKind, NetworkKind, ObjectiveKind
 
 DOCS = Path(__file__).parents[2] / "docs"

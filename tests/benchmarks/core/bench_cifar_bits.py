@@ -18,13 +18,13 @@ import torch
 from tests.benchmarks.core.data import Split, cifar10
 from tests.benchmarks.core.report import Report
 from vae_core.autoencoder import Autoencoder, to_unit_range
-from vae_core.baselines import IndependentValues, ValueCounts
 from vae_core.bounds import log_likelihood
 from vae_core.config import LikelihoodConfig, ModelConfig, NetworkConfig, ObjectiveConfig
+from vae_core.families.baselines import IndependentValues, ValueCounts
 from vae_core.noise import StepNoise
-from vae_core.objectives import Objective
+from vae_core.objectives.objectives import Objective
 from vae_core.size import forward_flops, parameter_count
-from vae_core.training import learning_rate, train_step
+from vae_core.training.step import learning_rate, train_step
 
 SEED, RATE = 0, 1e-3
 

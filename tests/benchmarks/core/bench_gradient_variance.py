@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 import torch
 from matplotlib import pyplot as plt
 
-from jobs.images import decode
+from jobs.imaging.decode import decode
 from tests.benchmarks.core.report import Report
 from vae_core.autoencoder import Autoencoder, to_unit_range
 from vae_core.config import LikelihoodConfig, ModelConfig, NetworkConfig, ObjectiveConfig
 from vae_core.noise import StepNoise
-from vae_core.objectives import Objective
-from vae_core.training import train_step
+from vae_core.objectives.objectives import Objective
+from vae_core.training.step import train_step
 
 ROOT = Path(__file__).parents[3]
 SAMPLES = (2, 4, 8, 16, 32, 64)

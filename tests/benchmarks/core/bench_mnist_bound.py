@@ -22,8 +22,8 @@ from vae_core.autoencoder import Autoencoder, to_unit_range
 from vae_core.bounds import log_likelihood
 from vae_core.config import LikelihoodConfig, ModelConfig, NetworkConfig, ObjectiveConfig
 from vae_core.noise import ImageNoise, StepNoise
-from vae_core.objectives import Objective
-from vae_core.training import learning_rate, train_step
+from vae_core.objectives.objectives import Objective
+from vae_core.training.step import learning_rate, train_step
 
 OBJECTIVES = {
     "vae": ObjectiveConfig(),

@@ -20,8 +20,8 @@ from tests.benchmarks.core.data import Data, Split, fashion_mnist, mnist
 from tests.benchmarks.core.models import fit, score
 from tests.benchmarks.core.report import Report
 from vae_core.config import LikelihoodConfig, ModelConfig, NetworkConfig
-from vae_core.metrics import auroc
-from vae_core.score_names import SCORES
+from vae_core.scores.names import SCORES
+from vae_core.stats.metrics import auroc
 
 JUDGE = "recon_nll"
 DATA = {"mnist": mnist, "fashion-mnist": fashion_mnist}

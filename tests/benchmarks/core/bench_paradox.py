@@ -19,9 +19,9 @@ from tests.benchmarks.core.data import Data, Split, fashion_mnist, mnist
 from tests.benchmarks.core.models import fit, score
 from tests.benchmarks.core.report import Report
 from vae_core.config import LikelihoodConfig, ModelConfig, NetworkConfig
-from vae_core.linear import PixelSums, ProbabilisticPCA
-from vae_core.metrics import auroc
-from vae_core.probe import LinearProbe
+from vae_core.families.linear import PixelSums, ProbabilisticPCA
+from vae_core.stats.metrics import auroc
+from vae_core.stats.probe import LinearProbe
 
 MODEL = ModelConfig(
     image_shape=(28, 28, 1),

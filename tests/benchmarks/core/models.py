@@ -12,12 +12,12 @@ import torch
 from tests.benchmarks.core.data import Split
 from vae_core.autoencoder import Autoencoder, to_unit_range
 from vae_core.config import ModelConfig, ObjectiveConfig
-from vae_core.finish import FinalSums
 from vae_core.moments import LatentMoments
 from vae_core.noise import ImageNoise, StepNoise, image_keys
-from vae_core.objectives import Objective
-from vae_core.scores import ScoredBatch, Scorer
-from vae_core.training import learning_rate, train_step
+from vae_core.objectives.objectives import Objective
+from vae_core.scores.per_image import ScoredBatch, Scorer
+from vae_core.training.final_pass import FinalSums
+from vae_core.training.step import learning_rate, train_step
 
 
 def fit(

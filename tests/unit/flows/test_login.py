@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from flows import environment
-from flows.environment import prepare_prefect, server_environment
+from flows import prefect_env
 from flows.login import login_of, new_login
+from flows.prefect_env import prepare_prefect, server_environment
 from jobs.errors import InputError
 from tests.helpers import run_cli
 
@@ -72,7 +72,7 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch
     for name in [name for name in os.environ if name.startswith("PREFECT_")]:
         monkeypatch.delenv(name)
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    monkeypatch.setattr(environment, "private_folder", lambda: tmp_path)
+    monkeypatch.setattr(prefect_env, "private_folder", lambda: tmp_path)
     return monkeypatch
 
 

@@ -15,7 +15,10 @@ ROOT = Path(__file__).resolve().parents[3]
 INFRA = ROOT / "infra"
 _PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = _PYPROJECT["project"]
-PACKAGES = _PYPROJECT["tool"]["setuptools"]["packages"]
+PACKAGES = [
+    name.removesuffix("*")
+    for name in _PYPROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
+]
 VERSION = PROJECT["version"]
 OURS = "registry.example/latentlake"
 TARGETS = ("cpu", "cuda", "aws")

@@ -11,10 +11,10 @@ import jsonschema
 import pytest
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from jobs.index import index_folder
-from jobs.lake import Lake
-from jobs.nightly_config import load_nightly
-from jobs.storage import join
+from flows.nightly.settings import load_nightly
+from jobs.lake.paths import Lake
+from jobs.lake.storage import join
+from jobs.search.index import index_folder
 from tests.unit.infra.files import INFRA, ROOT, document
 
 CLUSTER = document("aws/ray-cluster.yaml")
@@ -184,7 +184,7 @@ DELTALAKE = {"s3:ListBucket", "s3:GetObject", "s3:DeleteObject"} | WRITE
 def calls_of_storage() -> set[str]:
     """What the product calls of fsspec's filesystems (`fs`), and of S3 through them."""
     found = set()
-    for path in [path for package in ("jobs", "flows") for path in (ROOT / package).glob("*.py")]:
+    for path in [path for package in ("jobs", "flows") for path in (ROOT / package).rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "fs":
                 found.add(node.attr)

@@ -39,7 +39,7 @@ def parse(words: list[str]) -> None:
         parse_prefect(rest)
         return
     if tool == "latentlake":
-        from flows.cli import cli
+        from flows.cli.main import cli
     else:
         from ray.scripts.scripts import cli
     parse_click(cli, rest)

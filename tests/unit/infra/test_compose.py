@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs.nightly_config import load_nightly
+from flows.nightly.settings import load_nightly
 from tests.s3_server import WEED
 from tests.unit.infra.files import INFRA, OURS, PACKAGES, ROOT, document, walk
 from tests.unit.infra.told import words_of

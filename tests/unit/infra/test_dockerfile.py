@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from tests.unit.infra.files import INFRA, PROJECT, ROOT, TARGETS
+from tests.unit.infra.files import INFRA, PACKAGES, PROJECT, ROOT, TARGETS
 
 TEXT = (INFRA / "Dockerfile").read_text()
 KNOWN = {"ARG", "FROM", "RUN", "ENV", "WORKDIR", "COPY", "USER", "ENTRYPOINT"}
@@ -183,10 +183,7 @@ def test_what_the_builder_needs_not_stays_here(path: str) -> None:
 
 
 def test_the_wheel_has_everything_that_is_copied() -> None:
-    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"][
-        "packages"
-    ]
-    assert set(packages) <= set(copied())
+    assert set(PACKAGES) <= set(copied())
     for needed in (PROJECT["readme"], *PROJECT["license-files"]):
         assert needed in copied()
 

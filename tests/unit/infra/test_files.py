@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from jobs.nightly_config import load_nightly
+from flows.nightly.settings import load_nightly
 from tests.unit.infra.files import (
     INFRA,
     OURS,

@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 import yaml
 
-from jobs.nightly_config import NightlySettings
+from flows.nightly.settings import NightlySettings
 from jobs.settings import build
 from tests.unit.infra.files import INFRA, ROOT, containers, document, documents
 

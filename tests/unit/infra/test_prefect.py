@@ -106,7 +106,7 @@ def test_the_pools_pods_are_as_the_others() -> None:
 def test_the_automations_of_heartbeats_are_those_of_serve() -> None:
     from prefect.events.schemas.automations import AutomationCore
 
-    from flows.watches import watches
+    from flows.serve.automations import watches
 
     def plain(automation: Any) -> dict[str, Any]:
         held = AutomationCore.model_validate(automation)
@@ -118,9 +118,9 @@ def test_the_automations_of_heartbeats_are_those_of_serve() -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_run_is_heard_of_as_often_as_the_watch_wants(name: str) -> None:
-    from flows.deployments import OF_RUNS
-    from flows.environment import WORKDIR
-    from flows.watches import LOST_AFTER_S
+    from flows.prefect_env import WORKDIR
+    from flows.serve.automations import LOST_AFTER_S
+    from flows.serve.deployments import OF_RUNS
 
     for each in document(name)["deployments"]:
         env = each["work_pool"]["job_variables"]["env"]
@@ -130,7 +130,7 @@ def test_a_run_is_heard_of_as_often_as_the_watch_wants(name: str) -> None:
 
 
 def test_a_pod_that_waits_for_its_image_is_not_taken_for_lost() -> None:
-    from flows.watches import NEVER_BEGAN_S
+    from flows.serve.automations import NEVER_BEGAN_S
 
     waits = template()["variables"]["properties"]["pod_watch_timeout_seconds"]["default"]
     assert waits < NEVER_BEGAN_S

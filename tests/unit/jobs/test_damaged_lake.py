@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from flows.inventory import inventory, inventory_text
-from jobs import bundle as bundles
-from jobs import checkpoints, job, records, views
+from jobs.bundles import bundle as bundles
+from jobs.engine import records, runner
 from jobs.errors import InputError, LatentlakeError
-from jobs.lake import Lake
-from jobs.storage import local_path
-from jobs.vacuum import vacuum
+from jobs.lake.paths import Lake
+from jobs.lake.storage import local_path
+from jobs.maintain.vacuum import vacuum
+from jobs.query import views
+from jobs.train import checkpoints
 from tests.damaged import age, bundle_of, commit_record, put, tree, worked
 from tests.helpers import labels_of, staged_labels, write_source
 from tests.inline import InlineEmbed, InlineStage
@@ -33,7 +35,7 @@ def test_a_record_that_was_cut_off_counts_as_not_there(
     file = sorted(root.glob(f"units/*/{what}"))[0]
     file.write_bytes(damage(file.read_bytes()))
     again = InlineStage(lake, source.parent)
-    job.run(again)
+    runner.run(again)
     assert len(again.executed) == (1 if "completions" in what else 0)
     assert staged_labels(lake) == labels_of(range(300))
     assert not list(root.glob("units/*"))
@@ -50,7 +52,7 @@ def test_a_damaged_record_of_one_job_stops_no_other(
     assert root is not None
     for file in (root / "units" / plan.job_id).rglob("*.json"):
         file.write_bytes(damage(file.read_bytes()))
-    job.run(InlineStage(lake, source.parent))
+    runner.run(InlineStage(lake, source.parent))
     assert staged_labels(lake) == labels_of(range(300))
     assert vacuum(lake, ["d"], [], keep_days=0.0, grace_s=0.0).files == 0
     assert staged_labels(lake) == labels_of(range(300))
@@ -67,9 +69,9 @@ def test_a_damaged_commit_record_keeps_vacuum_from_its_dataset(
     assert vacuum(lake, ["d"], [], keep_days=0.0, grace_s=0.0).files == 0
     assert {name for name in tree(half_done) if name.endswith(".parquet")} == before
     with pytest.raises(InputError, match=f"{record.name} is damaged"):
-        job.run(InlineStage(lake, source.parent))
+        runner.run(InlineStage(lake, source.parent))
     record.write_bytes(whole)
-    job.run(InlineStage(lake, source.parent))
+    runner.run(InlineStage(lake, source.parent))
     assert staged_labels(lake) == labels_of(range(300))
 
 
@@ -78,7 +80,7 @@ def test_a_bundle_that_cannot_be_read_keeps_the_images_that_it_may_need(
 ) -> None:
     """It is copied back, perhaps: until then nobody knows which those are."""
     write_source(tmp_path / "s" / "a.parquet", range(100))
-    job.run(InlineStage(trained, tmp_path / "s", night="2026-01-02", max_removed=1.0))
+    runner.run(InlineStage(trained, tmp_path / "s", night="2026-01-02", max_removed=1.0))
     root = local_path(trained.uri)
     assert root is not None
     file = bundle_of(trained)
@@ -102,7 +104,7 @@ def test_a_moved_lake_of_an_older_release_is_maintained(
     lake: Lake, source: Path, tmp_path: Path
 ) -> None:
     """What a plan that was given up left there names the place that the lake had."""
-    job.run(InlineStage(lake, source.parent))
+    runner.run(InlineStage(lake, source.parent))
     root = local_path(lake.uri)
     assert root is not None
     left = root / "units" / "stage-0123456789abcdef"
@@ -115,14 +117,14 @@ def test_a_moved_lake_of_an_older_release_is_maintained(
 
 
 def test_folders_that_we_would_not_write_stop_nothing(lake: Lake, source: Path) -> None:
-    job.run(InlineStage(lake, source.parent))
+    runner.run(InlineStage(lake, source.parent))
     root = local_path(lake.uri)
     assert root is not None
     for name in ("datasets/a#b", "models/.DS%20", "units/stage-%20x", "units/*"):
         (root / name).mkdir(parents=True)
     (root / "datasets/d/images/*.parquet").write_bytes(b"x")
     assert [one["dataset"] for one in inventory(lake)["datasets"]] == ["d"]
-    assert job.run(InlineStage(lake, source.parent)).units == 0
+    assert runner.run(InlineStage(lake, source.parent)).units == 0
     vacuum(lake, ["d"], [], keep_days=0.0, grace_s=0.0)
     assert staged_labels(lake) == labels_of(range(300))
 
@@ -172,19 +174,19 @@ def test_a_damaged_shard_of_images_is_named_and_may_be_copied_back(trained: Lake
     whole = file.read_bytes()
     damaged_shard(root, "datasets/d/images")
     with pytest.raises(LatentlakeError, match=f"cannot read {file.as_uri()}"):
-        job.run(InlineEmbed(trained))
+        runner.run(InlineEmbed(trained))
     file.write_bytes(whole)
-    assert job.run(InlineEmbed(trained)).counts["embedded"] == 600
+    assert runner.run(InlineEmbed(trained)).counts["embedded"] == 600
 
 
 def test_a_damaged_shard_of_embeddings_is_named_and_made_again(trained: Lake) -> None:
-    job.run(InlineEmbed(trained))
+    runner.run(InlineEmbed(trained))
     root = local_path(trained.uri)
     assert root is not None
     before = views.sql(trained, "SELECT image_id, neg_elbo FROM embeddings ORDER BY 1")
     file = damaged_shard(root, "models/m/embeddings")
     with pytest.raises(InputError, match=file.name):
         views.sql(trained, "SELECT count(neg_elbo) FROM embeddings")
-    assert job.run(InlineEmbed(trained, redo=True)).counts["embedded"] == 600
+    assert runner.run(InlineEmbed(trained, redo=True)).counts["embedded"] == 600
     after = views.sql(trained, "SELECT image_id, neg_elbo FROM embeddings ORDER BY 1")
     assert after.equals(before)

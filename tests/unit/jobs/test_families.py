@@ -9,17 +9,22 @@ import numpy as np
 import pytest
 import torch
 
-from jobs import bundle, catalog, finishing, job, training, views
-from jobs.config import TrainSettings
+from jobs.bundles import bundle
+from jobs.datasets.splits import find_splits
+from jobs.engine import runner
 from jobs.errors import InputError
-from jobs.lake import Lake
+from jobs.lake.paths import Lake
+from jobs.lake.storage import local_path
+from jobs.query import views
 from jobs.settings import build
-from jobs.split import find_splits
-from jobs.storage import local_path
+from jobs.tables import catalog
+from jobs.train import finalize
+from jobs.train import loop as train_loop
+from jobs.train.settings import TrainSettings
 from tests.inline import InlineEmbed, InlineTrain
 from vae_core.autoencoder import to_unit_range
-from vae_core.linear import PixelSums, ProbabilisticPCA
-from vae_core.score_names import SCORES
+from vae_core.families.linear import PixelSums, ProbabilisticPCA
+from vae_core.scores.names import SCORES
 
 PLAIN = {"posterior": "deterministic", "objective": {"kind": "reconstruction"}}
 LINEAR = {"network": {"kind": "linear"}}
@@ -65,7 +70,7 @@ FAMILIES: dict[str, tuple[dict, str, set[str]]] = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_goes_from_images_to_scores(family: str, staged: Lake) -> None:
     settings, decisive, missing = FAMILIES[family]
-    job.run(InlineTrain(staged, **settings))
+    runner.run(InlineTrain(staged, **settings))
     held = bundle.load(staged, *catalog.resolve_model(staged, "m"))
     assert held.about["decision_score"] == decisive
     metrics = held.about["metrics"]
@@ -73,7 +78,7 @@ def test_a_family_goes_from_images_to_scores(family: str, staged: Lake) -> None:
     assert (metrics["validation_kl_nats"] is None) == ("kl" in missing)
     assert metrics["forward_flops"] > 0
 
-    job.run(InlineEmbed(staged))
+    runner.run(InlineEmbed(staged))
     rows = views.sql(
         staged, "SELECT e.*, i.split FROM embeddings e JOIN images i USING (image_id)"
     ).to_pandas()
@@ -95,7 +100,7 @@ def train_pixels(lake: Lake) -> torch.Tensor:
 
 
 def test_ppca_in_the_table_is_the_closed_form_s_likelihood(staged: Lake) -> None:
-    job.run(InlineTrain(staged, **FAMILIES["ppca"][0]))
+    runner.run(InlineTrain(staged, **FAMILIES["ppca"][0]))
     model = bundle.load(staged, *catalog.resolve_model(staged, "m")).network()
     x = train_pixels(staged).flatten(1)
     sums = PixelSums.zeros(torch.full((784,), 0.5))
@@ -117,7 +122,7 @@ def test_ppca_in_the_table_is_the_closed_form_s_likelihood(staged: Lake) -> None
 def test_the_optimal_sigma_is_frozen_at_the_train_split_s_error(staged: Lake) -> None:
     from vae_core.noise import ImageNoise, image_keys
 
-    job.run(InlineTrain(staged, **FAMILIES["optimal-sigma"][0]))
+    runner.run(InlineTrain(staged, **FAMILIES["optimal-sigma"][0]))
     model = bundle.load(staged, *catalog.resolve_model(staged, "m")).network()
     images = catalog.images_snapshot(staged, "d")
     (split,) = find_splits(images.file_uris(), (28, 28, 1))["train"].batches(1 << 20)
@@ -149,7 +154,7 @@ def test_settings_that_do_not_go_together_are_refused_before_any_work(staged: La
     with pytest.raises(InputError, match="tied gives one number a pixel value"):
         build(TrainSettings, {"dataset": "d", "model": "m", **tied})
     with pytest.raises(InputError, match=r"fewer latent dimensions \(784\)"):
-        job.run(InlineTrain(staged, **FAMILIES["ppca"][0], latent_dim=784))
+        runner.run(InlineTrain(staged, **FAMILIES["ppca"][0], latent_dim=784))
 
 
 @pytest.mark.parametrize("family", ["ppca", "optimal-sigma"])
@@ -162,18 +167,18 @@ def test_a_killed_training_of_any_fit_ends_bit_for_bit_the_same(
     assert root is not None
     shutil.copytree(root, tmp_path / "other")
     whole = Lake((tmp_path / "other").as_uri())
-    job.run(InlineTrain(whole, **settings))
+    runner.run(InlineTrain(whole, **settings))
 
     def die(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(finishing, "publish", die)
+    monkeypatch.setattr(finalize, "publish", die)
     with pytest.raises(KeyboardInterrupt):
-        job.run(InlineTrain(staged, **settings))
+        runner.run(InlineTrain(staged, **settings))
     monkeypatch.undo()
-    monkeypatch.setattr(training.Training, "_step", die)  # no step is taken again
-    monkeypatch.setattr(training, "closed_form", die)
-    job.run(InlineTrain(staged, **settings))
+    monkeypatch.setattr(train_loop.Training, "_step", die)  # no step is taken again
+    monkeypatch.setattr(train_loop, "closed_form", die)
+    runner.run(InlineTrain(staged, **settings))
     expected, found = (
         bundle.load(lake, *catalog.resolve_model(lake, "m")) for lake in (whole, staged)
     )

@@ -19,16 +19,18 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jobs import job, views
-from jobs.arrays import Pixels
+from jobs.engine import runner
 from jobs.errors import InputError, Refused
-from jobs.images import Target, decode
-from jobs.lake import Lake
-from jobs.listing import Scope, list_files
-from jobs.sources import Layout, Part
+from jobs.imaging.decode import decode
+from jobs.imaging.pixel_arrays import Pixels
+from jobs.imaging.target import Target
+from jobs.lake.paths import Lake
+from jobs.query import views
+from jobs.sources.base import Layout, Part
+from jobs.sources.listing import Scope, list_files
 from tests.helpers import ROOT, image_bytes, image_ids, staged_ids
 from tests.inline import InlineStage
-from tests.unit.jobs.test_tar_source import write_tar
+from tests.unit.jobs.sources.test_webdataset import write_tar
 
 
 def members(count: int) -> list[tuple[str, bytes]]:
@@ -45,7 +47,7 @@ def members(count: int) -> list[tuple[str, bytes]]:
 )
 def test_one_bad_sample_of_an_archive(lake, tmp_path, extra, reason: str) -> None:
     write_tar(tmp_path / "a.tar", members(40) + extra)
-    job.run(InlineStage(lake, tmp_path / "a.tar"))
+    runner.run(InlineStage(lake, tmp_path / "a.tar"))
     assert staged_ids(lake) == set(image_ids(range(40)))
     rows = views.sql(lake, "SELECT source_member, reason FROM quarantine").to_pylist()
     assert rows == [{"source_member": "z.png", "reason": reason}]
@@ -57,14 +59,14 @@ def test_a_member_whose_name_is_not_utf8_is_staged(lake, tmp_path) -> None:
         info = tarfile.TarInfo("caf\udce9.png")
         info.size = len(data)
         archive.addfile(info, io.BytesIO(data))
-    job.run(InlineStage(lake, tmp_path / "a.tar"))
+    runner.run(InlineStage(lake, tmp_path / "a.tar"))
     rows = views.sql(lake, "SELECT source_member FROM images").to_pylist()
     assert rows == [{"source_member": "caf�.png"}]
 
 
 def test_an_archives_own_label_goes_before_that_of_its_folder(lake, tmp_path) -> None:
     write_tar(tmp_path / "s" / "label=cat" / "a.tar", [*members(2), ("1.cls", b"7")])
-    job.run(InlineStage(lake, tmp_path / "s"))
+    runner.run(InlineStage(lake, tmp_path / "s"))
     labels = views.sql(lake, "SELECT label FROM images ORDER BY source_row").to_pylist()
     assert labels == [{"label": None}, {"label": 7}]
 
@@ -72,10 +74,10 @@ def test_an_archives_own_label_goes_before_that_of_its_folder(lake, tmp_path) ->
 def test_an_archive_without_images_is_refused_once(lake, tmp_path) -> None:
     write_tar(tmp_path / "s" / "a.tar", members(3))
     write_tar(tmp_path / "s" / "b.tar", [("README.md", b"hello")])
-    job.run(InlineStage(lake, tmp_path / "s", max_refused=0.5))
+    runner.run(InlineStage(lake, tmp_path / "s", max_refused=0.5))
     rows = views.sql(lake, "SELECT reason FROM quarantine").to_pylist()
     assert rows == [{"reason": "no_images"}]
-    assert job.run(InlineStage(lake, tmp_path / "s", max_refused=0.5)).units == 0
+    assert runner.run(InlineStage(lake, tmp_path / "s", max_refused=0.5)).units == 0
 
 
 def write_columns(path: Path, names: list[str], columns: list) -> None:
@@ -86,18 +88,18 @@ def write_columns(path: Path, names: list[str], columns: list) -> None:
 def test_names_that_differ_in_case_only_are_left_out(lake, tmp_path, name: str) -> None:
     columns = [pa.array(image_bytes(range(2))), pa.array([1, 2]), pa.array([3, 4])]
     write_columns(tmp_path / "a.parquet", ["image", "label", name], columns)
-    job.run(InlineStage(lake, tmp_path / "a.parquet"))
+    runner.run(InlineStage(lake, tmp_path / "a.parquet"))
     assert staged_ids(lake) == set(image_ids(range(2)))
 
 
 def test_a_column_named_twice(lake, tmp_path) -> None:
     images, numbers = pa.array(image_bytes(range(2))), pa.array([1, 2])
     write_columns(tmp_path / "a.parquet", ["image", "n", "n"], [images, numbers, numbers])
-    job.run(InlineStage(lake, tmp_path / "a.parquet"))
+    runner.run(InlineStage(lake, tmp_path / "a.parquet"))
     assert staged_ids(lake) == set(image_ids(range(2)))
     write_columns(tmp_path / "b.parquet", ["image", "image"], [images, images])
     with pytest.raises(InputError, match="no image column"):
-        job.run(InlineStage(Lake(lake.uri + "2"), tmp_path / "b.parquet"))
+        runner.run(InlineStage(Lake(lake.uri + "2"), tmp_path / "b.parquet"))
 
 
 def test_text_that_is_not_utf8_is_kept_readable(lake, tmp_path) -> None:
@@ -105,7 +107,7 @@ def test_text_that_is_not_utf8_is_kept_readable(lake, tmp_path) -> None:
     text = pa.Array.from_buffers(pa.string(), 2, raw.buffers())
     columns = [pa.array(image_bytes(range(2))), text]
     write_columns(tmp_path / "a.parquet", ["image", "label"], columns)
-    job.run(InlineStage(lake, tmp_path / "a.parquet"))
+    runner.run(InlineStage(lake, tmp_path / "a.parquet"))
     labels = views.sql(lake, "SELECT label FROM images ORDER BY source_row").to_pylist()
     assert labels == [{"label": "caf�"}, {"label": "b"}]
 
@@ -117,9 +119,9 @@ def test_a_file_name_that_is_not_utf8(lake, tmp_path) -> None:
     for number in range(2):
         (folder / f"{number}.png").write_bytes(data[number])
     Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.png")).write_bytes(data[2])
-    job.run(InlineStage(lake, folder))
+    runner.run(InlineStage(lake, folder))
     assert staged_ids(lake) == set(image_ids(range(3)))
-    assert job.run(InlineStage(lake, folder)).units == 0
+    assert runner.run(InlineStage(lake, folder)).units == 0
 
 
 def test_a_folder_that_goes_while_it_is_listed(tmp_path, monkeypatch) -> None:
@@ -132,7 +134,7 @@ def test_a_folder_that_goes_while_it_is_listed(tmp_path, monkeypatch) -> None:
             raise FileNotFoundError(2, "gone", folder)
         return real(folder)
 
-    monkeypatch.setattr("jobs.listing.os.scandir", scandir)
+    monkeypatch.setattr("jobs.sources.listing.os.scandir", scandir)
     assert [file.uri.rsplit("/", 1)[-1] for file in list_files(str(tmp_path))] == ["0.png"]
 
 
@@ -158,7 +160,7 @@ def test_no_program_is_started_for_an_image(tmp_path, monkeypatch) -> None:
 
 
 def test_a_footer_that_claims_more_rows_than_there_are(tmp_path) -> None:
-    from jobs import parquet_source
+    from jobs.sources import parquet
 
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"image": pa.array(image_bytes(range(100)))}), path)
@@ -168,20 +170,20 @@ def test_a_footer_that_claims_more_rows_than_there_are(tmp_path) -> None:
     footer = data[-8 - size : -8].replace(b"\x16\xc8\x01", b"\x16\xf0\x01")
     path.write_bytes(data[: -8 - size] + footer + data[-8:])
     (file,) = list_files(str(path))
-    rows = parquet_source.look(file, Layout()).rows
+    rows = parquet.look(file, Layout()).rows
     assert rows == 120
     part = Part(file.uri, file.etag, file.size, "parquet", 0, rows, "image")
     with pytest.raises(Refused, match=r"claims rows up to 120, there are 100|not a readable"):
-        list(parquet_source.read(part, Layout(), []))
+        list(parquet.read(part, Layout(), []))
 
 
 BOMBS = """
 import resource, sys
 from pathlib import Path
 from jobs.errors import Refused
-from jobs.pins import local_etag
-from jobs.sources import Layout, Part
-from jobs import {module}
+from jobs.sources.pinned_read import local_etag
+from jobs.sources.base import Layout, Part
+from jobs.sources import {module}
 path = Path(sys.argv[1])
 status = path.stat()
 rows = {{"stop": int(sys.argv[2]), "image_column": "image"}} if len(sys.argv) > 2 else {{}}
@@ -217,7 +219,7 @@ def test_a_dictionary_of_one_large_value_is_read_in_small_batches(tmp_path) -> N
         pa.table({"image": value}), path, dictionary_pagesize_limit=1 << 30, compression="none"
     )
     assert path.stat().st_size < 3 << 20
-    assert grown_by("parquet_source", path, 400) < 300  # all rows at once: 2,200
+    assert grown_by("parquet", path, 400) < 300  # all rows at once: 2,200
 
 
 @pytest.mark.slow
@@ -228,7 +230,7 @@ def test_a_header_of_an_archive_that_unpacks_to_gigabytes(tmp_path) -> None:
         file.write(head.tobuf(tarfile.USTAR_FORMAT))
         for _ in range(600):
             file.write(bytes(1 << 20))
-    assert grown_by("tar_source", tmp_path / "a.tgz") < 100
+    assert grown_by("webdataset", tmp_path / "a.tgz") < 100
 
 
 def test_holes_in_an_archive_are_not_filled(tmp_path) -> None:
@@ -240,12 +242,12 @@ def test_holes_in_an_archive_are_not_filled(tmp_path) -> None:
     body[148:156] = b" " * 8
     body[148:156] = b"%06o\0 " % sum(body)
     (tmp_path / "a.tar").write_bytes(bytes(body) + bytes(1024))
-    assert grown_by("tar_source", tmp_path / "a.tar") < 100
+    assert grown_by("webdataset", tmp_path / "a.tar") < 100
 
 
 @pytest.mark.slow
 def test_large_targets_are_staged_a_few_at_a_time(lake, tmp_path) -> None:
-    from jobs import stage_rows
+    from jobs.stage import rows as stage_rows
 
     folder = tmp_path / "s"
     folder.mkdir()
@@ -262,7 +264,9 @@ def test_large_targets_are_staged_a_few_at_a_time(lake, tmp_path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stage_rows.UnitRows, "_add", add)
-        job.run(InlineStage(lake, folder, height=1024, width=1024, channels=3, rows_per_unit=None))
+        runner.run(
+            InlineStage(lake, folder, height=1024, width=1024, channels=3, rows_per_unit=None)
+        )
     assert sum(sizes) == 40
     assert max(sizes) * 1024 * 1024 * 3 <= 32 << 20
 
@@ -373,7 +377,8 @@ def test_transparency_takes_no_third_picture_of_memory(tmp_path: Path) -> None:
     code = """
     import sys
     from pathlib import Path
-    from jobs.images import Target, decode
+    from jobs.imaging.target import Target
+    from jobs.imaging.decode import decode
 
     def peak():  # of this program; getrusage tells its parent's, if that was higher
         told = Path("/proc/self/status").read_text().partition("VmHWM:")[2]

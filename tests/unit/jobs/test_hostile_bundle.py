@@ -13,9 +13,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from jobs import bundle as bundles
+from jobs.bundles import bundle as bundles
 from jobs.errors import InputError
-from jobs.lake import Lake
+from jobs.lake.paths import Lake
 from tests.damaged import bundle_of, put
 
 

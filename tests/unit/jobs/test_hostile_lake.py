@@ -12,14 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs import job, views
+from jobs.engine import runner
 from jobs.errors import InputError, LatentlakeError
-from jobs.guarded_views import GuardedViews
-from jobs.lake import Lake
-from jobs.storage import join, local_path
-from jobs.tables import open_snapshot
-from jobs.uris import is_inner
-from jobs.vacuum import vacuum
+from jobs.lake.paths import Lake
+from jobs.lake.storage import join, local_path
+from jobs.lake.uri import is_inner
+from jobs.maintain.vacuum import vacuum
+from jobs.query import views
+from jobs.query.readonly_sql import GuardedViews
+from jobs.tables.delta import open_snapshot
 from tests.damaged import commit_record, tree, worked
 from tests.helpers import labels_of, staged_labels, write_source
 from tests.inline import InlineStage
@@ -46,7 +47,7 @@ def test_a_lake_copied_in_the_middle_of_a_commit_completes_into_the_copy(
     copy = tmp_path / "copy"
     shutil.copytree(half_done, copy)
     before = tree(half_done)
-    job.run(InlineStage(Lake(copy.as_uri()), source.parent))
+    runner.run(InlineStage(Lake(copy.as_uri()), source.parent))
     assert staged_labels(Lake(copy.as_uri())) == labels_of(range(300))
     assert tree(half_done) == before
 
@@ -55,7 +56,7 @@ def test_the_record_of_an_older_release_is_completed_in_its_own_lake(
     lake: Lake, half_done: Path, source: Path
 ) -> None:
     renamed(commit_record(half_done), lambda table: join(lake.uri, table))
-    job.run(InlineStage(lake, source.parent))
+    runner.run(InlineStage(lake, source.parent))
     assert staged_labels(lake) == labels_of(range(300))
 
 
@@ -76,7 +77,7 @@ def test_a_commit_record_that_names_another_lake_is_refused_and_told(
 ) -> None:
     other = Lake((tmp_path / "other").as_uri())
     write_source(tmp_path / "theirs" / "a.parquet", range(300, 350))
-    job.run(InlineStage(other, tmp_path / "theirs"))
+    runner.run(InlineStage(other, tmp_path / "theirs"))
     before = tree(tmp_path / "other")
     record = commit_record(half_done)
     body = json.loads(record.read_text())
@@ -87,7 +88,7 @@ def test_a_commit_record_that_names_another_lake_is_refused_and_told(
     record.write_text(json.dumps(body))
     renamed(record, lambda table: name(table, other.uri))
     with pytest.raises(InputError) as refused:
-        job.run(InlineStage(lake, source.parent))
+        runner.run(InlineStage(lake, source.parent))
     assert record.name in str(refused.value)
     own = tree(half_done)
     assert vacuum(lake, ["d"], [], keep_days=0.0, grace_s=0.0).files == 0  # told, and left alone
@@ -119,13 +120,13 @@ def test_a_completion_whose_file_lies_outside_is_refused(
     body["outputs"][0]["path"] = path
     one.write_text(json.dumps(body))
     with pytest.raises(InputError, match="no path in a table") as refused:
-        job.run(InlineStage(lake, source.parent))
+        runner.run(InlineStage(lake, source.parent))
     assert one.name in str(refused.value)
 
 
 @pytest.mark.parametrize("path", OUTSIDE)
 def test_a_table_s_log_never_leads_outside_its_table(lake: Lake, source: Path, path: str) -> None:
-    job.run(InlineStage(lake, source.parent))
+    runner.run(InlineStage(lake, source.parent))
     root = local_path(lake.uri)
     assert root is not None
     table = root / "datasets/d/images"

@@ -7,7 +7,7 @@ import torch
 from vae_core.autoencoder import Autoencoder
 from vae_core.config import LikelihoodConfig, ModelConfig, NetworkConfig, ObjectiveConfig
 from vae_core.noise import ImageNoise, StepNoise
-from vae_core.objectives import LossTerms, Objective
+from vae_core.objectives.objectives import LossTerms, Objective
 
 
 def config_of(

@@ -12,8 +12,8 @@ from torch.distributions import MultivariateNormal
 from vae_core.autoencoder import Autoencoder
 from vae_core.bounds import importance_weighted_bound, log_likelihood, log_weights, normal_log_prob
 from vae_core.config import LikelihoodConfig, ModelConfig, NetworkConfig
-from vae_core.gaussian import LOG_VAR_LIMIT
 from vae_core.noise import image_keys, image_noise
+from vae_core.normal import LOG_VAR_LIMIT
 
 SIGMA = 0.3
 

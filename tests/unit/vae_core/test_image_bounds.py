@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from tests.unit.vae_core.test_scores import ids, pixels, scorer
-from vae_core import scores
+from tests.unit.vae_core.scores.test_per_image import ids, pixels, scorer
 from vae_core.autoencoder import to_unit_range
 from vae_core.bounds import log_likelihood
-from vae_core.likelihoods import LIKELIHOODS
+from vae_core.likelihoods.registry import LIKELIHOODS
 from vae_core.noise import ImageNoise, image_keys
+from vae_core.scores import per_image
 
 
 @pytest.mark.parametrize("likelihood", list(LIKELIHOODS))
@@ -44,7 +44,7 @@ def test_it_is_the_bound_of_the_model_with_the_noise_of_the_image() -> None:
 def test_large_images_are_decoded_a_few_at_a_time(monkeypatch) -> None:
     one = scorer("gaussian")
     known = one.bounds(pixels(12), ids(12), samples=9, seed=5)[0]
-    monkeypatch.setitem(scores.DECODED_AT_ONCE, "cpu", 14 * 11 * 2 * 10)
+    monkeypatch.setitem(per_image.DECODED_AT_ONCE, "cpu", 14 * 11 * 2 * 10)
     assert one._decoded_at_once() == (10, 1)
     found = one.bounds(pixels(12), ids(12), samples=9, seed=5)[0]
     np.testing.assert_allclose(found, known, rtol=1e-5)

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from tests.unit.vae_core.models import image_noise_of, images, model_of, terms_of
 from vae_core.autoencoder import Autoencoder
-from vae_core.conformal import p_values
-from vae_core.evaluation import Evaluation, EvaluationSums
-from vae_core.likelihoods import LIKELIHOODS
+from vae_core.likelihoods.registry import LIKELIHOODS
 from vae_core.noise import BINARISATION, CORRUPTION, ImageNoise, StepNoise
+from vae_core.scores.evaluation import Evaluation, EvaluationSums
+from vae_core.stats.conformal import p_values
 
 
 class Enlarged(nn.Module):

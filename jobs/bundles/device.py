@@ -1,0 +1,44 @@
+"""Where a model computes: its device, precision and compilation."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Protocol
+
+import torch
+
+from vae_core.autoencoder import Autoencoder
+
+
+class Placement(Protocol):
+    """Where and how a model computes."""
+
+    @property
+    def device(self) -> str | torch.device: ...
+    @property
+    def compiled(self) -> bool: ...
+    @property
+    def channels_last(self) -> bool: ...
+
+
+def place(model: Autoencoder, way: Placement) -> Autoencoder:
+    """The model on the device, its networks compiled where that is wanted."""
+    model.to(way.device)
+    if way.channels_last:
+        # Only weights of four dimensions have such a format.
+        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if way.compiled:
+        # In place, so that weights keep their names. The rest of a step is cheap beside them.
+        model.encoder.compile()
+        model.decoder.compile()
+    return model
+
+
+def has_bfloat16(device: str) -> bool:
+    """Whether it is fast there; older GPUs do it in steps, and a CPU is slower for it."""
+    return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def can_compile() -> bool:
+    """Whether this process can compile for a GPU."""
+    return importlib.util.find_spec("triton") is not None

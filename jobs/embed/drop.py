@@ -1,0 +1,103 @@
+"""drop: a model version's embeddings, and all that came with them, leave the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from jobs.bundles.manifest import read_about
+from jobs.embed.tables import embed_tables
+from jobs.engine.job import Job
+from jobs.engine.plan import Completion, Plan, Settled, Unit
+from jobs.errors import InputError
+from jobs.hashing import digest
+from jobs.lake.paths import Lake
+from jobs.lake.storage import delete_tree
+from jobs.schemas.model import EMBED_TABLES, MAPS, RECONSTRUCTIONS
+from jobs.search.index import index_folder
+from jobs.tables import catalog
+from jobs.tables.delta import Snapshot, Table, open_snapshot
+
+
+class DropJob(Job):
+    """One commit; files go with the next `maintain`. The bundle stays."""
+
+    name = "drop"
+    rows_counted = "dropped"
+
+    def __init__(self, lake: Lake, model: str, dataset: str | None, night: str) -> None:
+        """model: NAME@VERSION or NAME@ALIAS. dataset: all of them if None."""
+        if "@" not in model:
+            raise InputError(f"{model}: say which version to drop, as in {model}@VERSION")
+        name, self.version = catalog.resolve_model(lake, model)
+        super().__init__(lake, name)
+        if dataset is not None:
+            catalog.require_dataset(lake, dataset)
+        self.dataset = dataset
+        self.night = night
+
+    @property
+    def first_table(self) -> str:
+        return self.lake.model(self.target, RECONSTRUCTIONS.name)
+
+    @property
+    def relies_on(self) -> list[str]:
+        return [self.lake.model(self.target, table) for table in (*EMBED_TABLES, MAPS.name)]
+
+    @property
+    def _partition(self) -> dict[str, str]:
+        given = {"model_version": self.version, "dataset": self.dataset}
+        return {key: value for key, value in given.items() if value is not None}
+
+    def tables(self, plan: Plan) -> list[Table]:
+        *others, embeddings = embed_tables(self.lake, self.target, plan.settings["latent_dim"])
+        return [*others, Table(self.lake.model(self.target, MAPS.name), MAPS), embeddings]
+
+    def plan(self) -> Plan:
+        """Empty where there is nothing to drop."""
+        held = open_snapshot(self.lake.model(self.target, "embeddings"))
+        files = held.paths(self._partition) if held is not None else []
+        version = held.version if held is not None else -1
+        return Plan(
+            job=self.name,
+            target=self.target,
+            fingerprint=digest(self._partition),
+            night=self.night,
+            base={"embeddings": version},
+            settings={
+                **self._partition,
+                "latent_dim": read_about(self.lake, self.target, self.version)["config"][
+                    "latent_dim"
+                ],
+            },
+            units=[],
+            key=["drop", version] if files else [],
+        )
+
+    def planned_removals(self) -> list[str]:
+        held = open_snapshot(self.lake.model(self.target, "embeddings"))
+        return held.file_uris(self._partition) if held is not None else []
+
+    def claims(self, plan: Plan) -> bool:
+        return plan.fingerprint == digest(self._partition)
+
+    def execute(self, plan: Plan, units: Iterable[Unit]) -> None:
+        raise AssertionError("nothing has to be worked out")
+
+    def settle(
+        self, plan: Plan, completions: dict[str, Completion], head: Snapshot
+    ) -> list[Unit] | Settled:
+        tables = self.tables(plan)
+        held = {table.uri: table.snapshot() for table in tables}
+        gone = {u: s.files(self._partition) if s is not None else [] for u, s in held.items()}
+        return Settled(
+            files={table.uri: [] for table in tables},
+            removed={uri: [file.path for file in files] for uri, files in gone.items()},
+            counts={
+                "dropped": sum(file.rows for file in gone[tables[-1].uri]),
+                "model_version": self.version,
+            },
+        )
+
+    def after(self, plan: Plan) -> None:
+        """What derives from the version's embeddings goes, too."""
+        delete_tree(index_folder(self.lake, self.target, plan.settings["model_version"]))

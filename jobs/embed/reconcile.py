@@ -1,0 +1,166 @@
+"""What an embed job did, held against what is published: corrections, removals, anomalies."""
+
+from __future__ import annotations
+
+import dataclasses
+import uuid
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs.embed.anomalies import Batch, anomalies_table, flag
+from jobs.engine.corrections import correction_unit, latest_completions
+from jobs.engine.job import OutOfDate
+from jobs.engine.plan import Completion, Plan, Settled, Unit, total_counts
+from jobs.lake.paths import Lake
+from jobs.lake.storage import join
+from jobs.schemas.model import ANOMALIES, BATCHES
+from jobs.schemas.spec import MODEL_PARTITION
+from jobs.tables import catalog
+from jobs.tables.data_file import Output
+from jobs.tables.delta import Table, open_snapshot
+from jobs.tables.shards import read_shard, write_shard
+
+PER_IMAGE = ("reconstructions", "embeddings")  # tables that units write
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbedSettle:
+    """about: of the bundle. tables: the job's, in commit order."""
+
+    lake: Lake
+    about: dict[str, Any]
+    plan: Plan
+    tables: list[Table]
+
+    @property
+    def partition(self) -> dict[str, str]:
+        return {key: self.plan.settings[key] for key in MODEL_PARTITION}
+
+    def settle(self, completions: dict[str, Completion]) -> list[Unit] | Settled:
+        """Units that must run first, or what to publish. See Job.settle."""
+        made = {u: c for u, c in completions.items() if "rewrites" not in c.details}
+        latest = latest_completions(made)
+        plan, tables = self.plan, self.tables
+        of_units = [table for table in tables if table.spec.name in PER_IMAGE]
+        redo = plan.settings["redo"]
+        if redo and any(self._has_moved(table) for table in of_units):
+            raise OutOfDate("another job has published in between")
+        published = {table.spec.name: self._published_since(table) for table in of_units}
+        corrections = []
+        for completion in latest.values():
+            lost = {
+                table.spec.name: _held(completion, table, published[table.spec.name])
+                for table in of_units
+            }
+            if any(lost.values()):
+                corrections.append(correction_unit(plan.fingerprint, completion, {"lost": lost}))
+        if corrections:
+            return corrections
+        rewrites = [] if redo else self._rewrites()
+        missing = [unit for unit in rewrites if unit.unit_id not in completions]
+        if missing:
+            return missing
+        removals = [completions[unit.unit_id] for unit in rewrites]
+        done = [*(latest[unit.unit_id] for unit in plan.units), *removals]
+        files = {t.uri: [o for c in done for o in c.outputs_of(t.spec.name)] for t in tables}
+        gone = {t.uri: [p for c in done for p in c.replaces.get(t.spec.name, [])] for t in tables}
+        if redo:
+            gone = {t.uri: t.now().paths(self.partition) for t in tables}
+        own = [o for unit in plan.units for o in latest[unit.unit_id].outputs_of("embeddings")]
+        computed = {c.details["compute"] for c in made.values() if "compute" in c.details}
+        told = self._finalise(self._batch(computed), files, own) if own else {}
+        return Settled(
+            files=files,
+            removed=gone,
+            counts={
+                "embedded": 0,
+                **total_counts([*latest.values(), *removals]),
+                **told,
+                "model_version": plan.settings["model_version"],
+            },
+        )
+
+    def _rewrites(self) -> list[Unit]:
+        """Published files of this job's partition that hold images which have left the dataset."""
+        of_images = [table for table in self.tables if "image_id" in table.spec.schema.names]
+        if not any(table.now().paths(self.partition) for table in of_images):
+            return []
+        # The newest: another job may have embedded images that the plan's snapshot has not yet.
+        images = catalog.images_snapshot(self.lake, self.partition["dataset"])
+        known = images.image_ids()
+        units = []
+        for table in of_images:
+            for path, ids in table.now().digests_each(self.partition):
+                if not known.has(ids).all():
+                    inputs = {"rewrite": table.spec.name, "path": path, "images": images.version}
+                    units.append(Unit.of(self.plan.fingerprint, inputs))
+        return units
+
+    def _finalise(
+        self, batch: Batch, files: dict[str, list[Output]], own: list[Output]
+    ) -> dict[str, Any]:
+        """Decides the batch's anomalies, and adds their file to those of the commit.
+
+        files: of the commit, by table. own: the units' embeddings.
+        """
+        plan, embeddings = self.plan, self.lake.model(self.plan.target, "embeddings")
+        flagged = flag(batch, [join(embeddings, output.path) for output in own])
+        told = flagged.batch
+        stamp = {"night": plan.night, "job_id": plan.job_id, "unit_id": batch.name}
+        rows = {ANOMALIES: anomalies_table(flagged, stamp)}
+        rows[BATCHES] = pa.Table.from_pylist([told | stamp], schema=BATCHES.file_schema)
+        for spec, table in rows.items():
+            if table.num_rows:
+                uri = self.lake.model(plan.target, spec.name)
+                name = f"{plan.job_id}-{uuid.uuid4().hex[:8]}"
+                files[uri] = [*files[uri], write_shard(uri, spec, table, name, self.partition)]
+        counts = {name: told[name] for name in ("batch", "tested", "fewest_flaggable")}
+        return {**counts, "anomalies": told["flagged"]}
+
+    def _batch(self, computed: set[str]) -> Batch:
+        """Of what the plan publishes.
+
+        computed: how its units' scores were, by fingerprint.
+        """
+        plan, about = self.plan, self.about
+        last = plan.settings["images_version"]
+        # A redo takes the place of all of them.
+        ends = [] if plan.settings["redo"] else self._ends_of_batches()
+        return Batch(
+            first=min(max(ends, default=-1) + 1, last),
+            last=last,
+            number=1 + ends.count(last),
+            alpha=plan.settings["alpha"],
+            decision_score=about["decision_score"],
+            calibration=about["data"]["calibration_images"],
+            valid=computed == {about["scoring"]["compute_fingerprint"]},
+            image_shape=tuple(about["config"]["image_shape"]),
+        )
+
+    def _ends_of_batches(self) -> list[int]:
+        """The last version of the images table of each batch so far."""
+        held = open_snapshot(self.lake.model(self.plan.target, BATCHES.name))
+        rows = held.read(["last_version"], self.partition) if held is not None else None
+        return rows["last_version"].to_pylist() if rows is not None else []
+
+    def _published_since(self, table: Table) -> pa.Array | None:
+        """Image ids in this job's partition, where another job has committed to the table."""
+        if not self._has_moved(table):
+            return None
+        held = table.now().read(["image_id"], self.partition)
+        return held["image_id"].combine_chunks() if held is not None else None
+
+    def _has_moved(self, table: Table) -> bool:
+        """Whether a job has committed to it since the plan was made."""
+        return table.now().commits != self.plan.settings["commits"][table.spec.name]
+
+
+def _held(completion: Completion, table: Table, published: pa.Array | None) -> list[str]:
+    """Image ids of a unit's output that another job has published meanwhile."""
+    found: list[str] = []
+    for output in completion.outputs_of(table.spec.name) if published is not None else ():
+        ids = read_shard(join(table.uri, output.path), ["image_id"])["image_id"]
+        found += ids.filter(pc.is_in(ids, published)).to_pylist()  # type: ignore[attr-defined]
+    return found

@@ -1,0 +1,90 @@
+"""One pattern for all distributed work: plan, execute, commit."""
+
+from __future__ import annotations
+
+import abc
+import logging
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from jobs.engine.plan import Completion, Plan, Settled, Unit
+from jobs.lake.paths import Lake
+from jobs.tables.delta import Snapshot, Table
+
+log = logging.getLogger("latentlake")
+
+
+class OutOfDate(Exception):
+    """The tables have changed in a way that a plan's work does not fit any more: plan anew."""
+
+
+class Job(abc.ABC):
+    """What differs from job to job. `run` below does what does not."""
+
+    name: str
+    rows_counted: str  # the count that throughput is stated in
+    one_a_call: bool = False  # whether finishing an earlier plan is enough for one call
+
+    def __init__(self, lake: Lake, target: str) -> None:
+        self.lake = lake
+        self.target = target
+
+    @abc.abstractmethod
+    def plan(self) -> Plan:
+        """A function of what is published and what the inputs list; may be empty."""
+
+    def units(self, plan: Plan) -> Iterator[Unit]:
+        """The plan's units, in order; of a plan that was saved, those that were saved with it."""
+        return iter(plan.units)
+
+    def planned_units(self, plan: Plan) -> list[Unit]:
+        """All units of a fresh plan, nothing saved: for a dry run."""
+        return list(plan.units)
+
+    def planned_removals(self) -> list[str]:
+        """What the plan found to have left its inputs: for a dry run."""
+        return []
+
+    @property
+    @abc.abstractmethod
+    def first_table(self) -> str:
+        """URI of the first of its tables, the one that jobs compete for."""
+
+    @property
+    def relies_on(self) -> list[str]:
+        """URIs of the tables that it plans by; their logs are checked before."""
+        return [self.first_table]
+
+    @abc.abstractmethod
+    def tables(self, plan: Plan) -> list[Table]:
+        """The tables it publishes, in commit order."""
+
+    @abc.abstractmethod
+    def claims(self, plan: Plan) -> bool:
+        """Whether a plan that was left behind is of this very work; others are left alone."""
+
+    @abc.abstractmethod
+    def execute(self, plan: Plan, units: Iterable[Unit]) -> None:
+        """Runs units as they come; each leaves a completion record."""
+
+    @abc.abstractmethod
+    def settle(
+        self, plan: Plan, completions: dict[str, Completion], head: Snapshot
+    ) -> list[Unit] | Settled:
+        """Holds what was done against what is published at `head`.
+
+        Returns units that must run first (rows that another unit or job has published meanwhile
+        are dropped so), or what to publish. Raises JobError to publish nothing, OutOfDate to
+        plan anew.
+        """
+
+    def idle(self, plan: Plan) -> tuple[str, dict[str, Any]]:
+        """What is said, and counted, where the plan is empty."""
+        return "nothing to do", {}
+
+    def is_whole(self, plan: Plan) -> bool:
+        """Whether the plan has all that was missing; else another one follows in the same call."""
+        return True
+
+    def after(self, plan: Plan) -> None:  # noqa: B027 - most jobs have nothing to add
+        """What derives from the tables, once they are published. May be done again."""

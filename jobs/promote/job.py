@@ -1,0 +1,286 @@
+"""promote: an alias moves to a bundle that has shown enough; rollback: it moves back.
+
+One commit to the aliases table, fenced: a move that was decided on what the alias named is not
+published once somebody else has moved it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+from jobs.bundles import aliases as bundles_aliases
+from jobs.bundles.aliases import ROLLBACK
+from jobs.bundles.manifest import is_there, read_about
+from jobs.engine import records
+from jobs.engine.job import Job, OutOfDate
+from jobs.engine.plan import Completion, Plan, Settled, Unit
+from jobs.errors import InputError, JobError, unknown_name
+from jobs.evaluate.compare import compare
+from jobs.evaluate.results import standing
+from jobs.hashing import digest
+from jobs.lake.paths import Lake, valid_name
+from jobs.promote import gate
+from jobs.promote.gate import Verdict
+from jobs.promote.settings import PromoteSettings
+from jobs.schemas.catalog import ALIASES, EVALUATIONS
+from jobs.tables import catalog
+from jobs.tables.conflicts import Conflict
+from jobs.tables.delta import Snapshot, Table, open_snapshot
+
+
+class PromoteJob(Job):
+    """One call of promote or rollback.
+
+    A challenger that the rule refuses is no failure: the job ends without a row and its counts
+    say why.
+    """
+
+    name = "promote"
+    rows_counted = "rows"
+
+    def __init__(self, lake: Lake, settings: PromoteSettings, night: str) -> None:
+        """Raises InputError where the model or the version is not there."""
+        self.alias = valid_name("alias", settings.alias)
+        if settings.back:
+            self.name = ROLLBACK
+            model, self._version = _model(lake, settings), None
+        else:
+            model, self._version = _challenger(lake, settings)
+        super().__init__(lake, model)
+        self.settings = settings
+        self.night = night
+        self.by = settings.by or bundles_aliases.user()
+        self._planned: set[str] = set()
+        self._finished: set[str] = set()
+        self._verdicts: dict[tuple[str, str | None], Verdict] = {}
+
+    @property
+    def first_table(self) -> str:
+        return self.lake.catalog(ALIASES.name)
+
+    @property
+    def relies_on(self) -> list[str]:
+        return [self.first_table, self.lake.catalog(EVALUATIONS.name)]
+
+    def tables(self, plan: Plan) -> list[Table]:
+        return [Table(self.first_table, ALIASES)]
+
+    @property
+    def _fingerprint(self) -> str:
+        asked = self.settings.model_dump(mode="json", exclude={"model", "by", "back_from"})
+        return digest(asked, self.by, self._version)
+
+    def plan(self) -> Plan:
+        """Empty where the alias names the version already.
+
+        Raises InputError where there is nothing to go back to, or where the rule asks for an
+        evaluation that has not been made.
+        """
+        rows = bundles_aliases.moves(self.lake, self.target, self.alias)
+        held = rows[-1]["version"] if rows else None
+        version = self._version or self._goes_back_to(rows)
+        head = open_snapshot(self.first_table)
+        told = {"version": version, "held": held, "moves": len(rows), "by": self.by}
+        # Judged anew where it was evaluated anew; there and back and there again are three moves.
+        judged = self._evaluated(version, held) if version != held else None
+        plan = Plan(
+            job=self.name,
+            target=self.target,
+            fingerprint=self._fingerprint,
+            night=self.night,
+            base={"aliases": head.version if head is not None else -1},
+            settings={**self.settings.model_dump(mode="json"), **told},
+            key=[self.alias, version, len(rows), judged] if version != held else [],
+        )
+        if plan.job_id in self._finished:
+            return dataclasses.replace(plan, key=[])
+        self._planned.add(plan.job_id)
+        return plan
+
+    def _goes_back_to(self, rows: bundles_aliases.Rows) -> str:
+        """Where a rollback goes; what the alias names, if it has gone back from there already."""
+        left, held = self.settings.back_from, rows[-1]["version"] if rows else None
+        if left is None or held is None or held == left:
+            return self._before(rows)
+        if (
+            rows[-2:-1]
+            and rows[-2]["version"] == left
+            and bundles_aliases.was_taken_back(rows, left)
+        ):
+            return held
+        raise InputError(
+            f"{self.alias} of {self.target} names {held}, not {left}; nothing was changed; look "
+            f"(latentlake aliases {self.target})"
+        )
+
+    def _before(self, rows: bundles_aliases.Rows) -> str:
+        """Where a rollback goes."""
+        version = bundles_aliases.before(rows)
+        here = f"{self.alias} of {self.target}"
+        if version is None:
+            known = sorted(catalog.aliases(self.lake, self.target))
+            if not rows:
+                raise unknown_name(f"alias of model {self.target!r}:", self.alias, known)
+            raise InputError(
+                f"{here} has named nothing before {rows[-1]['version']}: there is nothing to go "
+                f"back to; latentlake promote {self.target}@VERSION moves it to another bundle"
+            )
+        if not is_there(self.lake, self.target, version):
+            others = ", ".join(catalog.bundle_versions(self.lake, self.target))
+            raise InputError(
+                f"{here} named {version} before, but that bundle is gone; promote one of: {others}"
+            )
+        return version
+
+    def idle(self, plan: Plan) -> tuple[str, dict[str, Any]]:
+        version, held = plan.settings["version"], plan.settings["held"]
+        why = f"{self.target}@{version} is {self.alias} already"
+        return why, {"promoted": False, "version": version, "held": held, "why": why}
+
+    def claims(self, plan: Plan) -> bool:
+        same = self.settings.back_from in (None, plan.settings["held"])
+        return same and plan.fingerprint == self._fingerprint
+
+    def execute(self, plan: Plan, units: Iterable[Unit]) -> None:
+        raise AssertionError("nothing has to be worked out")
+
+    def settle(
+        self, plan: Plan, completions: dict[str, Completion], head: Snapshot
+    ) -> list[Unit] | Settled:
+        asked = plan.settings
+        rows = bundles_aliases.moves(self.lake, self.target, self.alias)
+        if len(rows) != asked["moves"]:
+            self._overtaken(plan, rows)
+        version, held = asked["version"], asked["held"]
+        counts = {"version": version, "held": held, "alias": self.alias, "by": self.by}
+        judged = self.verdict(plan)
+        if judged is not None:
+            counts["checks"] = [dataclasses.asdict(check) for check in judged.checks]
+            if not judged.passes:
+                told = {"promoted": False, "why": self._refusal(version, held, judged), **counts}
+                return Settled(files={head.uri: []}, counts=told)
+        reason = self._reason(held, judged)
+        row = bundles_aliases.next_row(
+            self.lake, head, plan, alias=self.alias, version=version, reason=reason, by=self.by
+        )
+        told = {"promoted": True, "why": reason, **counts}
+        return Settled(files={head.uri: [row]}, counts=told)
+
+    def _overtaken(self, plan: Plan, rows: bundles_aliases.Rows) -> NoReturn:
+        """The fence. What this call has just planned, its user decided on a champion that is none
+        any more; what an earlier call left behind is only dropped."""
+        if not rows:
+            raise OutOfDate(f"{self.first_table} has lost its rows")
+        told = f"{self.alias} of {self.target} was {bundles_aliases.last_move_text(rows)} meanwhile"
+        if any(row["job_id"] == plan.job_id for row in rows):
+            raise Conflict(told)  # the very same, asked for twice at once: it has landed
+        is_wish = rows[-1]["version"] == self._version
+        if plan.job_id not in self._planned or is_wish:
+            raise OutOfDate(told)
+        records.drop(self.lake, plan.job_id)
+        raise JobError(
+            f"{told}; nothing was changed; look (latentlake aliases {self.target}), and "
+            f"{self.name} again"
+        )
+
+    def after(self, plan: Plan) -> None:
+        """What an earlier call left and this one has finished is all that was asked for, unless
+        others have moved the alias since."""
+        self._finished.add(plan.job_id)
+        since = bundles_aliases.moves(self.lake, self.target, self.alias)[plan.settings["moves"] :]
+        theirs = [row for row in since if row["job_id"] != plan.job_id]
+        self.one_a_call = self.settings.back and not theirs
+
+    def verdict(self, plan: Plan) -> Verdict | None:
+        """What the rule says of the plan's version; None where nothing is asked for."""
+        version, held = plan.settings["version"], plan.settings["held"]
+        if self.settings.rule is None or version == held:
+            return None
+        if (version, held) not in self._verdicts:
+            self._verdicts[version, held] = self._judged(version, held)
+        return self._verdicts[version, held]
+
+    def _judged(self, version: str, held: str | None) -> Verdict:
+        rule = self.settings.rule
+        assert rule is not None
+        challenger = self._evaluations(version, version, needed=held is not None)
+        if held is None:
+            return gate.verdict(rule, [], challenger, None)
+        first, second = f"{self.target}@{held}", f"{self.target}@{version}"
+        found = compare(
+            self.lake, first, second, self._dataset(version), confidence=gate.CONFIDENCE
+        )
+        champion = self._evaluations(held, version)
+        return gate.verdict(rule, found.differences, challenger, champion)
+
+    def _evaluated(self, version: str, held: str | None) -> str | None:
+        """What the verdict stands on, as a digest; None where there is no rule."""
+        if self.settings.rule is None:
+            return None
+        rows = self._evaluations(version, version, needed=held is not None)
+        rows += self._evaluations(held, version) if held is not None else []
+        return digest([(r["job_id"], r["metric"], r["of"], r["value"]) for r in rows])
+
+    def _evaluations(
+        self, version: str, challenger: str, *, needed: bool = True
+    ) -> list[dict[str, Any]]:
+        dataset, name = self._dataset(challenger), f"{self.target}@{version}"
+        try:
+            rows = standing(self.lake, self.target, version, dataset)
+        except InputError:
+            if needed:
+                raise
+            rows = []
+        if needed and not rows:
+            raise InputError(
+                f"{name} has not been evaluated on {dataset}; run latentlake evaluate --dataset "
+                f"{dataset} --model {name}"
+            )
+        return list(rows)
+
+    def _dataset(self, version: str) -> str:
+        own = self.settings.dataset
+        return own or read_about(self.lake, self.target, version)["data"]["dataset"]
+
+    def _reason(self, held: str | None, judged: Verdict | None) -> str:
+        given = [self.settings.reason] if self.settings.reason else []
+        if judged is not None:
+            against = f" against {held}" if held is not None else ""
+            return "; ".join([*given, f"passed the gate{against}: {judged.why}"])
+        plain = f"back from {held}" if self.settings.back else "on request, without the gate"
+        return given[0] if given else plain
+
+    def _refusal(self, version: str, held: str | None, judged: Verdict) -> str:
+        stays = f"{self.target}@{held} stays {self.alias}"
+        return f"{self.target}@{version} did not pass the gate, {stays}: {judged.why}"
+
+
+def _challenger(lake: Lake, settings: PromoteSettings) -> tuple[str, str]:
+    if "@" not in settings.model:
+        raise InputError(
+            f"{settings.model}: say which version becomes {settings.alias}, as in "
+            f"{settings.model}@VERSION"
+        )
+    model, version = catalog.resolve_model(lake, settings.model)
+    versions = catalog.bundle_versions(lake, model)
+    if version not in versions:
+        known = ", ".join(versions) or "none"
+        raise InputError(f"the bundle of {model}@{version} is gone; there are: {known}")
+    if settings.alias in versions:
+        raise InputError(f"alias {settings.alias!r} is the name of a bundle; use another one")
+    return model, version
+
+
+def _model(lake: Lake, settings: PromoteSettings) -> str:
+    if "@" in settings.model:
+        model = settings.model.partition("@")[0]
+        raise InputError(
+            f"{settings.model}: a rollback goes to the version before; name the model alone, as "
+            f"in latentlake rollback {model}"
+        )
+    known = catalog.models(lake)
+    if settings.model not in known:
+        raise unknown_name("model", settings.model, known, f"; {lake.uri} has no models")
+    return settings.model

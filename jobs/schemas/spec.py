@@ -1,0 +1,87 @@
+"""Columns as the tables of a lake have them: each with a comment, and with what many share."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pyarrow as pa
+
+from jobs.schemas.vectors import VECTOR
+from vae_core.scores.names import SCORES
+
+# Field metadata that two runs on one table must agree on.
+CONTRACT_KEYS = ("shape", "preprocessing", "fit", "background", "exact", "dimension")
+
+
+MODEL_PARTITION = ("model_version", "dataset")
+
+
+@dataclasses.dataclass(frozen=True)
+class TableSpec:
+    """A kind of table. `schema` is that of the rows; partition columns are part of it.
+
+    stats: columns whose ends the commit log has for each file. sort_by: column by which the rows
+    of a file are sorted.
+    """
+
+    name: str
+    schema: pa.Schema
+    partition_by: tuple[str, ...] = ()
+    stats: tuple[str, ...] = ()
+    sort_by: str | None = None
+
+    @property
+    def file_schema(self) -> pa.Schema:
+        """Columns that are inside a file: all but the partition columns."""
+        return pa.schema([f for f in self.schema if f.name not in self.partition_by])
+
+
+def column(
+    name: str, kind: pa.DataType, comment: str, *, required: bool = False, **extra: str
+) -> pa.Field:
+    return pa.field(name, kind, nullable=not required, metadata={"comment": comment, **extra})
+
+
+def provenance() -> list[pa.Field]:
+    return [
+        column("night", pa.string(), "logical night of the run (YYYY-MM-DD)"),
+        column("job_id", pa.string(), "the job that published the row"),
+        column("unit_id", pa.string(), "the unit that wrote the row"),
+    ]
+
+
+def codes(latent_dim: int) -> list[pa.Field]:
+    dimension = str(latent_dim)
+    return [
+        column("embedding", VECTOR, "posterior mean", dimension=dimension),
+        column(
+            "embedding_log_var",
+            VECTOR,
+            "posterior log-variance; null for a deterministic posterior",
+            dimension=dimension,
+        ),
+    ]
+
+
+def scores() -> list[pa.Field]:
+    return [
+        column(name, pa.float64(), info.meaning, unit=info.unit, anomalous=info.anomalous)
+        for name, info in SCORES.items()
+    ]
+
+
+def p_value() -> pa.Field:
+    return column(
+        "p_value",
+        pa.float64(),
+        "conformal p-value of the bundle's decision score; null for images trained on",
+        unit="probability",
+        anomalous="lower",
+    )
+
+
+def model_partition() -> list[pa.Field]:
+    return [
+        column("model_version", pa.string(), "version of the bundle", required=True),
+        column("dataset", pa.string(), "dataset of the image", required=True),
+    ]

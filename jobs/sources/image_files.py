@@ -1,0 +1,96 @@
+"""Folders of image files as a source: every file is a row; folders like `key=value` are columns."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pyarrow as pa
+
+from jobs.errors import Refused
+from jobs.lake.storage import local_path
+from jobs.sources.base import MAX_BYTES, Image, Layout, Look, Part, SourceBatch, hive_columns
+from jobs.sources.listing import SourceFile
+from jobs.sources.pinned_read import Replaced, read_pinned
+
+THREADS = 16  # requests at a time, where a request is a journey
+AHEAD_BYTES = 64 << 20
+BATCH_ROWS = 256
+BATCH_BYTES = 32 << 20
+
+
+def look(file: SourceFile, layout: Layout) -> Look:
+    """From the name alone: nothing is opened."""
+    columns = [pa.field(key, pa.string()) for key in hive_columns(file.uri)]
+    return Look(rows=1, passthrough=pa.schema(columns))
+
+
+def read(part: Part, layout: Layout, columns: list[str]) -> Iterator[SourceBatch]:
+    """The file as one row."""
+    yield _batch([(part, _image(part))])
+
+
+def read_many(parts: Sequence[Part]) -> Iterator[SourceBatch | list[Part]]:
+    """The rows of many files in order, in batches; between them, parts that were Replaced."""
+    held: list[tuple[Part, Image]] = []
+    size = 0
+    for part, image in _images(parts):
+        if isinstance(image, Replaced):
+            yield [part]
+            continue
+        held.append((part, image))
+        size += part.size
+        if len(held) == BATCH_ROWS or size > BATCH_BYTES:
+            yield _batch(held)
+            held, size = [], 0
+    if held:
+        yield _batch(held)
+
+
+def _images(parts: Sequence[Part]) -> Iterator[tuple[Part, Image | Replaced]]:
+    """Read ahead where the files are remote, within a bound of bytes."""
+    if not parts or local_path(parts[0].uri) is not None:
+        for part in parts:
+            yield part, _try(part)
+        return
+    waiting: deque[tuple[Part, Future[Image | Replaced]]] = deque()
+    ahead = 0
+    with ThreadPoolExecutor(THREADS) as pool:
+        for part in parts:
+            while waiting and (ahead + part.size > AHEAD_BYTES or len(waiting) >= 4 * THREADS):
+                first, future = waiting.popleft()
+                ahead -= first.size
+                yield first, future.result()
+            waiting.append((part, pool.submit(_try, part)))
+            ahead += part.size
+        for first, future in waiting:
+            yield first, future.result()
+
+
+def _try(part: Part) -> Image | Replaced:
+    try:
+        return _image(part)
+    except Replaced as replaced:
+        return replaced
+
+
+def _image(part: Part) -> Image:
+    if part.size > MAX_BYTES:
+        return Refused("too_many_bytes", f"{part.size} bytes, the bound is {MAX_BYTES}")
+    return read_pinned(part.uri, part.etag, part.size)
+
+
+def _batch(held: Sequence[tuple[Part, Image]]) -> SourceBatch:
+    columns = [hive_columns(part.uri) for part, _ in held]
+    names = sorted({name for found in columns for name in found})
+    brought = {
+        name: pa.array([found.get(name) for found in columns], pa.string()) for name in names
+    }
+    return SourceBatch(
+        uris=[part.uri for part, _ in held],
+        etags=[part.etag for part, _ in held],
+        rows=[0] * len(held),
+        images=[image for _, image in held],
+        passthrough=pa.table(brought),
+    )

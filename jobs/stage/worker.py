@@ -1,0 +1,144 @@
+"""What a stage unit does: read, hash, decode, write; or write earlier files again."""
+
+from __future__ import annotations
+
+import functools
+import time
+from itertools import groupby
+
+import pyarrow.compute as pc
+
+from jobs.engine.corrections import is_correction
+from jobs.engine.plan import Completion, JobContext, Unit
+from jobs.errors import Refused, StorageError
+from jobs.lake.paths import Lake
+from jobs.sources import image_files
+from jobs.sources.base import Layout, Part, SourceBatch
+from jobs.sources.pinned_read import Replaced
+from jobs.sources.registry import format_of
+from jobs.stage.rewrite import Rewriter
+from jobs.stage.rows import UnitRows
+from jobs.stage.tables import stage_tables
+from jobs.tables.delta import Snapshot, open_snapshot
+from jobs.tables.image_ids import IdSet, digests
+
+
+class StageWorker:
+    """One a worker process; knows the images that were published when the plan was made."""
+
+    def __init__(self, lake: Lake, context: JobContext) -> None:
+        self.context = context
+        self.lake = lake
+        settings = context.settings
+        self.tables = stage_tables(lake, settings["dataset"], settings)
+        shape = settings["array_shape"]
+        self.layout = Layout(array_shape=tuple(shape) if shape else None)
+        self.columns = [name for name, _ in settings["passthrough"]]
+
+    @functools.cached_property
+    def published(self) -> Snapshot | None:
+        version = self.context.base["images"]
+        return open_snapshot(self.tables[-1].uri, version) if version >= 0 else None
+
+    @functools.cached_property
+    def known(self) -> IdSet:
+        if self.published is None:
+            return IdSet()
+        return self.published.image_ids()
+
+    def execute(self, unit: Unit, attempt: str) -> Completion:
+        started = time.monotonic()
+        name = f"{unit.unit_id}-{attempt}"
+        if is_correction(unit) or "rewrite" in unit.inputs:
+            rewriter = Rewriter(self.lake, self.context, self.tables, name)
+            outputs, counts, details, replaces = rewriter.run(unit)
+        else:
+            parts = [Part.from_json(raw) for raw in unit.inputs["parts"]]
+            rows, skipped = self._staged(parts, unit.unit_id, name)
+            outputs, counts, replaces = rows.outputs, dict(rows.counts), {}
+            details = {"skipped": sorted(skipped)} if skipped else {}
+        return Completion(
+            unit_id=unit.unit_id,
+            attempt=attempt,
+            outputs=outputs,
+            counts=counts,
+            seconds=time.monotonic() - started,
+            details=details,
+            replaces=replaces,
+        )
+
+    def _staged(self, parts: list[Part], unit_id: str, name: str) -> tuple[UnitRows, set[str]]:
+        """The unit's rows, and the files that were left for the next run.
+
+        A file that turns out bad in its middle has given rows already: then every file is read
+        once to judge it, and the unit begins again without the bad ones.
+        """
+        try:
+            return self._attempt(parts, unit_id, name, {})
+        except (Refused, Replaced):
+            verdicts = {(p.uri, p.start): v for p in parts if (v := self._verdict(p)) is not None}
+        try:
+            return self._attempt(parts, unit_id, f"{name}b", verdicts)
+        except (Refused, Replaced) as error:
+            raise StorageError(f"a source file changes while it is read: {error}") from error
+
+    def _attempt(
+        self,
+        parts: list[Part],
+        unit_id: str,
+        name: str,
+        verdicts: dict[tuple[str, int], Refused | Replaced],
+    ) -> tuple[UnitRows, set[str]]:
+        rows = UnitRows(self.context, self.tables, self.known, unit_id, name)
+        skipped: set[str] = set()
+        for fmt, group in groupby(parts, key=lambda part: part.format):
+            if fmt == "files":
+                _add_files(rows, list(group), skipped)
+                continue
+            for part in group:
+                verdict = verdicts.get((part.uri, part.start))
+                if isinstance(verdict, Replaced):
+                    skipped.add(part.uri)
+                    rows.counts["files_skipped"] += part.start == 0
+                    continue
+                rows.counts["files_in"] += part.start == 0
+                refused = Refused(*part.refused) if part.refused else verdict
+                if refused is not None:
+                    rows.refuse_part(part, refused)
+                    continue
+                own = self._own(part.uri) if part.replaces else None
+                for batch in format_of(part.format).read(part, self.layout, self.columns):
+                    rows.add(batch, own)
+        rows.close()
+        return rows, skipped
+
+    def _verdict(self, part: Part) -> Refused | Replaced | None:
+        """Reads a part to its end, keeping nothing."""
+        if part.refused or part.format == "files":
+            return None
+        try:
+            for _ in format_of(part.format).read(part, self.layout, self.columns):
+                pass
+        except (Refused, Replaced) as verdict:
+            return verdict
+        return None
+
+    def _own(self, uri: str) -> IdSet:
+        """The published images whose first occurrence lies in a file."""
+        if self.published is None:
+            return IdSet()
+        return IdSet(
+            digests(rows["image_id"].filter(pc.equal(rows["source_uri"], uri)))  # type: ignore[attr-defined]
+            for _, rows in self.published.read_each(["image_id", "source_uri"])
+        )
+
+
+def _add_files(rows: UnitRows, parts: list[Part], skipped: set[str]) -> None:
+    """Files that are one row each."""
+    for found in image_files.read_many(parts):
+        if isinstance(found, SourceBatch):
+            rows.counts["files_in"] += len(found.images)
+            rows.add(found)
+        else:
+            rows.counts["files_skipped"] += len(found)
+            skipped.update(part.uri for part in found)

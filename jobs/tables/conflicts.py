@@ -1,0 +1,28 @@
+"""Commits that others were faster than, or whose answer was lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from jobs.lake.storage_errors import explain, is_transient
+
+
+class Conflict(Exception):
+    """Another job committed to the table since the handle was read."""
+
+
+class Unanswered(Conflict):
+    """Whether the commit landed is not known; the table, read again, tells."""
+
+
+def commit_once(action: Callable[[], None], uri: str) -> None:
+    # No retry here: whether a failed put landed is decided by reading the table again.
+    try:
+        action()
+    except Conflict:
+        raise
+    except Exception as error:
+        told = explain(error, uri, "write")
+        if is_transient(error):
+            raise Unanswered(str(told)) from told
+        raise told from error

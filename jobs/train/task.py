@@ -1,0 +1,44 @@
+"""What the ranks of a training are given."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from jobs.lake.paths import Lake
+from jobs.lake.storage import join
+from jobs.train.settings import TrainSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOrder:
+    """What the training workers are told: one picklable value."""
+
+    lake: Lake
+    job_id: str
+    unit_id: str
+    attempt: str
+    model: str
+    version: str
+    dataset: str
+    images_version: int
+    image_shape: tuple[int, int, int]
+    shard_uris: list[str]
+    settings: dict[str, Any]
+
+    @property
+    def train_settings(self) -> TrainSettings:
+        return TrainSettings.model_validate(self.settings)
+
+    @property
+    def run_folder(self) -> str:
+        """Events, TensorBoard files and checkpoints of all attempts."""
+        return self.lake.run(f"{self.model}-{self.version}")
+
+    @property
+    def checkpoints(self) -> str:
+        return join(self.run_folder, "checkpoints")
+
+    @property
+    def events(self) -> str:
+        return join(self.run_folder, "events")
