@@ -118,8 +118,8 @@ def settings_of(lake: Lake) -> NightlySettings:
 
 def _config(lake: Lake) -> str:
     """Where the settings lie, as a user would write them."""
-    told = settings_of(lake).model_dump(mode="json", exclude_defaults=True)
-    text = yaml.safe_dump(told, sort_keys=False)
+    values = settings_of(lake).model_dump(mode="json", exclude_defaults=True)
+    text = yaml.safe_dump(values, sort_keys=False)
     # A lake may be moved, and a later release has other settings.
     uri = join(lake.uri, "demo", f"nightly-{digest(text)}.yaml")
     create_or_keep(uri, text.encode())
@@ -251,14 +251,14 @@ def _median_p_values(lake: Lake, version: str) -> dict[str, float]:
 
 def _drift(lake: Lake, version: str) -> dict[str, Any] | None:
     """What was decided of night two; None where nothing was."""
-    held = drift_results.latest(lake, NAME, version, NAME, NIGHTS[1])
-    return next((row for row in held if row["test"] == "combined"), None)
+    latest = drift_results.latest(lake, NAME, version, NAME, NIGHTS[1])
+    return next((row for row in latest if row["test"] == "combined"), None)
 
 
 def _picture(lake: Lake) -> bytes:
     """Night two: a few originals and reconstructions, and the top anomalies with theirs."""
-    asked = query_api.Lake(lake.uri).embeddings(NAME)
-    worst = asked.anomalies(top=SHOWN, night=NIGHTS[1])["image_id"].to_pylist()
+    embeddings = query_api.Lake(lake.uri).embeddings(NAME)
+    worst = embeddings.anomalies(top=SHOWN, night=NIGHTS[1])["image_id"].to_pylist()
     # The middle of the ranking, spread over it, stands for an ordinary image.
     ranked = (
         query_api.Lake(lake.uri)
@@ -330,8 +330,8 @@ def _text(lake: Lake, lake_uri: str, result: dict[str, Any]) -> str:
         )
     lines += ["", f"  AUROC of the unseen kind ({result['unseen_kind']}) on night two, by score"]
     for name, value in result["auroc"].items():
-        told = "-     no such score for this model" if value is None else f"{value:.3f}"
-        lines.append(f"    {name:22} {told}")
+        text = "-     no such score for this model" if value is None else f"{value:.3f}"
+        lines.append(f"    {name:22} {text}")
     medians = ", ".join(f"{kind} {p:.3f}" for kind, p in result["median_p_value"].items())
     lines += [f"  median p-value on night two: {medians}"]
     drift = result["drift"]

@@ -57,9 +57,9 @@ def _profile_has_server() -> bool:
     """Whether the active profile of a home of the user's own names a server."""
     path = os.environ.get("PREFECT_PROFILES_PATH", f"{os.environ['PREFECT_HOME']}/profiles.toml")
     try:
-        told = tomllib.loads(Path(path).read_text())
-        active = os.environ.get("PREFECT_PROFILE") or told.get("active")
-        return "PREFECT_API_URL" in told.get("profiles", {}).get(active, {})
+        profile = tomllib.loads(Path(path).read_text())
+        active = os.environ.get("PREFECT_PROFILE") or profile.get("active")
+        return "PREFECT_API_URL" in profile.get("profiles", {}).get(active, {})
     except (OSError, tomllib.TOMLDecodeError):
         return False
 

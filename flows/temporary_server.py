@@ -65,9 +65,9 @@ class _Server:
             time.sleep(0.05)
         self.log.seek(0)
         last = self.log.read().decode(errors="replace").strip().splitlines()[-1:]
-        told = f": {last[0]}" if last else ""
+        why = f": {last[0]}" if last else ""
         raise JobError(
-            f"Prefect's temporary server did not start within {limit_s:.0f} s{told}; name a server "
+            f"Prefect's temporary server did not start within {limit_s:.0f} s{why}; name a server "
             "in PREFECT_API_URL, or run it again"
         )
 

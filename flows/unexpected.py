@@ -18,9 +18,9 @@ def unexpected(error: Exception) -> str:
     what = f"{type(error).__name__}: {lines[-1][:300]}" if lines else type(error).__name__
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""  # noqa: PTH119
-    told = f"unexpected {what}{where}; a fault of latentlake, or of what it was given to read"
+    message = f"unexpected {what}{where}; a fault of latentlake, or of what it was given to read"
     kept = _kept("".join(traceback.format_exception(error)))
-    return f"{told}; its traceback is in {kept}" if kept else told
+    return f"{message}; its traceback is in {kept}" if kept else message
 
 
 def _kept(text: str) -> str | None:

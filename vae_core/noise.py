@@ -116,8 +116,8 @@ class StepNoise:
         """That of some of the share's images."""
         if isinstance(self.positions, Tensor):
             return dataclasses.replace(self, positions=self.positions[rows])
-        held = range(self.batch)[self.positions or slice(None)][rows]
-        return dataclasses.replace(self, positions=slice(held.start, held.stop))
+        rows_of_batch = range(self.batch)[self.positions or slice(None)][rows]
+        return dataclasses.replace(self, positions=slice(rows_of_batch.start, rows_of_batch.stop))
 
     def normal(self, stream: int, dim: int) -> Tensor:
         """Standard normal, (N, dim), N images of the share."""

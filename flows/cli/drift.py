@@ -104,8 +104,8 @@ def decision_text(row: dict[str, Any]) -> str:
     if row["drifted"] is None:
         return f"{row['note']}"
     found = "drift was found" if row["drifted"] else "no drift was found"
-    held = f"{row['arrivals']:,} arrivals against {row['reference']:,} of the model's test split"
-    return f"{found} (p = {row['p_value']:.2g}, level {row['alpha']:.2g}; {held}). {row['note']}"
+    sizes = f"{row['arrivals']:,} arrivals against {row['reference']:,} of the model's test split"
+    return f"{found} (p = {row['p_value']:.2g}, level {row['alpha']:.2g}; {sizes}). {row['note']}"
 
 
 def _marked(report: dict[str, Any]) -> str:

@@ -107,11 +107,11 @@ def index_command(model: str, metric: str, lake: str, as_json: bool) -> None:
     from flows.output import emit
     from jobs.search.index import build
 
-    told = build(lake_of(lake), model, metric)
-    name = f"{told['model']}@{told['model_version']}"
-    what = f"{told['rows']:,} embeddings by {metric}"
-    done = f"done in {told['seconds']:.1f} s" if told["made"] else "is there already"
-    emit(told, as_json, f"index {name}: {what}, {done}")
+    built = build(lake_of(lake), model, metric)
+    name = f"{built['model']}@{built['model_version']}"
+    what = f"{built['rows']:,} embeddings by {metric}"
+    done = f"done in {built['seconds']:.1f} s" if built["made"] else "is there already"
+    emit(built, as_json, f"index {name}: {what}, {done}")
 
 
 @click.command("embed-files")

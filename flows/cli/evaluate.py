@@ -50,8 +50,8 @@ def evaluate(**options: Any) -> None:
     else:
         name = (report.target, report.counts["model_version"], settings.dataset)
         rows = evaluate_results.latest(lake, *name, settings.images_version)
-    told = f"{report_text(report)}\n\n{metrics_text(rows)}"
-    emit({**report.to_dict(), "metrics": rows}, options["as_json"], told)
+    text = f"{report_text(report)}\n\n{metrics_text(rows)}"
+    emit({**report.to_dict(), "metrics": rows}, options["as_json"], text)
 
 
 @click.command()
@@ -72,8 +72,8 @@ def compare(first: str, second: str, dataset: str | None, lake: str, as_json: bo
     found = pair_up(lake_of(lake), first, second, dataset)
     rows = [dataclasses.asdict(row) for row in found.differences]
     about = {"first_model": found.first, "second_model": found.second, "dataset": found.dataset}
-    told = f"{compared_text(found)}\n\n{differences_text(rows)}"
-    emit([{**row, **about} for row in rows], as_json, told)
+    text = f"{compared_text(found)}\n\n{differences_text(rows)}"
+    emit([{**row, **about} for row in rows], as_json, text)
 
 
 def metrics_text(rows: list[dict[str, Any]]) -> str:

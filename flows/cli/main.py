@@ -206,9 +206,9 @@ def describe(dataset: str, images_version: int | None, lake: str, as_json: bool)
     from flows.output import emit
     from jobs.datasets.card import card_text, card_uri, dataset_card
 
-    held = lake_of(lake)
-    card = dataset_card(held, dataset, images_version)
-    picture = card_uri(held, dataset, card["images_version"], "png") if card["images"] else None
+    opened = lake_of(lake)
+    card = dataset_card(opened, dataset, images_version)
+    picture = card_uri(opened, dataset, card["images_version"], "png") if card["images"] else None
     shown = f"\n  picture: {picture}" if picture else ""
     emit({**card, "picture": picture}, as_json, card_text(card) + shown)
 
@@ -303,8 +303,8 @@ def demo(lake: str, as_json: bool) -> None:
     from flows.output import emit
 
     temporary_server.wait()
-    told = run_demo(lake)
-    emit(told.result, as_json, told.text)
+    numbers = run_demo(lake)
+    emit(numbers.result, as_json, numbers.text)
 
 
 def _interrupt(*_: object) -> None:

@@ -90,14 +90,14 @@ def aliases(model: str, alias: str | None, lake: str, as_json: bool) -> None:
     from jobs.errors import unknown_name
     from jobs.tables import catalog
 
-    held = lake_of(lake)
-    known = catalog.models(held)
+    opened = lake_of(lake)
+    known = catalog.models(opened)
     if model not in known:
-        raise unknown_name("model", model, known, f"; {held.uri} has no models")
-    named = catalog.aliases(held, model)
+        raise unknown_name("model", model, known, f"; {opened.uri} has no models")
+    named = catalog.aliases(opened, model)
     if alias is not None and alias not in named:
         raise unknown_name(f"alias of model {model!r}:", alias, list(named))
-    rows = history(held, model, alias)
+    rows = history(opened, model, alias)
     shown = ("alias", "from", "to", "by", "at", "reason")
     emit(rows, as_json, records_text([_cells({n: row[n] for n in shown}) for row in rows]))
 
@@ -127,14 +127,14 @@ def _move(settings: PromoteSettings, options: dict[str, Any]) -> None:
 
     moving = PromoteJob(lake_of(options["lake"]), settings, night_of(options))
     if options["dry_run"]:
-        told = _foretold(moving)
-        emit(told, options["as_json"], _text(moving, told))
+        outcome = _foretold(moving)
+        emit(outcome, options["as_json"], _text(moving, outcome))
         return
     report = runner.run(moving)
-    told = report.counts
-    emit(report.to_dict(), options["as_json"], _text(moving, told))
-    if not told["promoted"] and "checks" in told:
-        raise JobError(f"{told['why']}\n{_override(moving, told)}")
+    outcome = report.counts
+    emit(report.to_dict(), options["as_json"], _text(moving, outcome))
+    if not outcome["promoted"] and "checks" in outcome:
+        raise JobError(f"{outcome['why']}\n{_override(moving, outcome)}")
 
 
 def _foretold(moving: PromoteJob) -> dict[str, Any]:
@@ -145,29 +145,29 @@ def _foretold(moving: PromoteJob) -> dict[str, Any]:
     if plan.is_empty:
         return moving.idle(plan)[1]
     judged = moving.verdict(plan)
-    told = {name: plan.settings[name] for name in ("version", "held", "alias", "by")}
+    values = {name: plan.settings[name] for name in ("version", "held", "alias", "by")}
     would = {"promoted": False, "would_promote": judged is None or judged.passes}
     if judged is None:
-        return {**would, **told, "why": "nothing is asked for"}
+        return {**would, **values, "why": "nothing is asked for"}
     checks = [vars(check) for check in judged.checks]
-    return {**would, **told, "checks": checks, "why": judged.why}
+    return {**would, **values, "checks": checks, "why": judged.why}
 
 
-def _text(moving: PromoteJob, told: dict[str, Any]) -> str:
+def _text(moving: PromoteJob, done: dict[str, Any]) -> str:
     """What was or would be done, and what each check says."""
-    name = f"{moving.target}@{told['version']}"
-    checks = [f"  {PASSES[check['passes']]}: {check['told']}" for check in told.get("checks", [])]
-    before = f", after {told['held']}" if told["held"] else ""
-    if told["promoted"] or told.get("would_promote"):
-        verb = "is now" if told["promoted"] else "would be"
-        lines = checks or [f"  {told['why']}"]
+    name = f"{moving.target}@{done['version']}"
+    checks = [f"  {PASSES[check['passes']]}: {check['told']}" for check in done.get("checks", [])]
+    before = f", after {done['held']}" if done["held"] else ""
+    if done["promoted"] or done.get("would_promote"):
+        verb = "is now" if done["promoted"] else "would be"
+        lines = checks or [f"  {done['why']}"]
         return "\n".join([f"{moving.name}: {moving.alias} {verb} {name}{before}", *lines])
     if checks:
         return "\n".join([f"{moving.name}: {name} does not pass the gate", *checks])
-    return f"{moving.name}: {told['why']}; nothing to do"
+    return f"{moving.name}: {done['why']}; nothing to do"
 
 
-def _override(moving: PromoteJob, told: dict[str, Any]) -> str:
+def _override(moving: PromoteJob, done: dict[str, Any]) -> str:
     alias = f" --alias {moving.alias}" if moving.alias != "champion" else ""
-    bundle = f"{moving.target}@{told['version']}"
+    bundle = f"{moving.target}@{done['version']}"
     return f"to move it all the same: latentlake promote {bundle}{alias} --force --reason TEXT"

@@ -133,5 +133,5 @@ def _print_plan(job: Job, as_json: bool) -> None:
     lines += [json.dumps(unit) for unit in units]
     gone = job.planned_removals()
     lines += [f"leaves: {uri}" for uri in gone]
-    told = {"job": plan.job, "target": plan.target, "units": units, "leaves": gone}
-    emit(told, as_json, "\n".join(lines))
+    values = {"job": plan.job, "target": plan.target, "units": units, "leaves": gone}
+    emit(values, as_json, "\n".join(lines))

@@ -73,10 +73,10 @@ def query_anomalies(lake: str, model: str, **options: Any) -> None:
 
     Example: latentlake query anomalies --model photos --score neg_elbo --top 10
     """
-    asked = {
+    arguments = {
         name: options[name] for name in ["score", "top", "night", "label", "dataset", "flagged"]
     }
-    rows = _held(lake).embeddings(model).anomalies(**asked)
+    rows = _held(lake).embeddings(model).anomalies(**arguments)
     _emit_rows(rows, lake, options, note=_doubted(rows))
 
 
@@ -116,11 +116,11 @@ def query_neighbours(
     """
     if (image_id is None) == (image is None):
         raise click.UsageError("give either --image-id or --image")
-    asked = {
+    arguments = {
         name: options[name] for name in ["k", "metric", "night", "label", "dataset", "approximate"]
     }
     of = Path(image) if image is not None else str(image_id)
-    _emit_rows(_held(lake).embeddings(model).neighbours(of, **asked), lake, options)
+    _emit_rows(_held(lake).embeddings(model).neighbours(of, **arguments), lake, options)
 
 
 @query.command("duplicates")
@@ -141,8 +141,8 @@ def query_duplicates(lake: str, model: str, **options: Any) -> None:
 
     Example: latentlake query duplicates --model photos --threshold 0.001
     """
-    asked = {name: options[name] for name in ["threshold", "metric", "top", "dataset"]}
-    _emit_rows(_held(lake).embeddings(model).duplicates(**asked), lake, options)
+    arguments = {name: options[name] for name in ["threshold", "metric", "top", "dataset"]}
+    _emit_rows(_held(lake).embeddings(model).duplicates(**arguments), lake, options)
 
 
 @query.command("outliers-of")
@@ -174,8 +174,8 @@ def query_map(lake: str, model: str, **options: Any) -> None:
 
     Example: latentlake query map --model photos --images --parquet map.parquet
     """
-    asked = {name: options[name] for name in ["method", "images", "night", "label", "dataset"]}
-    _emit_rows(_held(lake).embeddings(model).map(**asked), lake, options, MAP_SHOWN)
+    arguments = {name: options[name] for name in ["method", "images", "night", "label", "dataset"]}
+    _emit_rows(_held(lake).embeddings(model).map(**arguments), lake, options, MAP_SHOWN)
 
 
 @query.command("sql")
@@ -195,15 +195,15 @@ def query_sql(lake: str, statement: str, guarded: bool, **options: Any) -> None:
 
     Example: latentlake query sql "SELECT dataset, count(*) FROM images GROUP BY ALL"
     """
-    held = _held(lake)
+    opened = _held(lake)
     if guarded:
         from jobs.query.readonly_sql import GuardedViews
 
-        rows, more = GuardedViews(held).ask(statement, GUARDED_ROWS, GUARDED_S)
-        told = f"\nthe first {GUARDED_ROWS:,} rows: --guarded gives no more" if more else ""
-        _emit_rows(rows, lake, options, note=told)
+        rows, more = GuardedViews(opened).ask(statement, GUARDED_ROWS, GUARDED_S)
+        note = f"\nthe first {GUARDED_ROWS:,} rows: --guarded gives no more" if more else ""
+        _emit_rows(rows, lake, options, note=note)
         return
-    _emit_rows(held.sql(statement), lake, options)
+    _emit_rows(opened.sql(statement), lake, options)
 
 
 def _held(lake: str) -> Lake:

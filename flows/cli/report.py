@@ -40,13 +40,13 @@ def report(
     from jobs.report.night import last_night
     from jobs.report.write import write_report
 
-    held = lake_of(lake)
-    on = valid_night(night) if night else last_night(held, dataset, model)
-    made = write_report(held, dataset, model, on)
+    opened = lake_of(lake)
+    on = valid_night(night) if night else last_night(opened, dataset, model)
+    made = write_report(opened, dataset, model, on)
     file = _copied(made.uri, out) if out else None
     if is_shown:
         _show(file or _local(made.uri))
-    told = {
+    values = {
         "uri": made.uri,
         "night": made.night,
         "status": made.headline.status,
@@ -57,7 +57,7 @@ def report(
     }
     lines = [made.headline.word, *(f"  {s}" for s in [*made.headline.sentences, *made.notes])]
     lines.append(f"  page: {file or made.uri} ({made.bytes / 2**20:.1f} MiB)")
-    emit(told, as_json, "\n".join(lines))
+    emit(values, as_json, "\n".join(lines))
 
 
 def _copied(uri: str, out: str) -> Path:
@@ -75,9 +75,9 @@ def _local(uri: str) -> Path:
     """The page as a file here; of a lake elsewhere, a copy that outlives this process."""
     from jobs.lake.storage import local_path
 
-    held = local_path(uri)
-    folder = Path(tempfile.mkdtemp(prefix="latentlake-")) if held is None else None
-    return _copied(uri, str(folder / "report.html")) if folder is not None else Path(str(held))
+    path = local_path(uri)
+    folder = Path(tempfile.mkdtemp(prefix="latentlake-")) if path is None else None
+    return _copied(uri, str(folder / "report.html")) if folder is not None else Path(str(path))
 
 
 def _show(file: Path) -> None:

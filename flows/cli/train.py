@@ -54,10 +54,10 @@ def train(
         ("objective", "beta", beta),
     ):
         if value is not None:
-            held = values.get(key, {})
-            if not isinstance(held, dict):
+            group = values.get(key, {})
+            if not isinstance(group, dict):
                 raise InputError(f"{key}: write a mapping in {config}, such as {name}: {value}")
-            values[key] = {**held, name: value}
+            values[key] = {**group, name: value}
     plain = "dataset model epochs batch_size learning_rate latent_dim seed images_version alias "
     values |= given(**{name: options[name] for name in (plain + "promote workers").split()})
     for name in ("dataset", "model"):
@@ -90,12 +90,12 @@ def sweep(config: str, trials: int | None, **options: Any) -> None:
     report, tried = sweeps.sweep(
         lake_of(options["lake"]), settings, night_of(options), ray_settings(options)
     )
-    told = [
+    rows_shown = [
         {**one.trial.drawn, "validation_nats": one.validation_nats, "epochs": one.epochs}
         for one in tried
     ]
     emit(
-        {"trials": told, "train": report.to_dict()},
+        {"trials": rows_shown, "train": report.to_dict()},
         options["as_json"],
-        f"{records_text(told)}\n{report_text(report)}",
+        f"{records_text(rows_shown)}\n{report_text(report)}",
     )

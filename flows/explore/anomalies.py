@@ -97,17 +97,17 @@ class Anomalies:
 
     def _say(self, night: Night, any_rows: bool, flagged: bool) -> None:
         if night.calibration_valid:
-            told = f"{night.flagged:,} of {night.tested:,} images were flagged at a "
-            told += f"false-discovery rate of {percent(night.alpha)}, on average over calibrations"
+            text = f"{night.flagged:,} of {night.tested:,} images were flagged at a "
+            text += f"false-discovery rate of {percent(night.alpha)}, on average over calibrations"
             if night.drift_tested:
-                self.validity.say(f"Calibration valid: {told}.", "good")
+                self.validity.say(f"Calibration valid: {text}.", "good")
             else:
                 unknown = "Drift was not tested: whether p- and q-values can be believed is unknown"
-                self.validity.say(f"{unknown}. If they can, {told}.", "warning")
+                self.validity.say(f"{unknown}. If they can, {text}.", "warning")
         else:
-            told = "CALIBRATION NOT VALID on this night: p- and q-values cannot be believed, and "
-            told += f"no rate of false alarms is kept. Why: {night.why}."
-            self.validity.say(told, "error")
+            text = "CALIBRATION NOT VALID on this night: p- and q-values cannot be believed, and "
+            text += f"no rate of false alarms is kept. Why: {night.why}."
+            self.validity.say(text, "error")
         empty = "Nothing was flagged on this night."
         empty += f" “{RANKED}” shows what came nearest." if flagged else ""
         self.notice.say("" if any_rows else empty)
@@ -122,16 +122,16 @@ class _Lines:
     def of(self, row: dict[str, Any]) -> list[str]:
         known = [name for name in ("q_value", "p_value") if row.get(name) is not None]
         doubt = "" if self.valid else " (not valid)"
-        told = [f"{name[0]} = {number(row[name])}{doubt}" for name in known]
-        told = told or ["no p: trained on"]
+        parts = [f"{name[0]} = {number(row[name])}{doubt}" for name in known]
+        parts = parts or ["no p: trained on"]
         label = [str(row["label"])] if row.get("label") is not None else []
-        return [*told, f"{self.score} {number(row[self.score])}", *label]
+        return [*parts, f"{self.score} {number(row[self.score])}", *label]
 
 
 def _narrow(row: dict[str, Any], score: str, night: Night) -> dict[str, Any]:
     names = ("image_id", "q_value", "p_value", "calibration_valid", score, "label", "dataset")
     names += ("source_uri", "source_row", "batch")
-    told = {name: row[name] for name in names if name in row}
-    if not night.calibration_valid and "calibration_valid" in told:
-        told["calibration_valid"] = False  # drift was found after the row was written
-    return told
+    values = {name: row[name] for name in names if name in row}
+    if not night.calibration_valid and "calibration_valid" in values:
+        values["calibration_valid"] = False  # drift was found after the row was written
+    return values

@@ -60,13 +60,13 @@ class ImageDialog:
         self.pictures.items = _large(found)
         self.staged.fill(_facts(found.staged), caption="As it was staged")
         self.scored.fill(_facts(found.scored), caption=f"What {self.model} made of it")
-        told = []
+        facts = []
         if found.scored and found.reconstruction_HWC is None:
             kept = "No reconstruction was kept of it: latentlake embed --reconstructions anomalies"
-            told.append(f"{kept} (or all) keeps them.")
+            facts.append(f"{kept} (or all) keeps them.")
         if found.doubt:
-            told.append(f"CALIBRATION NOT VALID: its p-value cannot be believed; {found.doubt}.")
-        self.notice.say(" ".join(told), "error" if found.doubt else "plain")
+            facts.append(f"CALIBRATION NOT VALID: its p-value cannot be believed; {found.doubt}.")
+        self.notice.say(" ".join(facts), "error" if found.doubt else "plain")
         self._show_neighbours(found)
 
     def _show_neighbours(self, found: Evidence) -> None:

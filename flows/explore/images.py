@@ -89,9 +89,9 @@ class Images:
 
     def update(self) -> None:
         try:
-            asked = self.asked
-            count = asked.count()
-            rows = asked.page(self.pages.value, PAGE).to_pylist()
+            pages = self.asked
+            count = pages.count()
+            rows = pages.page(self.pages.value, PAGE).to_pylist()
             pictures = self.held.lake.pictures([row["image_id"] for row in rows])
         except LatentlakeError as error:
             self.notice.say(str(error), "error")
@@ -99,8 +99,8 @@ class Images:
         self.pages.count = max(1, -(-count // PAGE))
         self.jump.value = self.pages.value + 1
         first = self.pages.value * PAGE
-        told = f"{first + 1:,} to {first + len(rows):,} of {count:,} images"
-        self.notice.say(told if rows else "No image is like that.")
+        text = f"{first + 1:,} to {first + len(rows):,} of {count:,} images"
+        self.notice.say(text if rows else "No image is like that.")
         self.pictures.fill(rows, pictures, _lines)
 
 

@@ -34,9 +34,9 @@ class Search:
         self.file.param.watch(lambda event: self._by_file() if event.new else None, "value")
         self.search.on_click(lambda _: self._by_id())
         self.image_id.param.watch(lambda event: self._by_id() if event.new else None, "value")
-        told = "Upload an image file, or name an image of the lake by its id: the images whose "
-        told += "embeddings are nearest to it come up. The file stays in memory, nothing is kept."
-        self.notice.say(told if models else "Nothing has been embedded yet: latentlake embed.")
+        text = "Upload an image file, or name an image of the lake by its id: the images whose "
+        text += "embeddings are nearest to it come up. The file stays in memory, nothing is kept."
+        self.notice.say(text if models else "Nothing has been embedded yet: latentlake embed.")
 
     def view(self) -> list[pn.viewable.Viewable]:
         chosen = filters(self.model, self.count, self.image_id, self.search, self.file)
@@ -46,12 +46,12 @@ class Search:
         self.dialog.open(image_id, self.model.value)
 
     def _by_id(self) -> None:
-        asked = (self.image_id.value or "").strip().lower()
+        given = (self.image_id.value or "").strip().lower()
         self.asked.items = []
-        if not asked:
+        if not given:
             self.notice.say("Give an image id, or upload a file.", "warning")
             return
-        self._show(asked, f"Nearest to image {asked}, by cosine distance; it is not listed itself.")
+        self._show(given, f"Nearest to image {given}, by cosine distance; it is not listed itself.")
 
     def _by_file(self) -> None:
         data, name = self.file.value, str(self.file.filename or "the file")
@@ -67,13 +67,13 @@ class Search:
         uri = "data:application/octet-stream;base64," + base64.b64encode(data).decode()
         self.asked.items = [{"src": uri, "caption": name}]
         p, valid = found["p_value"], found["calibration_valid"]
-        told = f"Nearest to {name}, by cosine distance."
+        text = f"Nearest to {name}, by cosine distance."
         if p is not None:
-            told += f" As a new image its p-value is {number(p)}"
-            told += (
+            text += f" As a new image its p-value is {number(p)}"
+            text += (
                 "." if valid else ", not valid: it was computed differently from the calibration."
             )
-        self._show(np.asarray(found["embedding"], np.float32), told)
+        self._show(np.asarray(found["embedding"], np.float32), text)
 
     def _embedded(self, name: str, data: bytes) -> dict[str, Any]:
         from jobs.embed.score_files import embed_contents  # brings torch: only where it is needed
@@ -82,7 +82,7 @@ class Search:
             raise InputError("nothing has been embedded yet: latentlake embed")
         return embed_contents(self.held.lake, self.model.value, [(name, data)])[0]
 
-    def _show(self, of: str | np.ndarray, told: str) -> None:
+    def _show(self, of: str | np.ndarray, text: str) -> None:
         try:
             model = self.held.embeddings(self.model.value)
             rows = model.neighbours(of, k=self.count.value or 12).to_pylist()
@@ -91,5 +91,5 @@ class Search:
             self.pictures.items = []
             self.notice.say(str(error), "error")
             return
-        self.notice.say(told)
+        self.notice.say(text)
         self.pictures.fill(rows, pictures, near_lines)

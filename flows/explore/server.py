@@ -81,9 +81,9 @@ def _require_panel() -> None:
 
 
 def _free_port() -> int:
-    with socket.socket() as held:
-        held.bind((HOST, 0))
-        return held.getsockname()[1]
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return probe.getsockname()[1]
 
 
 def _server(lake: Lake, port: int) -> Server:

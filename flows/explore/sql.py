@@ -48,10 +48,10 @@ class Sql:
         self.table = Rows(sizing_mode="stretch_width", on_open=self._open)
         self.examples.param.watch(self._take_example, "value")
         self.run.on_click(lambda _: self.ask())
-        told = (
+        text = (
             f"Views: {', '.join(SPECS)}. At most {SQL_ROWS} rows are shown, within {SQL_S:.0f} s; "
         )
-        self.notice.say(told + "nothing can be changed, and no other file is read.")
+        self.notice.say(text + "nothing can be changed, and no other file is read.")
 
     def view(self) -> list[pn.viewable.Viewable]:
         return [filters(self.examples, self.run), self.statement, self.notice, self.table]

@@ -30,9 +30,9 @@ class Held:
             for version in catalog.bundle_versions(self.lake, model):
                 if not self._has_embedded(model, version):
                     continue
-                called = [alias for alias, held in named.items() if held == version]
-                told = f" ({', '.join(called)})" if called else ""
-                found[f"{model}@{version}{told}"] = f"{model}@{version}"
+                called = [alias for alias, target in named.items() if target == version]
+                names = f" ({', '.join(called)})" if called else ""
+                found[f"{model}@{version}{names}"] = f"{model}@{version}"
         # What production embeds with comes first.
         return dict(sorted(found.items(), key=lambda item: ("champion" not in item[0], item[0])))
 

@@ -81,10 +81,10 @@ def backfill(
         lake: Root URI of the lake; the config's if none.
     """
     run = opened(config, night, lake)
-    asked = {"backfill": True, "since": since, "until": until}
+    request = {"backfill": True, "since": since, "until": until}
     if model is not None:
-        asked["model"] = model
-    settings = build(type(run.settings.embed), run.settings.embed.model_dump() | asked)
+        request["model"] = model
+    settings = build(type(run.settings.embed), run.settings.embed.model_dump() | request)
     with Steps(run, model=settings.model) as steps:
         steps.do(tasks.embed, settings, run.settings.timeouts.backfill_s)
     return steps.end()

@@ -22,7 +22,7 @@ def shown_in_prefect(name: str) -> Iterator[None]:
     name: what the artifact's key is made of, such as `stage photos`.
     """
     key = "".join(c if c.isalnum() else "-" for c in name.lower())
-    held: list[UUID] = []
+    artifacts: list[UUID] = []
 
     def show(progress: Progress) -> None:
         try:
@@ -33,11 +33,11 @@ def shown_in_prefect(name: str) -> Iterator[None]:
     def _show(progress: Progress) -> None:
         # While units are being planned, the share of those that are known.
         share = 100.0 * progress.done / max(progress.planned, 1)
-        if held:
-            update_progress_artifact(held[0], share, str(progress))
+        if artifacts:
+            update_progress_artifact(artifacts[0], share, str(progress))
         else:
             # In a task that is no coroutine, this is none either.
-            held.append(cast(UUID, create_progress_artifact(share, key, str(progress))))
+            artifacts.append(cast(UUID, create_progress_artifact(share, key, str(progress))))
 
     with listening(show):
         yield

@@ -64,12 +64,12 @@ def _dataset(lake: Lake, settings: TrainSettings, version: str) -> str:
 
 
 def why_train(
-    rule: RetrainSettings, champion: Champion | None, night: str, images: int, asked: bool
+    rule: RetrainSettings, champion: Champion | None, night: str, images: int, requested: bool
 ) -> str | None:
     """Why the night trains, in words; None where it does not. images: in the dataset now."""
     if champion is None:
         return "there is no champion yet"
-    if asked:
+    if requested:
         return "it was asked to"
     if rule.every_nights is not None and champion.night is not None:
         passed = (dt.date.fromisoformat(night) - dt.date.fromisoformat(champion.night)).days
@@ -84,11 +84,11 @@ def why_train(
 
 
 def reason_to_train(
-    lake: Lake, settings: TrainSettings, rule: RetrainSettings, night: str, asked: bool
+    lake: Lake, settings: TrainSettings, rule: RetrainSettings, night: str, requested: bool
 ) -> str | None:
     """The same of a lake."""
     images = _rows(lake, settings.dataset)
-    why = why_train(rule, champion_of(lake, settings), night, images, asked)
+    why = why_train(rule, champion_of(lake, settings), night, images, requested)
     return why or ("a training was left unfinished" if left_unfinished(lake, settings) else None)
 
 

@@ -68,13 +68,13 @@ def named(what: str) -> Callable[[], str]:
     """The name of a run, such as `nightly photos 2026-11-21`."""
 
     def name() -> str:
-        asked = flow_run.parameters
-        night = asked.get("night")
+        parameters = flow_run.parameters
+        night = parameters.get("night")
         try:
-            found = opened(asked["config"], _date(night), asked.get("lake"))
+            found = opened(parameters["config"], _date(night), parameters.get("lake"))
         except LatentlakeError:
             # The run itself will tell what is wrong with it.
-            return f"{what} {Path(asked['config']).stem}"
+            return f"{what} {Path(parameters['config']).stem}"
         return f"{what} {found.dataset} {found.night}"
 
     return name

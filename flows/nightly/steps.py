@@ -155,14 +155,14 @@ class Steps:
         if why is not None and trained.job_ids:
             self.notes.append(f"Trained because {why}.")
         model, version = training.model, trained.counts["version"]
-        held = catalog.aliases(self.run.lake, model).get(training.alias)
-        if not promote or held in (None, version):
+        current = catalog.aliases(self.run.lake, model).get(training.alias)
+        if not promote or current in (None, version):
             return
         moves = bundles_aliases.moves(self.run.lake, model, training.alias)
         if bundles_aliases.was_taken_back(moves, version):
             self.notes.append(f"{model}@{version} was rolled back: it is not promoted by itself.")
             return
-        for one in (held, version):
+        for one in (current, version):
             self.judge(tasks.evaluate, settings.evaluation(f"{model}@{one}"), limit.evaluate_s)
         challenge = PromoteSettings(
             model=f"{model}@{version}",

@@ -48,14 +48,14 @@ CONFIGURED = "latentlake-config"  # the slug of the schedule that is the config'
 
 def schedule_of(config: str, settings: NightlySettings) -> CronSchedule | None:
     """Raises InputError for a time that is none."""
-    held = settings.schedule
-    if held is None:
+    schedule = settings.schedule
+    if schedule is None:
         return None
     try:
-        Cron(held.cron, timezone=held.timezone)  # says what is wrong in fewer words
+        Cron(schedule.cron, timezone=schedule.timezone)  # says what is wrong in fewer words
     except ValueError as error:
         raise InputError(f"{config}: schedule.cron: {error}") from error
-    return CronSchedule(cron=held.cron, timezone=held.timezone)
+    return CronSchedule(cron=schedule.cron, timezone=schedule.timezone)
 
 
 def deploy(config: str, settings: NightlySettings, pool: str, workdir: str) -> list[str]:
@@ -95,10 +95,10 @@ def deploy(config: str, settings: NightlySettings, pool: str, workdir: str) -> l
 def _follow(deployment_id: UUID, wanted: CronSchedule | None) -> None:
     """The config's schedule becomes what the config says; on or off it is as somebody left it."""
     with get_client(sync_client=True) as client:
-        held = client.read_deployment_schedules(deployment_id)
-        ours = [one for one in held if one.slug == CONFIGURED]
+        schedules = client.read_deployment_schedules(deployment_id)
+        ours = [one for one in schedules if one.slug == CONFIGURED]
         # A version before this one gave it no slug.
-        ours = ours or [one for one in held if one.schedule == wanted][:1]
+        ours = ours or [one for one in schedules if one.schedule == wanted][:1]
         for one in ours:
             if wanted is None:
                 client.delete_deployment_schedule(deployment_id, one.id)

@@ -55,14 +55,14 @@ def _serve(
 ) -> None:
     from flows.serve import automations, deployments
 
-    for config, held in settings:
-        deployments.schedule_of(config, held)  # its mistakes are told before anything starts
+    for config, parsed in settings:
+        deployments.schedule_of(config, parsed)  # its mistakes are told before anything starts
     with _process("server", "server", "start", "--host", HOST, "--port", str(port)) as server:
         wait_for(url, server)
         deployments.make_pool(POOL)
         automations.watch_runs()
-        for config, held in settings:
-            for name in deployments.deploy(config, held, POOL, str(Path.cwd())):
+        for config, parsed in settings:
+            for name in deployments.deploy(config, parsed, POOL, str(Path.cwd())):
                 log.info("serve: %s", name)
         log.info(
             "serve: http://%s:%d; ^C ends it. The page asks once for a login: %s",
@@ -75,7 +75,7 @@ def _serve(
 
 def _loaded(configs: Sequence[str]) -> list[tuple[str, NightlySettings]]:
     settings = [(config, load_nightly(config)) for config in configs]
-    datasets = [held.stage.dataset for _, held in settings]
+    datasets = [parsed.stage.dataset for _, parsed in settings]
     twice = sorted({name for name in datasets if datasets.count(name) > 1})
     if twice:
         raise InputError(f"several configs stage {', '.join(twice)}; one config a dataset")

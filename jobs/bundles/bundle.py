@@ -171,11 +171,11 @@ def _require_fitting(
             f"tensors {sorted(wanted.keys() ^ weights.keys())[:3]} are too many or few"
         )
     dim = config.latent_dim
-    held = weights | {"latent.mean": moments.mean_D, "latent.precision": moments.precision_DD}
+    tensors = weights | {"latent.mean": moments.mean_D, "latent.precision": moments.precision_DD}
     for name, shape in {**wanted, "latent.mean": (dim,), "latent.precision": (dim, dim)}.items():
-        if tuple(held[name].shape) != tuple(shape):
-            raise ValueError(f"{name} is of shape {tuple(held[name].shape)}, not {tuple(shape)}")
-        if not torch.isfinite(held[name]).all():
+        if tuple(tensors[name].shape) != tuple(shape):
+            raise ValueError(f"{name} is of shape {tuple(tensors[name].shape)}, not {tuple(shape)}")
+        if not torch.isfinite(tensors[name]).all():
             raise ValueError(f"{name} is not all numbers")
 
 

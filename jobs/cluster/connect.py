@@ -83,8 +83,8 @@ def _connect(settings: RaySettings) -> None:
     try:
         ray.init(address=settings.address, log_to_driver=False, logging_level=logging.WARNING)
     except (ConnectionError, RuntimeError) as error:
-        told = f"cannot reach the Ray cluster at {settings.address}: {error}"
-        raise ClusterError(told) from error
+        message = f"cannot reach the Ray cluster at {settings.address}: {error}"
+        raise ClusterError(message) from error
     except ValueError as error:
         raise InputError(f"{settings.address} is no Ray cluster's address: {error}") from error
 
@@ -323,14 +323,14 @@ def _start_patiently(start: Callable[[Path], None], folder: Path) -> None:
             return
         except Exception as error:
             # Ray raises bare Exceptions among others; its own words may be of several lines.
-            told = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             if left == 0:
                 raise ClusterError(
                     f"Ray did not start within {time.monotonic() - begun:.0f} s, in {STARTS} tries "
-                    f"({told}); the machine may be too busy, or out of memory or processes: run it "
+                    f"({why}); the machine may be too busy, or out of memory or processes: run it "
                     "again when there is room"
                 ) from error
-            log.warning("Ray did not start (%s); trying again", told)
+            log.warning("Ray did not start (%s); trying again", why)
 
 
 @contextlib.contextmanager

@@ -125,13 +125,13 @@ def _forked(listening: socket.socket) -> dict[str, Any] | None:
         try:
             asking.settimeout(ASKING_S)
             size, files, _, _ = socket.recv_fds(asking, 8, 3)
-            length, told = int.from_bytes(size, "big"), b""
-            while len(told) < length:
-                part = asking.recv(length - len(told))
+            length, request = int.from_bytes(size, "big"), b""
+            while len(request) < length:
+                part = asking.recv(length - len(request))
                 if not part:
                     return None
-                told += part
-            worker = json.loads(told.decode("utf-8", "surrogateescape"))
+                request += part
+            worker = json.loads(request.decode("utf-8", "surrogateescape"))
             gc.freeze()  # nor in the workers, whose collector would copy their pages
             if os.fork():
                 asking.sendall(FORKED)

@@ -16,14 +16,14 @@ FORKED = b"f"
 
 def forked() -> bool:
     """Whether the fork server has started a worker with our arguments, environment and files."""
-    told = json.dumps(
+    request = json.dumps(
         {"arguments": sys.argv[1:], "environment": dict(os.environ), "cwd": os.getcwd()}  # noqa: PTH109
     ).encode("utf-8", "surrogateescape")
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
             server.connect(os.environ[SERVER])
-            socket.send_fds(server, [len(told).to_bytes(8, "big")], [0, 1, 2])
-            server.sendall(told)
+            socket.send_fds(server, [len(request).to_bytes(8, "big")], [0, 1, 2])
+            server.sendall(request)
             return server.recv(1) == FORKED
     except OSError:
         return False

@@ -45,10 +45,10 @@ def dataset_card(lake: Lake, dataset: str, version: int | None = None) -> dict[s
     """
     images = catalog.images_snapshot(lake, dataset, version)
     uri = card_uri(lake, dataset, images.version, "json")
-    held = read_if_there(uri)
-    if held is None:
+    stored = read_if_there(uri)
+    if stored is None:
         return write_card(lake, dataset, images)
-    card = parsed(dict[str, Any], held, uri, ANEW)
+    card = parsed(dict[str, Any], stored, uri, ANEW)
     if not {"dataset", "images_version", "images"} <= card.keys():
         raise unreadable(uri, "it is no card", ANEW)
     return card
@@ -74,9 +74,9 @@ def write_card(lake: Lake, dataset: str, images: Snapshot) -> dict[str, Any]:
 
 def look_of(images: Snapshot) -> dict[str, Any]:
     """What staged pixels depend on beside the bytes, as the table holds it."""
-    held = images.schema.field("image").metadata or {}
+    stored = images.schema.field("image").metadata or {}
     with reading(f"the schema of {images.uri}"):
-        return {name: json.loads(held[name.encode()]) for name in LOOK if name.encode() in held}
+        return {name: json.loads(stored[name.encode()]) for name in LOOK if name.encode() in stored}
 
 
 def _contents(images: Snapshot) -> dict[str, Any]:
@@ -167,8 +167,8 @@ def card_text(card: dict[str, Any]) -> str:
     lines = [f"{card['dataset']}, version {card['images_version']}: {kind}, {size}"]
     lines.append(f"  staged by: {card.get('fit')}, background {card.get('background')}")
     if card["images"]:
-        told = zip(card["mean"], card["variance"], strict=True)
-        lines.append("  pixels: " + ", ".join(f"{m:.1f} ± {v**0.5:.1f}" for m, v in told))
+        moments = zip(card["mean"], card["variance"], strict=True)
+        lines.append("  pixels: " + ", ".join(f"{m:.1f} ± {v**0.5:.1f}" for m, v in moments))
         (w0, w1), (h0, h1) = card["source_widths"], card["source_heights"]
         lines.append(f"  came as: {w0} to {w1} wide, {h0} to {h1} high")
     for name in ("source_sizes", "formats", "modes", "splits", "labels", "source_rows", "refused"):
@@ -181,5 +181,5 @@ def card_text(card: dict[str, Any]) -> str:
 
 
 def _histogram(counts: dict[str, int], shown: int = 12) -> str:
-    told = [f"{name} {count:,}" for name, count in list(counts.items())[:shown]]
-    return ", ".join(told + ([f"… {len(counts) - shown} more"] if len(counts) > shown else []))
+    parts = [f"{name} {count:,}" for name, count in list(counts.items())[:shown]]
+    return ", ".join(parts + ([f"… {len(counts) - shown} more"] if len(counts) > shown else []))

@@ -54,12 +54,12 @@ class ImageStatistics:
         self.pixels += rows.num_rows * image_shape[0] * image_shape[1]
         self.sums = _added(self.sums, sums)
         self.squares = _added(self.squares, squares)
-        for held, name in (
+        for totals, name in (
             (self.formats, "source_format"),
             (self.modes, "source_mode"),
             (self.splits, "split"),
         ):
-            held.update(counted(rows[name]))
+            totals.update(counted(rows[name]))
         width, height = (rows[f"source_{side}"].to_numpy() for side in ("width", "height"))
         self.widths = _ends(self.widths, [int(width.min()), int(width.max())])
         self.heights = _ends(self.heights, [int(height.min()), int(height.max())])
@@ -135,12 +135,12 @@ def counted(column: pa.ChunkedArray) -> dict[str, int]:
     return {"null" if f["values"] is None else str(f["values"]): f["counts"] for f in found}
 
 
-def _added(held: list[int], more: list[int]) -> list[int]:
-    return [a + b for a, b in zip(held, more, strict=True)] if held else list(more)
+def _added(sums: list[int], more: list[int]) -> list[int]:
+    return [a + b for a, b in zip(sums, more, strict=True)] if sums else list(more)
 
 
-def _ends(held: list[int], more: list[int]) -> list[int]:
-    return [min(held[0], more[0]), max(held[1], more[1])] if held else list(more)
+def _ends(bounds: list[int], more: list[int]) -> list[int]:
+    return [min(bounds[0], more[0]), max(bounds[1], more[1])] if bounds else list(more)
 
 
 class ImageShardWriter(ShardWriter):

@@ -34,23 +34,23 @@ def sample_of(images: Snapshot, split: str, most: int) -> SplitSample:
     An id is a hash, so that they are as good as drawn; more images push few of them out.
     """
     paths: list[str] = []
-    held = np.zeros(0, [("high", "u8"), ("low", "u8"), ("path", "i8"), ("row", "i8")])
+    kept = np.zeros(0, [("high", "u8"), ("low", "u8"), ("path", "i8"), ("row", "i8")])
     total = 0
     for path, rows in images.read_each(["image_id", "split"]):
         mine = np.flatnonzero(pc.equal(rows["split"], split).to_numpy())  # type: ignore[attr-defined]
         ids = digests(rows["image_id"].take(mine))
-        found = np.zeros(len(mine), held.dtype)
+        found = np.zeros(len(mine), kept.dtype)
         found["high"], found["low"] = ids["high"], ids["low"]
         found["path"], found["row"] = len(paths), mine
         paths.append(path)
         total += len(mine)
-        held = np.concatenate([held, found])
-        if len(held) > 2 * most:
-            held = np.sort(held)[:most]
-    held = np.sort(held)[:most]
+        kept = np.concatenate([kept, found])
+        if len(kept) > 2 * most:
+            kept = np.sort(kept)[:most]
+    kept = np.sort(kept)[:most]
     pieces = []
     for number, path in enumerate(paths):
-        chosen = np.sort(held["row"][held["path"] == number])
+        chosen = np.sort(kept["row"][kept["path"] == number])
         if len(chosen):
             pieces.append((path, chosen.tolist()))
     return SplitSample(sorted(pieces), total)

@@ -83,14 +83,14 @@ class Split:
 
         All ranks together have each image once.
         """
-        held = ImageSet(np.zeros((0, *self.image_shape), np.uint8), [])
+        pending = ImageSet(np.zeros((0, *self.image_shape), np.uint8), [])
         for group in self.groups[rank::world_size]:
-            held = held + self.images(group)
-            full = len(held) - len(held) % size
-            yield from (held.rows(start, start + size) for start in range(0, full, size))
-            held = held.rows(full, len(held))
-        if len(held):
-            yield held
+            pending = pending + self.images(group)
+            full = len(pending) - len(pending) % size
+            yield from (pending.rows(start, start + size) for start in range(0, full, size))
+            pending = pending.rows(full, len(pending))
+        if len(pending):
+            yield pending
 
 
 class KeptSplit:
@@ -116,10 +116,10 @@ def find_splits(shard_uris: Sequence[str], image_shape: tuple[int, int, int]) ->
     groups: dict[str, list[Group]] = {}
     with ThreadPoolExecutor(READERS) as pool:
         for uri, counts in zip(shard_uris, pool.map(_counts, shard_uris), strict=True):
-            for index, held in enumerate(counts):
-                for name, rows in held.items():
+            for index, count in enumerate(counts):
+                for name, rows in count.items():
                     groups.setdefault(name, []).append(Group(uri, index, rows))
-    return {name: Split(name, image_shape, tuple(held)) for name, held in groups.items()}
+    return {name: Split(name, image_shape, tuple(count)) for name, count in groups.items()}
 
 
 def _counts(uri: str) -> list[Counter[str]]:

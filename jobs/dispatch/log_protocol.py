@@ -81,17 +81,17 @@ class Heard:
         return len(text)
 
     def line(self, line: str) -> None:
-        told = _told(line)
-        if told is None:
+        entry = _told(line)
+        if entry is None:
             self._foreign(line)
-        elif "log" in told:
-            log.log(*told["log"])
-        elif "progress" in told:
-            self._progress = told["progress"]
-        elif "result" in told:
-            self.result = told["result"]
-        elif "error" in told:
-            name, text = told["error"]
+        elif "log" in entry:
+            log.log(*entry["log"])
+        elif "progress" in entry:
+            self._progress = entry["progress"]
+        elif "result" in entry:
+            self.result = entry["result"]
+        elif "error" in entry:
+            name, text = entry["error"]
             self.error = ERRORS.get(name, JobError)(text)
 
     def _foreign(self, line: str) -> None:
@@ -109,10 +109,10 @@ def _told(line: str) -> dict[str, Any] | None:
     if not mark:
         return None
     try:
-        told = json.loads(rest)
+        entry = json.loads(rest)
     except ValueError:
         return None
-    return told if isinstance(told, dict) else None
+    return entry if isinstance(entry, dict) else None
 
 
 def version() -> str:

@@ -118,8 +118,8 @@ class JobApi:
 
 @contextlib.contextmanager
 def _by_its_address() -> Iterator[None]:
-    held = {name: os.environ.pop(name) for name in REPLACES if name in os.environ}
+    removed = {name: os.environ.pop(name) for name in REPLACES if name in os.environ}
     try:
         yield
     finally:
-        os.environ.update(held)
+        os.environ.update(removed)

@@ -52,9 +52,9 @@ class Work(Settings):
     ) -> Work:
         """lake: its URI."""
         kind = next(name for name, known in KINDS.items() if known is type(settings))
-        told = settings.model_dump(mode="json")
+        values = settings.model_dump(mode="json")
         return cls.model_validate(
-            {"kind": kind, "settings": told, "lake": lake, "night": night, "fresh": fresh}
+            {"kind": kind, "settings": values, "lake": lake, "night": night, "fresh": fresh}
             | {"ray": ray}
         )
 

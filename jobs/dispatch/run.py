@@ -19,32 +19,32 @@ from jobs.train.settings import TrainSettings
 
 def job_of(work: Work) -> Job:
     """The job itself; of maintain, which is several, there is none."""
-    lake, told = Lake(work.lake), KINDS[work.kind].model_validate(work.settings)
-    match told:
+    lake, settings = Lake(work.lake), KINDS[work.kind].model_validate(work.settings)
+    match settings:
         case StageSettings():
             from jobs.stage.job import StageJob
 
-            return StageJob(lake, told, work.night, work.ray)
+            return StageJob(lake, settings, work.night, work.ray)
         case TrainSettings():
             from jobs.train.job import TrainJob
 
-            return TrainJob(lake, told, work.night, work.ray, fresh=work.fresh)
+            return TrainJob(lake, settings, work.night, work.ray, fresh=work.fresh)
         case EmbedSettings():
             from jobs.embed.job import EmbedJob
 
-            return EmbedJob(lake, told, work.night, work.ray)
+            return EmbedJob(lake, settings, work.night, work.ray)
         case EvaluateSettings():
             from jobs.evaluate.job import EvaluateJob
 
-            return EvaluateJob(lake, told, work.night, work.ray)
+            return EvaluateJob(lake, settings, work.night, work.ray)
         case DriftSettings():
             from jobs.drift.job import DriftJob
 
-            return DriftJob(lake, told, work.night)
+            return DriftJob(lake, settings, work.night)
         case PromoteSettings():
             from jobs.promote.job import PromoteJob
 
-            return PromoteJob(lake, told, work.night)
+            return PromoteJob(lake, settings, work.night)
     raise AssertionError(f"{work.kind} is no job of one plan")
 
 
@@ -66,6 +66,6 @@ def run_here(work: Work) -> dict[str, Any]:
     if work.kind == "maintain":
         from jobs.maintain.run import maintain
 
-        told = MaintainSettings.model_validate(work.settings)
-        return maintain(Lake(work.lake), told, work.night, work.ray)
+        settings = MaintainSettings.model_validate(work.settings)
+        return maintain(Lake(work.lake), settings, work.night, work.ray)
     return runner.run(job_of(work)).to_dict()

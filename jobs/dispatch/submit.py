@@ -64,8 +64,8 @@ def stop_all_of(address: str, asked_by: str) -> None:
 
 def submission_name(work: Work) -> str:
     """Of all submissions of this work, such as latentlake-stage-photos-2026-11-21-0123456789ab."""
-    told = work.model_dump(mode="json", exclude={"ray": {"address", "wheel"}})
-    key = digest(told, version(), _content(work.ray.wheel), length=12)
+    values = work.model_dump(mode="json", exclude={"ray": {"address", "wheel"}})
+    key = digest(values, version(), _content(work.ray.wheel), length=12)
     target = "".join(c if c.isalnum() else "-" for c in work.target)[:63]
     return f"latentlake-{work.kind}-{target}-{work.night}-{key}"
 
@@ -130,17 +130,17 @@ class _Run:
                 return answer
             else:
                 found = not self._submit(last)
-            info, heard = self._follow()
+            info, reader = self._follow()
             # One that was found may be ending already, by whoever had asked for it.
             if not (found and left and info.status == JobStatus.STOPPED):
-                return _outcome(self.submission, info, heard)
+                return _outcome(self.submission, info, reader)
         raise AssertionError("unreachable")
 
     def _newest(self) -> JobDetails | None:
         """Of the submissions of this work."""
         names = f"{self.name}-"
-        held = [job for job in self.api.jobs() if str(job.submission_id).startswith(names)]
-        return max(held, key=_number, default=None)
+        found = [job for job in self.api.jobs() if str(job.submission_id).startswith(names)]
+        return max(found, key=_number, default=None)
 
     def _answer(self, last: JobDetails | None) -> dict[str, Any] | None:
         """Of a job that has ended well, where the same had asked for it and may not have heard."""
@@ -154,8 +154,8 @@ class _Run:
         """Whether it was this one that did."""
         number = _number(last) if last is not None else 0
         local = self.work.ray.model_copy(update={"address": "auto", "wheel": None})
-        told = self.work.model_copy(update={"ray": local}).model_dump_json()
-        env = {WORK: told, VERSION: version(), "RAY_JOB_STOP_WAIT_TIME_S": str(DRIVER_STOP_S)}
+        request = self.work.model_copy(update={"ray": local}).model_dump_json()
+        env = {WORK: request, VERSION: version(), "RAY_JOB_STOP_WAIT_TIME_S": str(DRIVER_STOP_S)}
         self.submission = f"{self.name}-{number + 1}"
         with _shipped(self.work.ray.wheel) as runtime_env:
             try:
@@ -173,23 +173,23 @@ class _Run:
 
     def _follow(self) -> tuple[JobDetails, Heard]:
         """Passes its log on until it ends."""
-        heard, next_read = Heard(), 0.0
+        log, next_read = Heard(), 0.0
         while True:
             info = self.api.info(self.submission)
             if info.status.is_terminal():
-                return info, self._read(info, heard)
+                return info, self._read(info, log)
             if time.monotonic() >= next_read:
                 read = 0
                 with contextlib.suppress(ClusterError):  # of the log alone: the job goes on
-                    read = heard.text(self.api.log(self.submission, within_s=0.0))
+                    read = log.text(self.api.log(self.submission, within_s=0.0))
                 next_read = time.monotonic() + max(POLL_S, read / BYTES_PER_S)
             time.sleep(POLL_S)
 
-    def _read(self, info: JobDetails, heard: Heard) -> Heard:
+    def _read(self, info: JobDetails, log: Heard) -> Heard:
         """All that a job that has ended told; where its log is away, what had been heard."""
         with contextlib.suppress(ClusterError):
-            heard.text(self.api.log(str(info.submission_id), LOG_S), all_of_it=True)
-        return heard
+            log.text(self.api.log(str(info.submission_id), LOG_S), all_of_it=True)
+        return log
 
 
 def _number(job: JobDetails) -> int:
@@ -207,17 +207,17 @@ def _asked_by(job: JobDetails) -> str | None:
     return (job.metadata or {}).get("asked_by")
 
 
-def _outcome(submission: str, info: JobDetails, heard: Heard) -> dict[str, Any]:
-    if info.status == JobStatus.SUCCEEDED and heard.result is not None:
-        return heard.result
-    if heard.error is not None:
-        raise heard.error
+def _outcome(submission: str, info: JobDetails, log: Heard) -> dict[str, Any]:
+    if info.status == JobStatus.SUCCEEDED and log.result is not None:
+        return log.result
+    if log.error is not None:
+        raise log.error
     if info.status == JobStatus.STOPPED:
         raise JobError(f"the Ray job {submission} was stopped; run it again, it goes on from there")
-    told = f"the Ray job {submission} {info.status}: {info.message}"
-    told = "\n".join([told, *heard.last])
+    message = f"the Ray job {submission} {info.status}: {info.message}"
+    message = "\n".join([message, *log.last])
     if info.error_type == "RUNTIME_ENV_SETUP_FAILURE":
-        raise InputError(told)
+        raise InputError(message)
     if 0 < (info.driver_exit_code or 0) < KILLED:
-        raise JobError(told)
-    raise ClusterError(told)
+        raise JobError(message)
+    raise ClusterError(message)

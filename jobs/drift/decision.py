@@ -51,26 +51,26 @@ def decide(sides: Sides, rule: DriftRule) -> Decision:
     spend rule.level = alpha / nights, so that among that many nights in a row any false alarm at
     all has a chance of at most alpha. At defaults: at most one month in twenty has one.
     """
-    held = {name: _varying(sample) for name, sample in sides.samples.items()}
-    held = {name: sample for name, sample in held.items() if sample.columns}
+    samples = {name: _varying(sample) for name, sample in sides.samples.items()}
+    samples = {name: sample for name, sample in samples.items() if sample.columns}
     share = OF_IMAGES if sides.refusals is not None else 1.0
-    why_not = _why_not(sides, held, rule, share)
+    why_not = _why_not(sides, samples, rule, share)
     if why_not is not None:
         return _told(sides, rule, None, " ".join([why_not, *_sentences(sides.notes)]), [])
     found = two_sample(
-        {name: (sample.arrivals_ND, sample.reference_ND) for name, sample in held.items()},
+        {name: (sample.arrivals_ND, sample.reference_ND) for name, sample in samples.items()},
         seed=rule.seed,
         arrival_blocks_N=sides.arrival_blocks_N,
         reference_blocks_N=sides.reference_blocks_N,
         relabellings=max(rule.relabellings, math.ceil(1.0 / (share * rule.level))),
     )
-    rows = _rows_of_tests(found) + _rows_of_dimensions(found, held)
+    rows = _rows_of_tests(found) + _rows_of_dimensions(found, samples)
     p_value = found.p_value / share
     if sides.refusals is not None:
         refusals = _row_of_refusals(sides.refusals)
         p_value = min(p_value, refusals["p_value"] / (1.0 - share))
         rows.append(refusals)
-    notes = [*sides.notes, _power(sides, held, rule.level * share)]
+    notes = [*sides.notes, _power(sides, samples, rule.level * share)]
     return _told(sides, rule, min(1.0, p_value), " ".join(_sentences(notes)), rows)
 
 
@@ -78,7 +78,7 @@ def _sentences(notes: list[str]) -> list[str]:
     return [f"{note[0].upper()}{note[1:]}." for note in notes if note]
 
 
-def _why_not(sides: Sides, held: dict[str, Sample], rule: DriftRule, share: float) -> str | None:
+def _why_not(sides: Sides, samples: dict[str, Sample], rule: DriftRule, share: float) -> str | None:
     """Why nothing is tested; None where it can be."""
     few = min(sides.arrivals, sides.reference)
     if few < rule.least_images:
@@ -87,7 +87,7 @@ def _why_not(sides: Sides, held: dict[str, Sample], rule: DriftRule, share: floa
             f"split of the model's snapshot) has {sides.reference:,}, without those that both "
             f"have; a test takes {rule.least_images:,} of each."
         )
-    if not held:
+    if not samples:
         return "Not tested: all numbers of the images are the same on both sides."
     ours, theirs = (len(np.unique(b)) for b in (sides.arrival_blocks_N, sides.reference_blocks_N))
     level = share * rule.level
@@ -120,13 +120,13 @@ def _varying(sample: Sample) -> Sample:
     return Sample(names, sample.arrivals_ND[:, kept_D], sample.reference_ND[:, kept_D])
 
 
-def _power(sides: Sides, held: dict[str, Sample], level: float) -> str:
+def _power(sides: Sides, samples: dict[str, Sample], level: float) -> str:
     """What the least favoured of the tests finds, were the images independent."""
-    name = "embeddings" if "embeddings" in held else next(iter(held))
-    dimensions = len(held[name].columns)
+    name = "embeddings" if "embeddings" in samples else next(iter(samples))
+    dimensions = len(samples[name].columns)
     if min(sides.arrivals, sides.reference) < ENOUGH * dimensions:
         return f"what so few images of {name} of {dimensions} dimensions show is not known"
-    each = level / (len(held) * len(TESTS))
+    each = level / (len(samples) * len(TESTS))
     shift = smallest_shift(sides.arrivals, sides.reference, dimensions, each, POWER)
     return (
         f"a shift of the mean of {name} by about {shift:.2f} standard deviations is found in "
@@ -157,7 +157,7 @@ def _rows_of_tests(found: TwoSample) -> list[dict[str, Any]]:
     ]
 
 
-def _rows_of_dimensions(found: TwoSample, held: dict[str, Sample]) -> list[dict[str, Any]]:
+def _rows_of_dimensions(found: TwoSample, samples: dict[str, Sample]) -> list[dict[str, Any]]:
     rows = [
         {
             "test": "ks",
@@ -169,7 +169,7 @@ def _rows_of_dimensions(found: TwoSample, held: dict[str, Sample]) -> list[dict[
         }
         for name, family in found.families.items()
         for column, p_value, effect in zip(
-            held[name].columns, family.ks_p_D, family.ks_D, strict=True
+            samples[name].columns, family.ks_p_D, family.ks_D, strict=True
         )
         if p_value <= TOLD_P
     ]

@@ -26,10 +26,10 @@ def score_columns(both: pa.Table, notes: list[str]) -> Columns:
     found: Columns = {}
     partly = []
     for name in SCORES:
-        held = both[name] if name in both.column_names else pa.nulls(len(both), pa.float64())
-        if held.null_count == len(held):
+        values = both[name] if name in both.column_names else pa.nulls(len(both), pa.float64())
+        if values.null_count == len(values):
             continue
-        values_N = held.to_numpy()
+        values_N = values.to_numpy()
         finite_N = np.isfinite(values_N)
         if np.isnan(values_N).any() or not finite_N.any():
             partly.append(name)
@@ -90,10 +90,10 @@ def source_columns(both: pa.Table, arrivals: int, notes: list[str]) -> Columns:
         if name not in both.column_names or pa.types.is_floating(both[name].type):
             continue
         values = both[name].to_pylist()
-        told = [any(v is not None for v in side) for side in (values[:arrivals], values[arrivals:])]
-        if told[0] != told[1]:
+        has = [any(v is not None for v in side) for side in (values[:arrivals], values[arrivals:])]
+        if has[0] != has[1]:
             notes.append(f"{name}: left out, since one side alone has it")
-        elif all(told):
+        elif all(has):
             found |= _indicators(name, [str(value) for value in values])
     return found
 

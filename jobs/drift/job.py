@@ -80,10 +80,10 @@ class DriftJob(Job):
         """
         images = catalog.images_snapshot(self.lake, self.settings.dataset)
         _require_column(images, self.settings)
-        held = self._judgements()
-        waiting, ends = self._waiting(held)
-        told = {job_id for row in held for job_id in row["embed_jobs"] or ()}
-        is_new = bool(set(waiting) - told) or not (held or self._has_embeddings())
+        earlier = self._judgements()
+        waiting, ends = self._waiting(earlier)
+        tested = {job_id for row in earlier for job_id in row["embed_jobs"] or ()}
+        is_new = bool(set(waiting) - tested) or not (earlier or self._has_embeddings())
         fingerprint = digest(LAYOUT, self._partition, self._rule)
         return Plan(
             job=self.name,
@@ -95,7 +95,7 @@ class DriftJob(Job):
                 **self._partition,
                 **self._rule,
                 "model": self.target,
-                "judgements": len(held),
+                "judgements": len(earlier),
                 "first_version": ends[0],
                 "last_version": ends[1],
             },
@@ -109,9 +109,9 @@ class DriftJob(Job):
     def _named(self) -> dict[str, str]:
         return {"version": self.version, "dataset": self.settings.dataset}
 
-    def _waiting(self, held: list[dict[str, Any]]) -> tuple[list[str], tuple[Any, Any]]:
+    def _waiting(self, earlier: list[dict[str, Any]]) -> tuple[list[str], tuple[Any, Any]]:
         """Jobs of embed with arrivals that no test has seen, and the ends of their versions."""
-        tested = [row for row in held if row["drifted"] is not None]
+        tested = [row for row in earlier if row["drifted"] is not None]
         seen = pa.array([i for row in tested for i in row["embed_jobs"] or ()], pa.string())
         found: set[str] = set()
         ends: list[int] = []
@@ -176,10 +176,10 @@ class DriftJob(Job):
 
         started = time.monotonic()
         rule = DriftRule.model_validate({n: plan.settings[n] for n in DriftRule.model_fields})
-        asked = Question(
+        question = Question(
             self.target, self.version, self.settings.dataset, plan.base["images"], _embed_jobs(plan)
         )
-        sides = read_sides(self.lake, asked, rule)
+        sides = read_sides(self.lake, question, rule)
         decision = apart(lambda: decide(sides, rule))  # long steps of numpy
         common = {
             "model": self.target,
@@ -192,17 +192,17 @@ class DriftJob(Job):
             "unit_id": unit.unit_id,
         }
         rows = [row | common for row in decision.rows]
-        rows[0]["embed_jobs"] = list(asked.embed_jobs)
+        rows[0]["embed_jobs"] = list(question.embed_jobs)
         uri, name = self.lake.catalog(DRIFT.name), f"{unit.unit_id}-{attempt}"
         table = pa.Table.from_pylist(rows, schema=DRIFT.schema)
-        told = {n: rows[0][n] for n in ("drifted", "p_value", "alpha", "arrivals", "reference")}
+        outcome = {n: rows[0][n] for n in ("drifted", "p_value", "alpha", "arrivals", "reference")}
         return Completion(
             unit_id=unit.unit_id,
             attempt=attempt,
             outputs=[write_shard(uri, DRIFT, table, name)],
             counts={},
             seconds=time.monotonic() - started,
-            details={**told, "note": decision.note},
+            details={**outcome, "note": decision.note},
         )
 
     def _marked(self, plan: Plan, unit: Unit, attempt: str) -> Completion:
@@ -260,8 +260,8 @@ class DriftJob(Job):
         jobs = pa.array(_embed_jobs(plan), pa.string())
         units = []
         for table in self.tables(plan):
-            held = table.snapshot() if table.spec.name in MARKED else None
-            for path in held.paths(self._partition) if held is not None else []:
+            snapshot = table.snapshot() if table.spec.name in MARKED else None
+            for path in snapshot.paths(self._partition) if snapshot is not None else []:
                 rows = read_shard(join(table.uri, path), ["job_id", "calibration_valid"])
                 if pc.any(_believed(rows, jobs)).as_py():  # type: ignore[attr-defined]
                     inputs = {"rewrite": table.spec.name, "path": path}

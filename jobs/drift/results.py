@@ -21,9 +21,9 @@ def latest(
     """All rows of the last judgement, of a night's last one where given: the combined one first,
     then by p-value. Empty where there is none."""
     rows = _rows(lake, model, version, dataset)
-    asked = [row for row in rows if night is None or row["night"] == night]
-    last = max((row["sequence"] for row in asked), default=None)
-    found = [row for row in asked if row["sequence"] == last]
+    chosen = [row for row in rows if night is None or row["night"] == night]
+    last = max((row["sequence"] for row in chosen), default=None)
+    found = [row for row in chosen if row["sequence"] == last]
     return sorted(found, key=lambda row: (row["test"] != "combined", row["p_value"] or 0.0))
 
 
@@ -39,6 +39,6 @@ def drift_found(lake: Lake, model: str, version: str, dataset: str, after: int =
 
 
 def _rows(lake: Lake, model: str, version: str, dataset: str) -> list[dict[str, Any]]:
-    asked = {"model": model, "model_version": version, "dataset": dataset}
+    wanted = {"model": model, "model_version": version, "dataset": dataset}
     rows = catalog.catalog_rows(lake, DRIFT.name)
-    return [row for row in rows if all(row[name] == value for name, value in asked.items())]
+    return [row for row in rows if all(row[name] == value for name, value in wanted.items())]

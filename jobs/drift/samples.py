@@ -92,8 +92,8 @@ def read_sides(lake: Lake, question: Question, rule: DriftRule) -> Sides:
     chosen = [_sampled(ids, rule) for ids in (rows.arrivals, rows.reference)]
     wanted = IdSet(chosen)
     staged = _staged(images, wanted, rule.block_by)
-    held = digests(staged["image_id"])
-    sides = [staged.filter(pa.array(IdSet([ids]).has(held))) for ids in chosen]
+    staged_ids = digests(staged["image_id"])
+    sides = [staged.filter(pa.array(IdSet([ids]).has(staged_ids))) for ids in chosen]
     arrivals, reference = _unshared(*sides)
     if rule.block_by is None and rule.block_images > 1:
         arrivals, reference = _evened(arrivals, reference, len(rows.arrivals), rule)
@@ -133,9 +133,9 @@ class _Rows:
                 continue
             split = rows["model_split"]
             new = pc.and_(pc.is_null(split), pc.is_in(rows["job_id"], jobs))  # type: ignore[attr-defined]
-            held = pc.fill_null(pc.equal(split, "test"), False)  # type: ignore[attr-defined]
+            is_test = pc.fill_null(pc.equal(split, "test"), False)  # type: ignore[attr-defined]
             arrivals.append(digests(rows["image_id"].filter(new)))
-            reference.append(digests(rows["image_id"].filter(held)))
+            reference.append(digests(rows["image_id"].filter(is_test)))
             self.unknown += pc.sum(pc.equal(split, UNKNOWN)).as_py() or 0  # type: ignore[attr-defined]
         self.arrivals = np.concatenate(arrivals)
         self.reference = np.concatenate(reference)
@@ -143,8 +143,8 @@ class _Rows:
     def notes(self) -> list[str]:
         if not self.unknown:
             return []
-        told = "images were embedded by an older release, which did not tell the model's own from"
-        return [f"{self.unknown:,} {told} later ones; latentlake embed --redo does"]
+        note = "images were embedded by an older release, which did not tell the model's own from"
+        return [f"{self.unknown:,} {note} later ones; latentlake embed --redo does"]
 
     def read(self, wanted: IdSet) -> pa.Table:
         """Embeddings and scores of some images."""

@@ -77,7 +77,7 @@ def flag(batch: Batch, files: Sequence[str]) -> Flagged:
         q_N = q_K[np.searchsorted(values_K, rows["p_value"].to_numpy())]
         columns = _columns(batch, rows, q_N)
     tested = int(counts_K.sum())
-    told = {
+    row = {
         "batch": batch.name,
         "first_version": batch.first,
         "last_version": batch.last,
@@ -89,7 +89,7 @@ def flag(batch: Batch, files: Sequence[str]) -> Flagged:
         "decision_score": batch.decision_score,
         "calibration_valid": batch.valid,
     }
-    return Flagged(columns, told)
+    return Flagged(columns, row)
 
 
 def _tested(uri: str, columns: Sequence[str]) -> pa.Table:

@@ -54,9 +54,9 @@ class DropJob(Job):
 
     def plan(self) -> Plan:
         """Empty where there is nothing to drop."""
-        held = open_snapshot(self.lake.model(self.target, "embeddings"))
-        files = held.paths(self._partition) if held is not None else []
-        version = held.version if held is not None else -1
+        embeddings = open_snapshot(self.lake.model(self.target, "embeddings"))
+        files = embeddings.paths(self._partition) if embeddings is not None else []
+        version = embeddings.version if embeddings is not None else -1
         return Plan(
             job=self.name,
             target=self.target,
@@ -74,8 +74,8 @@ class DropJob(Job):
         )
 
     def planned_removals(self) -> list[str]:
-        held = open_snapshot(self.lake.model(self.target, "embeddings"))
-        return held.file_uris(self._partition) if held is not None else []
+        embeddings = open_snapshot(self.lake.model(self.target, "embeddings"))
+        return embeddings.file_uris(self._partition) if embeddings is not None else []
 
     def claims(self, plan: Plan) -> bool:
         return plan.fingerprint == digest(self._partition)
@@ -87,8 +87,8 @@ class DropJob(Job):
         self, plan: Plan, completions: dict[str, Completion], head: Snapshot
     ) -> list[Unit] | Settled:
         tables = self.tables(plan)
-        held = {table.uri: table.snapshot() for table in tables}
-        gone = {u: s.files(self._partition) if s is not None else [] for u, s in held.items()}
+        snapshots = {table.uri: table.snapshot() for table in tables}
+        gone = {u: s.files(self._partition) if s is not None else [] for u, s in snapshots.items()}
         return Settled(
             files={table.uri: [] for table in tables},
             removed={uri: [file.path for file in files] for uri, files in gone.items()},

@@ -108,8 +108,8 @@ class EmbedJob(PoolJob):
         require_same_images(self.about, name, self.settings.dataset, shape)
         self._tell_compute()
         fingerprint = self._fingerprint()
-        held = {name: open_snapshot(self.lake.model(self.target, name)) for name in PER_IMAGE}
-        commits = {name: table.commits if table else 0 for name, table in held.items()}
+        snapshots = {name: open_snapshot(self.lake.model(self.target, name)) for name in PER_IMAGE}
+        commits = {name: table.commits if table else 0 for name, table in snapshots.items()}
         work = self._work(images, fingerprint)
         part = work["units"][: self.settings.commit_every]
         plan = Plan(
@@ -129,7 +129,7 @@ class EmbedJob(PoolJob):
             },
             **(work | {"units": part}),
         )
-        table = held["embeddings"]
+        table = snapshots["embeddings"]
         if table is not None and table.has(plan.job_id):
             # Published once, and dropped since: by its old name it would be done already.
             return dataclasses.replace(plan, key=[*plan.key, "again", table.commits])
@@ -158,25 +158,25 @@ class EmbedJob(PoolJob):
     def _work(self, images: Snapshot, fingerprint: str) -> dict[str, Any]:
         """Units of the images that are missing; a key where rows have to leave."""
         redo = self.redo
-        held = {name: IdSet() if redo else self._held_ids(name) for name in PER_IMAGE}
+        embedded = {name: IdSet() if redo else self._held_ids(name) for name in PER_IMAGE}
         anomalies = self._held_ids("anomalies")
-        may_leave = any(len(ids) for ids in (*held.values(), anomalies))
+        may_leave = any(len(ids) for ids in (*embedded.values(), anomalies))
         extreme = self._extreme_ids()
         elsewhere = IdSet() if self.settings.backfill else self._of_other_versions()
         units, found = [], []
         for path, ids in images.digests_each():
             if may_leave:  # else nobody asks which images there are
                 found.append(ids)
-            asked = self._of_nights(join(images.uri, path), len(ids))
-            known = held["embeddings"].has(ids)
-            new = asked & ~known & ~elsewhere.has(ids)
-            drawn = self._drawn(ids, new, extreme) & ~held["reconstructions"].has(ids)
-            drawn &= new | (asked & known)
+            of_nights = self._of_nights(join(images.uri, path), len(ids))
+            known = embedded["embeddings"].has(ids)
+            new = of_nights & ~known & ~elsewhere.has(ids)
+            drawn = self._drawn(ids, new, extreme) & ~embedded["reconstructions"].has(ids)
+            drawn &= new | (of_nights & known)
             for tables, wanted in _by_tables({"embeddings": new, "reconstructions": drawn}).items():
                 work = {"path": path, "tables": list(tables)}
                 units += [Unit.of(fingerprint, work | piece) for piece in _pieces(wanted, len(ids))]
         present = IdSet(found)
-        leaves = any(not ids.within(present) for ids in (*held.values(), anomalies))
+        leaves = any(not ids.within(present) for ids in (*embedded.values(), anomalies))
         if redo:
             now = open_snapshot(self.lake.model(self.target, "embeddings"))
             return {"units": units, "key": ["redo", now.version if now is not None else -1]}
@@ -241,8 +241,8 @@ class EmbedJob(PoolJob):
     def planned_removals(self) -> list[str]:
         """All files of the version, where they are replaced."""
         tables = [open_snapshot(self.lake.model(self.target, name)) for name in PER_IMAGE]
-        held = [table for table in tables if table is not None and self.redo]
-        return [uri for table in held for uri in table.file_uris(self.partition)]
+        replaced = [table for table in tables if table is not None and self.redo]
+        return [uri for table in replaced for uri in table.file_uris(self.partition)]
 
     def _fingerprint(self) -> str:
         return digest(PREPROCESSING, self.partition, self._outputs())

@@ -77,10 +77,10 @@ class MapJob(Job):
         fingerprint = self._fingerprint()
         version = self.embeddings.version
         unit = Unit.of(fingerprint, {"embeddings_version": version, **self._partition})
-        held = open_snapshot(self._uri)
-        files = held.paths(self._partition) if held is not None else []
+        maps = open_snapshot(self._uri)
+        files = maps.paths(self._partition) if maps is not None else []
         within = ("embeddings_version", version, version)
-        is_new = held is not None and files == held.paths(self._partition, within)
+        is_new = maps is not None and files == maps.paths(self._partition, within)
         return Plan(
             job=self.name,
             target=self.target,
@@ -111,13 +111,13 @@ class MapJob(Job):
 
     def _mapped(self, plan: Plan, unit: Unit, attempt: str) -> Completion:
         started = time.monotonic()
-        held = self.embeddings
-        files = held.files({"model_version": self.version})
-        project = {"pca": fit_pca, "umap": fit_umap}[self.method](held, files)
+        embeddings = self.embeddings
+        files = embeddings.files({"model_version": self.version})
+        project = {"pca": fit_pca, "umap": fit_umap}[self.method](embeddings, files)
         writers: dict[str, ShardWriter] = {}
         for file in files:
             dataset = file.partition["dataset"]
-            rows = read_shard(join(held.uri, file.path), ["image_id", "embedding"])
+            rows = read_shard(join(embeddings.uri, file.path), ["image_id", "embedding"])
             points_N2 = project(vectors_of(rows["embedding"])).astype(np.float32)
             if dataset not in writers:
                 partition = {"model_version": self.version, "dataset": dataset}
@@ -128,7 +128,7 @@ class MapJob(Job):
                 "image_id": rows["image_id"],
                 "x": points_N2[:, 0],
                 "y": points_N2[:, 1],
-                "embeddings_version": pa.repeat(held.version, len(rows)),
+                "embeddings_version": pa.repeat(embeddings.version, len(rows)),
                 "night": pa.repeat(self.night, len(rows)),
                 "job_id": pa.repeat(plan.job_id, len(rows)),
                 "unit_id": pa.repeat(unit.unit_id, len(rows)),
@@ -153,14 +153,14 @@ class MapJob(Job):
             raise OutOfDate("there is a map of later embeddings")
         done = list(completions.values())
         embeddings = open_snapshot(self.embeddings.uri)
-        held = (
+        current = (
             {tuple(sorted(f.partition.items())) for f in embeddings.files()}
             if embeddings
             else set()
         )
         for output in (output for each in done for output in each.outputs):
             mine = {name: output.partition[name] for name in MODEL_PARTITION}
-            if tuple(sorted(mine.items())) not in held:
+            if tuple(sorted(mine.items())) not in current:
                 raise OutOfDate("its embeddings were dropped")
         return Settled(
             files={head.uri: [], now.uri: [output for each in done for output in each.outputs]},
@@ -169,19 +169,19 @@ class MapJob(Job):
         )
 
 
-def _each(held: Snapshot, files: Iterable[TableFile]) -> Iterator[tuple[pa.Table, np.ndarray]]:
+def _each(snapshot: Snapshot, files: Iterable[TableFile]) -> Iterator[tuple[pa.Table, np.ndarray]]:
     for file in files:
-        rows = read_shard(join(held.uri, file.path), ["image_id", "embedding"])
+        rows = read_shard(join(snapshot.uri, file.path), ["image_id", "embedding"])
         yield rows, vectors_of(rows["embedding"])
 
 
-def fit_pca(held: Snapshot, files: Iterable[TableFile]) -> Projection:
+def fit_pca(snapshot: Snapshot, files: Iterable[TableFile]) -> Projection:
     """The plane of the largest variance; each axis points to where its largest weight is positive.
 
     From sums that add up over files; of a single dimension y is zero.
     """
     count, origin_D, sum_D, outer_DD = 0, np.zeros(0), np.zeros(0), np.zeros((0, 0))
-    for _, vectors_ND in _each(held, files):
+    for _, vectors_ND in _each(snapshot, files):
         wide_ND = vectors_ND.astype(np.float64)
         if not count:
             # Sums around a point among them keep their digits.
@@ -201,7 +201,7 @@ def fit_pca(held: Snapshot, files: Iterable[TableFile]) -> Projection:
     return lambda vectors_ND: (vectors_ND - centre_D) @ plane_D2
 
 
-def fit_umap(held: Snapshot, files: Iterable[TableFile]) -> Projection:
+def fit_umap(snapshot: Snapshot, files: Iterable[TableFile]) -> Projection:
     """McInnes et al. 2018, by umap-learn with its own settings; the same at every call.
 
     Fitted to as many as FITTED embeddings, chosen by their ids. Raises InputError where there are
@@ -210,7 +210,7 @@ def fit_umap(held: Snapshot, files: Iterable[TableFile]) -> Projection:
     files = list(files)
     total = sum(file.rows for file in files)
     ids, parts = [], []
-    for rows, vectors_ND in _each(held, files):
+    for rows, vectors_ND in _each(snapshot, files):
         low_N = digests(rows["image_id"])["low"].astype(np.uint64)
         chosen_N = low_N / 2.0**64 < FITTED / total
         ids.append(low_N[chosen_N])

@@ -70,14 +70,14 @@ class EmbedSettle:
             gone = {t.uri: t.now().paths(self.partition) for t in tables}
         own = [o for unit in plan.units for o in latest[unit.unit_id].outputs_of("embeddings")]
         computed = {c.details["compute"] for c in made.values() if "compute" in c.details}
-        told = self._finalise(self._batch(computed), files, own) if own else {}
+        batch_counts = self._finalise(self._batch(computed), files, own) if own else {}
         return Settled(
             files=files,
             removed=gone,
             counts={
                 "embedded": 0,
                 **total_counts([*latest.values(), *removals]),
-                **told,
+                **batch_counts,
                 "model_version": plan.settings["model_version"],
             },
         )
@@ -107,17 +107,17 @@ class EmbedSettle:
         """
         plan, embeddings = self.plan, self.lake.model(self.plan.target, "embeddings")
         flagged = flag(batch, [join(embeddings, output.path) for output in own])
-        told = flagged.batch
+        row = flagged.batch
         stamp = {"night": plan.night, "job_id": plan.job_id, "unit_id": batch.name}
         rows = {ANOMALIES: anomalies_table(flagged, stamp)}
-        rows[BATCHES] = pa.Table.from_pylist([told | stamp], schema=BATCHES.file_schema)
+        rows[BATCHES] = pa.Table.from_pylist([row | stamp], schema=BATCHES.file_schema)
         for spec, table in rows.items():
             if table.num_rows:
                 uri = self.lake.model(plan.target, spec.name)
                 name = f"{plan.job_id}-{uuid.uuid4().hex[:8]}"
                 files[uri] = [*files[uri], write_shard(uri, spec, table, name, self.partition)]
-        counts = {name: told[name] for name in ("batch", "tested", "fewest_flaggable")}
-        return {**counts, "anomalies": told["flagged"]}
+        counts = {name: row[name] for name in ("batch", "tested", "fewest_flaggable")}
+        return {**counts, "anomalies": row["flagged"]}
 
     def _batch(self, computed: set[str]) -> Batch:
         """Of what the plan publishes.
@@ -141,16 +141,16 @@ class EmbedSettle:
 
     def _ends_of_batches(self) -> list[int]:
         """The last version of the images table of each batch so far."""
-        held = open_snapshot(self.lake.model(self.plan.target, BATCHES.name))
-        rows = held.read(["last_version"], self.partition) if held is not None else None
+        batches = open_snapshot(self.lake.model(self.plan.target, BATCHES.name))
+        rows = batches.read(["last_version"], self.partition) if batches is not None else None
         return rows["last_version"].to_pylist() if rows is not None else []
 
     def _published_since(self, table: Table) -> pa.Array | None:
         """Image ids in this job's partition, where another job has committed to the table."""
         if not self._has_moved(table):
             return None
-        held = table.now().read(["image_id"], self.partition)
-        return held["image_id"].combine_chunks() if held is not None else None
+        published = table.now().read(["image_id"], self.partition)
+        return published["image_id"].combine_chunks() if published is not None else None
 
     def _has_moved(self, table: Table) -> bool:
         """Whether a job has committed to it since the plan was made."""

@@ -46,10 +46,10 @@ def embed_contents(
     scored, ids = _scored(bundle, lake, named)
     valid = bundle.compute().fingerprint == bundle.about["scoring"]["compute_fingerprint"]
     decisive = scored.scores[bundle.about["decision_score"]]
-    held = bundle.calibration_scores
+    calibration = bundle.calibration_scores
     p_N: list[float | None] = [None] * len(ids)
-    if decisive is not None and len(held):
-        p_N = p_values(decisive, held).tolist()
+    if decisive is not None and len(calibration):
+        p_N = p_values(decisive, calibration).tolist()
     rows = []
     for row, ((name, _), image_id) in enumerate(zip(named, ids, strict=True)):
         scores = {n: None if v is None else float(v[row]) for n, v in scored.scores.items()}

@@ -175,8 +175,8 @@ def told_of(lake: Lake, plan: Plan, first_table: Table) -> tuple[dict[str, Any],
     runs = open_snapshot(lake.catalog(RUNS.name))
     if runs is not None and runs.has(plan.job_id):
         rows = runs.read(["job_id", "counts", "seconds"])
-        held = rows.to_pylist() if rows is not None else []
-        row = next((row for row in held if row["job_id"] == plan.job_id), None)
+        matching = rows.to_pylist() if rows is not None else []
+        row = next((row for row in matching if row["job_id"] == plan.job_id), None)
         if row is None:
             raise damaged(runs.uri, f"the row of {plan.job_id} has left it")
         return json_column(row, "counts"), row["seconds"]

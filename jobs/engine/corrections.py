@@ -16,8 +16,8 @@ def latest_completions(completions: dict[str, Completion]) -> dict[str, Completi
     latest: dict[str, Completion] = {}
     for unit_id, completion in completions.items():
         of = completion.details.get("of", unit_id)
-        held = latest.get(of)
-        if held is None or _generation(completion) > _generation(held):
+        known = latest.get(of)
+        if known is None or _generation(completion) > _generation(known):
             latest[of] = completion
     return latest
 

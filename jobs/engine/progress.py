@@ -69,14 +69,14 @@ class Progress:
 
     def __str__(self) -> str:
         more = "" if self.all_planned else "+"
-        told = [
+        parts = [
             f"{self.title}: {self.done} of {self.planned}{more} units",
             f"{self.counts[self.rows_counted]:,} {self.rows_counted}",
             f"{self.rows_per_s:,.0f}/s",
         ]
         if self.counts["refused"]:
-            told.append(f"{self.counts['refused']:,} refused")
-        return ", ".join(told + self._left)
+            parts.append(f"{self.counts['refused']:,} refused")
+        return ", ".join(parts + self._left)
 
     def report(self) -> None:
         """Tells the log and the listeners, at most once in REPORT_EVERY_S."""
@@ -122,11 +122,11 @@ class TrainingProgress(Progress):
         self._first: tuple[float, float] | None = None  # when and how far it began, or went on
         self.planned, self.all_planned = 1000, True
 
-    def tell(self, told: Mapping[str, Any]) -> None:
+    def tell(self, values: Mapping[str, Any]) -> None:
         """The newest metrics, by name; `progress` among them is the share of all steps."""
-        if told["step"] == self.told.get("step"):
+        if values["step"] == self.told.get("step"):
             return
-        self.told = dict(told)
+        self.told = dict(values)
         if self._first is None:
             self._first = (time.monotonic(), self._done)
         self.done = int(self.planned * self._done)
@@ -144,7 +144,7 @@ class TrainingProgress(Progress):
         return (time.monotonic() - since) * (1.0 - self._done) / (self._done - begun)
 
     def __str__(self) -> str:
-        told = [f"{self.title}: {self._done:.0%}"]
+        parts = [f"{self.title}: {self._done:.0%}"]
         for name, form in (
             ("epoch", "epoch {:,}"),
             ("step", "step {:,}"),
@@ -153,5 +153,5 @@ class TrainingProgress(Progress):
             ("validation_nats", "validation {:,.1f} nats"),
         ):
             if name in self.told:
-                told.append(form.format(self.told[name]))
-        return ", ".join(told + self._left)
+                parts.append(form.format(self.told[name]))
+        return ", ".join(parts + self._left)

@@ -50,9 +50,9 @@ def save_plan(lake: Lake, plan: Plan) -> Plan:
         if create_or_keep(uri, plan.to_json()):
             return plan
         data = read_if_there(uri)
-        held = load_plan(lake, plan.job_id)
-        if held is not None:
-            return held
+        saved = load_plan(lake, plan.job_id)
+        if saved is not None:
+            return saved
         _discard(uri, data)
     raise JobError(f"{uri} comes and goes; run it again")
 
@@ -117,8 +117,8 @@ def _require_inner(outputs: Iterable[Output], uri: str) -> None:
         if not is_inner(output.path):
             raise damaged(uri, f"{output.path!r} is no path in a table")
         if output.size < 0 or output.rows < 0:
-            told = f"{output.path} has {output.rows} rows, {output.size} bytes"
-            raise unreadable(uri, told, AGAIN)
+            claim = f"{output.path} has {output.rows} rows, {output.size} bytes"
+            raise unreadable(uri, claim, AGAIN)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,8 +32,8 @@ class AnomalyColumn:
     def read(self, column: pa.ChunkedArray) -> np.ndarray:
         """1: anomalous, 0: normal, NaN where the column does not tell, (N,)."""
         if self.value is not None:
-            told = [None if v is None else float(v == self.value) for v in texts(column)]
-            return np.array(told, np.float64)
+            flags = [None if v is None else float(v == self.value) for v in texts(column)]
+            return np.array(flags, np.float64)
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
             known = dict.fromkeys(YES, 1.0) | dict.fromkeys(NO, 0.0)
             lowered = (None if v is None else v.strip().lower() for v in column.to_pylist())
@@ -43,11 +43,11 @@ class AnomalyColumn:
         return np.where(np.isnan(values), np.nan, (values != 0).astype(np.float64))
 
 
-def anomaly_column(asked: str, columns: Sequence[str]) -> AnomalyColumn | None:
+def anomaly_column(wanted: str, columns: Sequence[str]) -> AnomalyColumn | None:
     """What was asked for; None where there is no such column."""
-    if asked in columns:
-        return AnomalyColumn(asked)
-    name, mark, value = asked.partition("=")
+    if wanted in columns:
+        return AnomalyColumn(wanted)
+    name, mark, value = wanted.partition("=")
     return AnomalyColumn(name, value) if mark and name in columns else None
 
 

@@ -142,9 +142,9 @@ def _means(first: Side, second: Side, columns: list[str] | tuple[str, ...]) -> I
 def _anomalous(first: Side, second: Side) -> np.ndarray:
     """1, 0 or NaN: as the second one's evaluation tells; the first one's, where that has not both
     kinds."""
-    told = second.numbers("is_anomaly")
-    both = {0.0, 1.0} <= set(told.tolist())
-    return told if both else first.numbers("is_anomaly")
+    labels = second.numbers("is_anomaly")
+    both = {0.0, 1.0} <= set(labels.tolist())
+    return labels if both else first.numbers("is_anomaly")
 
 
 def _difference(pair: _Pair, found: list[Interval | None], first: Side, second: Side) -> Difference:
@@ -173,8 +173,8 @@ def _notes(pair: _Pair, first: Side, second: Side) -> Iterator[str]:
     if pair.first is None or pair.second is None:
         yield f"{(first if pair.first is None else second).name} has none"
     if is_by_measure(metric) and first.measure != second.measure:
-        told = f"{first.measure} against {second.measure}"
-        yield f"of different likelihoods ({told}): the numbers cannot be compared"
+        measures = f"{first.measure} against {second.measure}"
+        yield f"of different likelihoods ({measures}): the numbers cannot be compared"
     if metric == "log_likelihood" and first.each("samples") != second.each("samples"):
         yield "of different numbers of samples, of which more tighten the bound"
     if metric == "probe_accuracy" and first.label != second.label:

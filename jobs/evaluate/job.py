@@ -85,10 +85,10 @@ class EvaluateJob(PoolJob):
 
     def plan(self) -> Plan:
         """Empty where these images have been evaluated by this rule, and by no other since."""
-        images, held = self._images(), open_snapshot(self.first_table)
-        self._require_fit(images, held)
-        paths = held.paths(self.partition) if held is not None else []
-        done = bool(paths) and held is not None and self._is_done(held, images)
+        images, evaluated = self._images(), open_snapshot(self.first_table)
+        self._require_fit(images, evaluated)
+        paths = evaluated.paths(self.partition) if evaluated is not None else []
+        done = bool(paths) and evaluated is not None and self._is_done(evaluated, images)
         return Plan(
             job=self.name,
             target=self.target,
@@ -107,21 +107,21 @@ class EvaluateJob(PoolJob):
             },
             units=[] if done else self._units(images),
             # By another rule in between, or back on this one, it is another job.
-            key=[] if done else ["evaluated", held.commits if held is not None else 0],
+            key=[] if done else ["evaluated", evaluated.commits if evaluated is not None else 0],
         )
 
     @property
     def _latent_dim(self) -> int:
         return self.about["config"]["latent_dim"]
 
-    def _require_fit(self, images: Snapshot, held: Snapshot | None) -> None:
+    def _require_fit(self, images: Snapshot, evaluated: Snapshot | None) -> None:
         """Raises InputError where the model cannot read the images, or the table take its rows."""
         name, shape = f"{self.target}@{self.version}", image_shape_of(images.schema)
         require_same_images(self.about, name, self.settings.dataset, shape)
-        if held is not None and held.is_published:
+        if evaluated is not None and evaluated.is_published:
             # Told now, not when all is done: another latent dimension has no place in it.
             spec = evaluated_spec(self._latent_dim)
-            Table(self.first_table, spec).require_same_schema(held)
+            Table(self.first_table, spec).require_same_schema(evaluated)
 
     def _images(self) -> Snapshot:
         return catalog.images_snapshot(
@@ -135,12 +135,12 @@ class EvaluateJob(PoolJob):
     def _fingerprint(self) -> str:
         return digest(LAYOUT, PREPROCESSING, self.target, self.partition, self.rule)
 
-    def _is_done(self, held: Snapshot, images: Snapshot) -> bool:
+    def _is_done(self, evaluated: Snapshot, images: Snapshot) -> bool:
         """Whether the rows that are held are of these images, by this rule."""
-        rows = held.read(["job_id"], self.partition)
+        rows = evaluated.read(["job_id"], self.partition)
         job_ids = set(rows["job_id"].to_pylist()) if rows is not None else set()
-        told = [run for run in catalog.runs(self.lake) if run["job_id"] in job_ids]
-        config = json_column(told[-1], "config") if told else {}
+        runs = [run for run in catalog.runs(self.lake) if run["job_id"] in job_ids]
+        config = json_column(runs[-1], "config") if runs else {}
         if config.get("fingerprint") != self._fingerprint():
             return False
         return _same_rows(images, config.get("images_version"))
@@ -192,14 +192,14 @@ class EvaluateJob(PoolJob):
 
     def _label(self, images: pa.Schema, training: pa.Schema) -> tuple[str | None, str | None]:
         """The column of the probe, and why there can be none."""
-        asked, data = self.settings.label, self.about["data"]
-        name = asked or LABEL
+        wanted, data = self.settings.label, self.about["data"]
+        name = wanted or LABEL
         for dataset, schema in ((self.settings.dataset, images), (data["dataset"], training)):
             own = passthrough_of(schema)
             if name not in own.names:
-                if asked is None:
-                    told = f"dataset {dataset!r} has no column {name!r} (name one with --label)"
-                    return None, told
+                if wanted is None:
+                    missing = f"dataset {dataset!r} has no column {name!r} (name one with --label)"
+                    return None, missing
                 return name, f"dataset {dataset!r} has no column {name!r} ({_known(own)})"
             if pa.types.is_nested(own.field(name).type):
                 return name, f"column {name!r} is of lists or structs: no class label"
@@ -207,24 +207,24 @@ class EvaluateJob(PoolJob):
 
     def _anomaly(self, images: pa.Schema) -> tuple[AnomalyColumn | None, str | None]:
         """The column that tells anomalies, and why there is none."""
-        asked, own = self.settings.anomaly, passthrough_of(images)
+        wanted, own = self.settings.anomaly, passthrough_of(images)
         simple = [field.name for field in own if not pa.types.is_nested(field.type)]
-        found = anomaly_column(asked or DEFAULT, simple)
+        found = anomaly_column(wanted or DEFAULT, simple)
         if found is not None and found.tells(own.field(found.name).type):
             return found, None
         if found is not None:
             kind = own.field(found.name).type
             return None, f"column {found.name!r} is of {kind}: write {found.name}=VALUE"
         dataset = self.settings.dataset
-        if asked is None:
-            told = f"dataset {dataset!r} has no column {DEFAULT!r} (name one with --anomaly)"
-            return None, told
-        return None, f"dataset {dataset!r} has no column {asked.split('=')[0]!r} ({_known(own)})"
+        if wanted is None:
+            missing = f"dataset {dataset!r} has no column {DEFAULT!r} (name one with --anomaly)"
+            return None, missing
+        return None, f"dataset {dataset!r} has no column {wanted.split('=')[0]!r} ({_known(own)})"
 
     def idle(self, plan: Plan) -> tuple[str, dict[str, Any]]:
-        told = {name: plan.settings[name] for name in ("model_version", "images_version")}
+        counts = {name: plan.settings[name] for name in ("model_version", "images_version")}
         name = f"{self.target}@{self.version}"
-        return f"nothing to do: {name} has been evaluated on {self.settings.dataset}", told
+        return f"nothing to do: {name} has been evaluated on {self.settings.dataset}", counts
 
     def claims(self, plan: Plan) -> bool:
         """Also of earlier images: they are given up then."""
@@ -262,10 +262,10 @@ class EvaluateJob(PoolJob):
     def after(self, plan: Plan) -> None:
         """The bundle tells of it, too."""
         rows = evaluate_results.of_job(self.lake, plan.job_id)
-        told = plan.settings
-        name = f"evaluation-{told['dataset']}-{told['images_version']}-{plan.fingerprint}.json"
-        folder = self.lake.bundle(self.target, told["model_version"])
-        body = json.dumps({"rule": told["rule"], "metrics": rows}, indent=1)
+        chosen = plan.settings
+        name = f"evaluation-{chosen['dataset']}-{chosen['images_version']}-{plan.fingerprint}.json"
+        folder = self.lake.bundle(self.target, chosen["model_version"])
+        body = json.dumps({"rule": chosen["rule"], "metrics": rows}, indent=1)
         create_or_keep(join(folder, name), body.encode())
 
 

@@ -62,9 +62,9 @@ class Side:
 def sides(lake: Lake, first: str, second: str, dataset: str | None) -> tuple[Side, Side]:
     """Both with the same images in the same order. See `compare.compare`."""
     names = [catalog.resolve_model(lake, reference) for reference in (first, second)]
-    held = [evaluated(lake, *name) for name in names]
-    on = dataset or _common_dataset(lake, names, held)
-    one, other = (_side(lake, *name, on, table) for name, table in zip(names, held, strict=True))
+    tables = [evaluated(lake, *name) for name in names]
+    on = dataset or _common_dataset(lake, names, tables)
+    one, other = (_side(lake, *name, on, table) for name, table in zip(names, tables, strict=True))
     ids = [side.rows["image_id"].to_numpy(zero_copy_only=False) for side in (one, other)]
     _, of_one, of_other = np.intersect1d(*ids, assume_unique=True, return_indices=True)
     if not len(of_one):
@@ -75,17 +75,17 @@ def sides(lake: Lake, first: str, second: str, dataset: str | None) -> tuple[Sid
     return one.take(of_one), other.take(of_other)
 
 
-def _side(lake: Lake, model: str, version: str, dataset: str, held: Snapshot | None) -> Side:
+def _side(lake: Lake, model: str, version: str, dataset: str, snapshot: Snapshot | None) -> Side:
     means = [name for name in MEANS if name not in SCORES]
     partition = {"model_version": version, "dataset": dataset}
-    rows = held.read([*COLUMNS, *means, *SCORES], partition) if held is not None else None
+    rows = snapshot.read([*COLUMNS, *means, *SCORES], partition) if snapshot is not None else None
     if rows is None:
         catalog.require_dataset(lake, dataset)
         raise _not_evaluated(model, version, dataset)
     config = read_about(lake, model, version)["config"]
     # Of the job that wrote the rows: another one may have read another label.
-    told = of_rows(lake, rows)
-    label = next((row["of"] for row in told if row["metric"] == "probe_accuracy"), None)
+    numbers = of_rows(lake, rows)
+    label = next((row["of"] for row in numbers if row["metric"] == "probe_accuracy"), None)
     judged = scores_of(config["posterior"], config["likelihood"]["kind"])
     measure = measure_of(config["likelihood"])
     return Side(f"{model}@{version}", dataset, rows, measure, judged, label)
@@ -98,10 +98,10 @@ def _not_evaluated(model: str, version: str, dataset: str) -> InputError:
     )
 
 
-def _common_dataset(lake: Lake, names: list[tuple[str, str]], held: list[Snapshot | None]) -> str:
+def _common_dataset(lake: Lake, names: list[tuple[str, str]], tables: list[Snapshot | None]) -> str:
     """The one that both were evaluated on; of several, the second one's own."""
     found = []
-    for (model, version), table in zip(names, held, strict=True):
+    for (model, version), table in zip(names, tables, strict=True):
         if table is None:
             own = read_about(lake, model, version)["data"]["dataset"]
             raise _not_evaluated(model, version, own)
@@ -110,8 +110,8 @@ def _common_dataset(lake: Lake, names: list[tuple[str, str]], held: list[Snapsho
     common, own = sorted(found[0] & found[1]), read_about(lake, *names[1])["data"]["dataset"]
     if len(common) == 1 or own in common:
         return own if own in common else common[0]
-    told = "; ".join(
+    known = "; ".join(
         f"{model}@{version} on {', '.join(sorted(datasets))}"
         for (model, version), datasets in zip(names, found, strict=True)
     )
-    raise InputError(f"evaluated were {told}: say which with --dataset, or evaluate both on one")
+    raise InputError(f"evaluated were {known}: say which with --dataset, or evaluate both on one")

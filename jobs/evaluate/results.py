@@ -80,8 +80,8 @@ def evaluated(lake: Lake, model: str, version: str) -> Snapshot | None:
     the version."""
     uri = lake.model(model, "evaluated")
     published = catalog.published_versions(lake).get(uri.removeprefix(lake.uri + "/"))
-    held = open_snapshot(uri, published) if published is not None else None
-    return held if held is not None and held.paths({"model_version": version}) else None
+    snapshot = open_snapshot(uri, published) if published is not None else None
+    return snapshot if snapshot is not None and snapshot.paths({"model_version": version}) else None
 
 
 def standing(lake: Lake, model: str, version: str, dataset: str) -> list[dict[str, Any]]:
@@ -90,9 +90,9 @@ def standing(lake: Lake, model: str, version: str, dataset: str) -> list[dict[st
     That is the one which was made last, of whichever images. Whoever reads images' pairs beside
     these numbers reads one evaluation so.
     """
-    held = evaluated(lake, model, version)
+    snapshot = evaluated(lake, model, version)
     partition = {"model_version": version, "dataset": dataset}
-    rows = held.read(["job_id"], partition) if held is not None else None
+    rows = snapshot.read(["job_id"], partition) if snapshot is not None else None
     if rows is None:
         return []
     return of_rows(lake, rows)
@@ -105,13 +105,13 @@ def latest(
 
     images_version: of the images that were read; the newest that were if None.
     """
-    asked = {"model": model, "model_version": version, "dataset": dataset}
+    wanted = {"model": model, "model_version": version, "dataset": dataset}
     finished = {run["job_id"]: number for number, run in enumerate(catalog.runs(lake))}
     rows = [
         row
         for row in catalog.catalog_rows(lake, EVALUATIONS.name)
         if row["job_id"] in finished
-        and all(row[name] == value for name, value in asked.items())
+        and all(row[name] == value for name, value in wanted.items())
         and images_version in (None, row["images_version"])
     ]
     if not rows:

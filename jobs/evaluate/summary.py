@@ -224,21 +224,21 @@ class Summary:
 
     def _calibration(self, drawn: dict[str, Any]) -> list[dict[str, Any]]:
         """Whether test images score as calibration images do."""
-        held = self.bundle.calibration_scores
+        stored = self.bundle.calibration_scores
         scores = floats(self.test, self._decisive)
         scores = scores[~np.isnan(scores)]
         key = ("calibration_p", self._decisive)
-        if not len(held) or not len(scores):
+        if not len(stored) or not len(scores):
             return [
                 self._row((name, self._decisive), None, note="the bundle has no calibration images")
                 for name in ("calibration_p", "calibration_share")
             ]
-        p_value = ks_two_sample(scores, held)[1]
-        note = f"Kolmogorov-Smirnov, against {len(held):,} calibration images"
+        p_value = ks_two_sample(scores, stored)[1]
+        note = f"Kolmogorov-Smirnov, against {len(stored):,} calibration images"
         if self.computed != [self.bundle.about["scoring"]["compute_fingerprint"]]:
             note += "; scored otherwise than those were: on another kind of device, or torch"
-        share = share_below(CALIBRATED, scores, held)
-        found = interval_of_two(share, len(scores), len(held), **drawn)
+        share = share_below(CALIBRATED, scores, stored)
+        found = interval_of_two(share, len(scores), len(stored), **drawn)
         return [
             self._row(key, p_value, len(scores), note),
             self._row(("calibration_share", self._decisive), found, len(scores)),
@@ -308,9 +308,9 @@ class Summary:
     def _anomaly_problem(self) -> str | None:
         if self.settings["anomaly_problem"] is not None:
             return self.settings["anomaly_problem"]
-        told = floats(self.test, "is_anomaly")
+        labels = floats(self.test, "is_anomaly")
         name = self.settings["anomaly"]
-        kinds = set(told[~np.isnan(told)])
+        kinds = set(labels[~np.isnan(labels)])
         if not kinds:
             return f"{name!r} tells of no test image whether it is anomalous: write COLUMN=VALUE"
         if len(kinds) == 1:
@@ -363,5 +363,5 @@ def _count(values: np.ndarray) -> int:
 
 
 def _truths(values: np.ndarray) -> pa.Array:
-    told = [None if math.isnan(value) else bool(value) for value in values.tolist()]
-    return pa.array(told, pa.bool_())
+    labels = [None if math.isnan(value) else bool(value) for value in values.tolist()]
+    return pa.array(labels, pa.bool_())

@@ -68,8 +68,8 @@ class EvaluateWorker:
             if label:
                 columns["label"] = pa.array(texts(rows[label]), pa.string())
             if anomaly:
-                told = AnomalyColumn(*anomaly).read(rows[anomaly[0]])
-                columns["is_anomaly"] = pa.array(told, from_pandas=True)
+                is_anomaly = AnomalyColumn(*anomaly).read(rows[anomaly[0]])
+                columns["is_anomaly"] = pa.array(is_anomaly, from_pandas=True)
             parts.append(self._rows(columns, len(ids)))
         return pa.concat_tables(parts).sort_by("image_id")
 

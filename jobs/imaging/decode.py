@@ -199,8 +199,8 @@ def _require_few_pixels(width: int, height: int, target: Target, bytes_each: int
     if width * height > most:
         raise Refused("too_many_pixels", f"{width}x{height}, the bound is {most}")
     if width * height * bytes_each > most * BYTES_A_PIXEL:
-        told = f"{width}x{height} of {bytes_each} bytes, the bound is {most} of {BYTES_A_PIXEL}"
-        raise Refused("too_many_pixels", told)
+        message = f"{width}x{height} of {bytes_each} bytes, the bound is {most} of {BYTES_A_PIXEL}"
+        raise Refused("too_many_pixels", message)
 
 
 def _tile(image: Image.Image) -> tuple[int, int]:

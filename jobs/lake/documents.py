@@ -46,8 +46,8 @@ def reading(uri: str, remedy: str = MEND) -> Iterator[None]:
         raise
     except Exception as error:
         # Readers of foreign bytes fail in many ways.
-        told = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise damaged(uri, told, remedy) from error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise damaged(uri, reason, remedy) from error
 
 
 @contextlib.contextmanager
@@ -59,8 +59,8 @@ def _told(uri: str, remedy: str) -> Iterator[None]:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        told = f"{where}: {first['msg']}" if where else first["msg"]
-        raise unreadable(uri, told, remedy) from None
+        message = f"{where}: {first['msg']}" if where else first["msg"]
+        raise unreadable(uri, message, remedy) from None
 
 
 def unreadable(uri: str, what: str, remedy: str = MEND) -> Unreadable:

@@ -27,8 +27,8 @@ def is_held(root: Path) -> bool:
 
 def require_held(path: Path) -> None:
     """Raises FileNotFoundError where a folder above `path` was held, and has gone."""
-    for root, held in _held.items():
-        if path.is_relative_to(root) and _identity(root) != held:
+    for root, count in _held.items():
+        if path.is_relative_to(root) and _identity(root) != count:
             raise FileNotFoundError(errno.ENOENT, "it has gone", str(root))
 
 

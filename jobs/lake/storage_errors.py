@@ -61,12 +61,14 @@ def explain(error: BaseException, uri: str, verb: str) -> LatentlakeError:
         )
     if isinstance(error, FileNotFoundError):
         if verb == "write":
-            told = f"cannot write {uri}: the folder that it belongs to has gone"
-            return StorageError(f"{told}; look whether the disk is still there, and run it again")
+            message = f"cannot write {uri}: the folder that it belongs to has gone"
+            return StorageError(
+                f"{message}; look whether the disk is still there, and run it again"
+            )
         return InputError(f"cannot {verb} {uri}: it does not exist")
     endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
-    asked = endpoint and not uri.startswith("file:")
-    where = f" (endpoint {without_keys(endpoint)})" if asked else ""
+    is_remote = endpoint and not uri.startswith("file:")
+    where = f" (endpoint {without_keys(endpoint)})" if is_remote else ""
     return StorageError(f"cannot {verb} {uri}{where}: {reason}")
 
 

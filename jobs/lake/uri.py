@@ -59,8 +59,8 @@ class WithoutKeys(logging.Filter):
     """Of a logger: what it passes on has no key in it."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        told = record.getMessage()
-        record.msg, record.args = without_keys(told), ()
+        message = record.getMessage()
+        record.msg, record.args = without_keys(message), ()
         return True
 
 

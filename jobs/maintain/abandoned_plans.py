@@ -59,17 +59,17 @@ def end_left_plans(
     """
     ended, runs = [], catalog.runs(lake)
     for plan, days in _idle(lake, names, now):
-        told = (plan.job_id, plan.job, plan.target, plan.night, round(days, 1))
+        entry = (plan.job_id, plan.job, plan.target, plan.night, round(days, 1))
         try:
             if _finished(lake, plan, runs, dry_run):
-                ended.append(LeftPlan(*told, done=True))
+                ended.append(LeftPlan(*entry, done=True))
                 continue
         except LatentlakeError as error:  # of a damaged log, say, which stops its own job alone
             log.warning("%s", error)
             continue
         why = _unwanted(plan, runs, days, now - days * DAY_S)
         if why:
-            ended.append(LeftPlan(*told, done=False, why=why))
+            ended.append(LeftPlan(*entry, done=False, why=why))
             if not dry_run:
                 records.give_up(lake, plan)
     return ended
@@ -90,8 +90,8 @@ def _idle(lake: Lake, names: list[str] | None, now: float) -> Iterator[tuple[Pla
 
 
 def _is_about(plan: Plan, names: list[str]) -> bool:
-    told = (plan.target, plan.settings.get("target"), plan.settings.get("dataset"))
-    return any(name in names for name in told)
+    targets = (plan.target, plan.settings.get("target"), plan.settings.get("dataset"))
+    return any(name in names for name in targets)
 
 
 def _finished(lake: Lake, plan: Plan, runs: Runs, dry_run: bool) -> bool:

@@ -45,18 +45,18 @@ def merges(files: Iterable[TableFile]) -> list[list[TableFile]]:
     Of one partition; every file in at most one group; what is large enough is left alone.
     """
     groups: list[list[TableFile]] = []
-    held: list[TableFile] = []
+    waiting: list[TableFile] = []
     size = 0
     for file in sorted(files, key=lambda file: (sorted(file.partition.items()), file.path)):
         if file.size >= SMALL_BYTES:
             continue
-        other = bool(held) and held[0].partition != file.partition
+        other = bool(waiting) and waiting[0].partition != file.partition
         if other or size + file.size > TARGET_BYTES:
-            groups.append(held)
-            held, size = [], 0
-        held.append(file)
+            groups.append(waiting)
+            waiting, size = [], 0
+        waiting.append(file)
         size += file.size
-    return [group for group in [*groups, held] if len(group) > 1]
+    return [group for group in [*groups, waiting] if len(group) > 1]
 
 
 class CompactJob(PoolJob):
@@ -101,11 +101,11 @@ class CompactJob(PoolJob):
         return spec_of(self._uri(name), name)
 
     def plan(self) -> Plan:
-        held = {name: open_snapshot(self._uri(name)) for name in self._order}
+        snapshots = {name: open_snapshot(self._uri(name)) for name in self._order}
         fingerprint = digest(LAYOUT, TARGET_BYTES)
         units = [
             Unit.of(fingerprint, {"table": name, "paths": [file.path for file in group]})
-            for name, snapshot in held.items()
+            for name, snapshot in snapshots.items()
             if snapshot is not None
             for group in merges(snapshot.files())
         ]
@@ -114,11 +114,11 @@ class CompactJob(PoolJob):
             target=self.target,
             fingerprint=fingerprint,
             night=self.night,
-            base={name: s.version for name, s in held.items() if s is not None},
+            base={name: s.version for name, s in snapshots.items() if s is not None},
             settings={
                 "kind": self.kind,
                 "target": self.part,
-                "tables": [name for name in self._order if held[name] is not None],
+                "tables": [name for name in self._order if snapshots[name] is not None],
             },
             units=units,
         )
@@ -180,8 +180,8 @@ def spec_of(uri: str, name: str) -> TableSpec:
         return images_spec(
             image_shape_of(snapshot.schema), passthrough_of(snapshot.schema), look_of(snapshot)
         )
-    held = snapshot.schema.field("embedding").metadata or {}
-    return embeddings_spec(int(held[b"dimension"]))
+    metadata = snapshot.schema.field("embedding").metadata or {}
+    return embeddings_spec(int(metadata[b"dimension"]))
 
 
 class CompactWorker:
@@ -203,8 +203,8 @@ class CompactWorker:
                     writer.write(rows)
         else:
             schema = table.spec.file_schema
-            held = [with_all_columns(read_shard(join(uri, path)), schema) for path in paths]
-            writer.write(pa.concat_tables(held).sort_by(table.spec.sort_by))
+            parts = [with_all_columns(read_shard(join(uri, path)), schema) for path in paths]
+            writer.write(pa.concat_tables(parts).sort_by(table.spec.sort_by))
         return Completion(
             unit_id=unit.unit_id,
             attempt=attempt,

@@ -73,8 +73,8 @@ def maintained_text(done: dict[str, Any]) -> str:
     for part in done["compacted"]:
         kind = "dataset" if "dataset" in part else "model"
         merged, made = part.get("files_merged", 0), part.get("files_made", 0)
-        told = f"{merged} files {would}merged into {made}" if merged else "nothing to merge"
-        lines.append(f"{kind} {part[kind]}: {told}")
+        text = f"{merged} files {would}merged into {made}" if merged else "nothing to merge"
+        lines.append(f"{kind} {part[kind]}: {text}")
     for plan in done["left_plans"]:
         what = f"{plan['job']} {plan['target']} of {plan['night']} ({plan['job_id']})"
         if plan["done"]:

@@ -75,8 +75,8 @@ def _bound(
 ) -> Check:
     has_bound = {bool(_values(rows, "neg_elbo")) for rows in (challenger, champion)}
     if len(has_bound) == 2:
-        told = "one of the two has a prior, the other has none: what they reach is not the same"
-        return Check("bound", False, f"the bound cannot be compared: {told} quantity")
+        text = "one of the two has a prior, the other has none: what they reach is not the same"
+        return Check("bound", False, f"the bound cannot be compared: {text} quantity")
     metric, what = (
         ("neg_elbo", "bound") if has_bound == {True} else ("recon_nll", "reconstruction likelihood")
     )
@@ -93,16 +93,16 @@ def _bound(
     passes = -high > rule.gain_nats
     interval = _interval(-high, -low, found.images)
     is_above = "is above" if passes else "is not above"
-    told = f"the {what} gains {-middle:.4g} nats an image ({interval}), whose lower end {is_above}"
-    return Check("bound", passes, f"{told} {rule.gain_nats:g}")
+    text = f"the {what} gains {-middle:.4g} nats an image ({interval}), whose lower end {is_above}"
+    return Check("bound", passes, f"{text} {rule.gain_nats:g}")
 
 
 def _probe(
     rule: GateRule, differences: Sequence[Difference], challenger: Rows, champion: Rows
 ) -> list[Check]:
     name = "probe_accuracy"
-    theirs, held = _values(challenger, name), _values(champion, name)
-    labels = sorted({*theirs, *held}, key=str)
+    theirs, ours = _values(challenger, name), _values(champion, name)
+    labels = sorted({*theirs, *ours}, key=str)
     if not labels:
         why = _note(challenger, name) or "no label"
         return [Check(name, None, f"the probe was not checked: {why}")]
@@ -110,7 +110,7 @@ def _probe(
     for label in labels:
         what = f"the probe's accuracy on {label}"
         found = _difference(differences, name, label)
-        if label not in theirs or label not in held:
+        if label not in theirs or label not in ours:
             checks.append(_one_sided(name, what, label in theirs))
         else:
             checks.append(_no_loss(rule, name, what, _ends(found), found))
@@ -130,9 +130,9 @@ def _auroc(
         return _one_sided(name, "AUROC of the decision score", values[1] is None)
     rarer = min((d.rarer for d in differences if d.rarer is not None), default=None)
     if rarer is not None and rarer < rule.least_anomalies:
-        told = f"{rarer} of the rarer kind (anomalous or normal) are too few to tell, at least"
-        told = f"AUROC cannot be compared: {told} {rule.least_anomalies} are asked for"
-        return Check(name, False, told)
+        reason = f"{rarer} of the rarer kind (anomalous or normal) are too few to tell, at least"
+        reason = f"AUROC cannot be compared: {reason} {rule.least_anomalies} are asked for"
+        return Check(name, False, reason)
     if scores[0] == scores[1]:
         found = _difference(differences, name, scores[0])
         what = f"AUROC of {scores[0]}"
@@ -167,22 +167,22 @@ def _no_loss(
     low, middle, high = ends
     margin = {"probe_accuracy": rule.probe_loss, "auroc": rule.auroc_loss}[name]
     interval = _interval(low, high, images)
-    told = f"{what} changes by {middle:+.3g} ({interval})"
+    reason = f"{what} changes by {middle:+.3g} ({interval})"
     if low >= -margin:
-        return Check(name, True, f"{told}: a loss above {margin:g} is ruled out")
+        return Check(name, True, f"{reason}: a loss above {margin:g} is ruled out")
     if middle >= -margin:
         return Check(
             name,
             False,
-            f"{told}: a loss above {margin:g} cannot be ruled out, more images would tell",
+            f"{reason}: a loss above {margin:g} cannot be ruled out, more images would tell",
         )
-    return Check(name, False, f"{told}: more than {margin:g} is lost")
+    return Check(name, False, f"{reason}: more than {margin:g} is lost")
 
 
 def _one_sided(name: str, what: str, is_challengers: bool) -> Check:
     missing = "champion" if is_challengers else "challenger"
-    told = f"{what} is not known of the {missing}: evaluate both on the same images and columns"
-    return Check(name, False, told)
+    reason = f"{what} is not known of the {missing}: evaluate both on the same images and columns"
+    return Check(name, False, reason)
 
 
 def _calibration(rule: GateRule, challenger: Rows) -> Check:
@@ -194,26 +194,26 @@ def _calibration(rule: GateRule, challenger: Rows) -> Check:
     score, p_value = next(iter(values.items()))
     images = _row(challenger, "calibration_p", score)["images"] or 0
     if images < rule.least_images:
-        told = f"whether its p-values of {score} are valid is not known: {_few(images, rule)}"
-        return Check(name, False, told)
+        reason = f"whether its p-values of {score} are valid is not known: {_few(images, rule)}"
+        return Check(name, False, reason)
     passes = p_value >= rule.calibration_p
     are_valid = "are valid" if passes else "are not valid"
-    told = f"its p-values of {score} {are_valid} on the test split (p = {p_value:.2g}"
-    return Check(name, passes, f"{told}, at least {rule.calibration_p:g} is asked for)")
+    reason = f"its p-values of {score} {are_valid} on the test split (p = {p_value:.2g}"
+    return Check(name, passes, f"{reason}, at least {rule.calibration_p:g} is asked for)")
 
 
 def _active_units(rule: GateRule, challenger: Rows, champion: Rows) -> Check:
     name = "active_units"
-    theirs, held = (_values(rows, name).get(None) for rows in (challenger, champion))
-    if held is None:
+    theirs, ours = (_values(rows, name).get(None) for rows in (challenger, champion))
+    if ours is None:
         why = _note(champion, name) or "the champion's are not known"
         return Check(name, None, f"active latents were not checked: {why}")
     if theirs is None:
         why = _note(challenger, name) or "evaluate it"
         return Check(name, False, f"its active latents are not known: {why}")
-    least = rule.active_share * held
-    told = f"{theirs:g} of its latents are active, of the champion's {held:g}"
-    return Check(name, theirs >= least, f"{told}; at least {least:g} are asked for")
+    least = rule.active_share * ours
+    reason = f"{theirs:g} of its latents are active, of the champion's {ours:g}"
+    return Check(name, theirs >= least, f"{reason}; at least {least:g} are asked for")
 
 
 def _decision_score(rows: Rows) -> str | None:

@@ -69,8 +69,8 @@ class PromoteJob(Job):
 
     @property
     def _fingerprint(self) -> str:
-        asked = self.settings.model_dump(mode="json", exclude={"model", "by", "back_from"})
-        return digest(asked, self.by, self._version)
+        settings = self.settings.model_dump(mode="json", exclude={"model", "by", "back_from"})
+        return digest(settings, self.by, self._version)
 
     def plan(self) -> Plan:
         """Empty where the alias names the version already.
@@ -79,20 +79,20 @@ class PromoteJob(Job):
         evaluation that has not been made.
         """
         rows = bundles_aliases.moves(self.lake, self.target, self.alias)
-        held = rows[-1]["version"] if rows else None
+        current = rows[-1]["version"] if rows else None
         version = self._version or self._goes_back_to(rows)
         head = open_snapshot(self.first_table)
-        told = {"version": version, "held": held, "moves": len(rows), "by": self.by}
+        values = {"version": version, "held": current, "moves": len(rows), "by": self.by}
         # Judged anew where it was evaluated anew; there and back and there again are three moves.
-        judged = self._evaluated(version, held) if version != held else None
+        judged = self._evaluated(version, current) if version != current else None
         plan = Plan(
             job=self.name,
             target=self.target,
             fingerprint=self._fingerprint,
             night=self.night,
             base={"aliases": head.version if head is not None else -1},
-            settings={**self.settings.model_dump(mode="json"), **told},
-            key=[self.alias, version, len(rows), judged] if version != held else [],
+            settings={**self.settings.model_dump(mode="json"), **values},
+            key=[self.alias, version, len(rows), judged] if version != current else [],
         )
         if plan.job_id in self._finished:
             return dataclasses.replace(plan, key=[])
@@ -101,17 +101,17 @@ class PromoteJob(Job):
 
     def _goes_back_to(self, rows: bundles_aliases.Rows) -> str:
         """Where a rollback goes; what the alias names, if it has gone back from there already."""
-        left, held = self.settings.back_from, rows[-1]["version"] if rows else None
-        if left is None or held is None or held == left:
+        left, current = self.settings.back_from, rows[-1]["version"] if rows else None
+        if left is None or current is None or current == left:
             return self._before(rows)
         if (
             rows[-2:-1]
             and rows[-2]["version"] == left
             and bundles_aliases.was_taken_back(rows, left)
         ):
-            return held
+            return current
         raise InputError(
-            f"{self.alias} of {self.target} names {held}, not {left}; nothing was changed; look "
+            f"{self.alias} of {self.target} names {current}, not {left}; nothing was changed; look "
             f"(latentlake aliases {self.target})"
         )
 
@@ -135,9 +135,9 @@ class PromoteJob(Job):
         return version
 
     def idle(self, plan: Plan) -> tuple[str, dict[str, Any]]:
-        version, held = plan.settings["version"], plan.settings["held"]
+        version, current = plan.settings["version"], plan.settings["held"]
         why = f"{self.target}@{version} is {self.alias} already"
-        return why, {"promoted": False, "version": version, "held": held, "why": why}
+        return why, {"promoted": False, "version": version, "held": current, "why": why}
 
     def claims(self, plan: Plan) -> bool:
         same = self.settings.back_from in (None, plan.settings["held"])
@@ -149,39 +149,43 @@ class PromoteJob(Job):
     def settle(
         self, plan: Plan, completions: dict[str, Completion], head: Snapshot
     ) -> list[Unit] | Settled:
-        asked = plan.settings
+        settings = plan.settings
         rows = bundles_aliases.moves(self.lake, self.target, self.alias)
-        if len(rows) != asked["moves"]:
+        if len(rows) != settings["moves"]:
             self._overtaken(plan, rows)
-        version, held = asked["version"], asked["held"]
-        counts = {"version": version, "held": held, "alias": self.alias, "by": self.by}
+        version, current = settings["version"], settings["held"]
+        counts = {"version": version, "held": current, "alias": self.alias, "by": self.by}
         judged = self.verdict(plan)
         if judged is not None:
             counts["checks"] = [dataclasses.asdict(check) for check in judged.checks]
             if not judged.passes:
-                told = {"promoted": False, "why": self._refusal(version, held, judged), **counts}
-                return Settled(files={head.uri: []}, counts=told)
-        reason = self._reason(held, judged)
+                refused = {
+                    "promoted": False,
+                    "why": self._refusal(version, current, judged),
+                    **counts,
+                }
+                return Settled(files={head.uri: []}, counts=refused)
+        reason = self._reason(current, judged)
         row = bundles_aliases.next_row(
             self.lake, head, plan, alias=self.alias, version=version, reason=reason, by=self.by
         )
-        told = {"promoted": True, "why": reason, **counts}
-        return Settled(files={head.uri: [row]}, counts=told)
+        refused = {"promoted": True, "why": reason, **counts}
+        return Settled(files={head.uri: [row]}, counts=refused)
 
     def _overtaken(self, plan: Plan, rows: bundles_aliases.Rows) -> NoReturn:
         """The fence. What this call has just planned, its user decided on a champion that is none
         any more; what an earlier call left behind is only dropped."""
         if not rows:
             raise OutOfDate(f"{self.first_table} has lost its rows")
-        told = f"{self.alias} of {self.target} was {bundles_aliases.last_move_text(rows)} meanwhile"
+        text = f"{self.alias} of {self.target} was {bundles_aliases.last_move_text(rows)} meanwhile"
         if any(row["job_id"] == plan.job_id for row in rows):
-            raise Conflict(told)  # the very same, asked for twice at once: it has landed
+            raise Conflict(text)  # the very same, asked for twice at once: it has landed
         is_wish = rows[-1]["version"] == self._version
         if plan.job_id not in self._planned or is_wish:
-            raise OutOfDate(told)
+            raise OutOfDate(text)
         records.drop(self.lake, plan.job_id)
         raise JobError(
-            f"{told}; nothing was changed; look (latentlake aliases {self.target}), and "
+            f"{text}; nothing was changed; look (latentlake aliases {self.target}), and "
             f"{self.name} again"
         )
 
@@ -195,32 +199,32 @@ class PromoteJob(Job):
 
     def verdict(self, plan: Plan) -> Verdict | None:
         """What the rule says of the plan's version; None where nothing is asked for."""
-        version, held = plan.settings["version"], plan.settings["held"]
-        if self.settings.rule is None or version == held:
+        version, current = plan.settings["version"], plan.settings["held"]
+        if self.settings.rule is None or version == current:
             return None
-        if (version, held) not in self._verdicts:
-            self._verdicts[version, held] = self._judged(version, held)
-        return self._verdicts[version, held]
+        if (version, current) not in self._verdicts:
+            self._verdicts[version, current] = self._judged(version, current)
+        return self._verdicts[version, current]
 
-    def _judged(self, version: str, held: str | None) -> Verdict:
+    def _judged(self, version: str, current: str | None) -> Verdict:
         rule = self.settings.rule
         assert rule is not None
-        challenger = self._evaluations(version, version, needed=held is not None)
-        if held is None:
+        challenger = self._evaluations(version, version, needed=current is not None)
+        if current is None:
             return gate.verdict(rule, [], challenger, None)
-        first, second = f"{self.target}@{held}", f"{self.target}@{version}"
+        first, second = f"{self.target}@{current}", f"{self.target}@{version}"
         found = compare(
             self.lake, first, second, self._dataset(version), confidence=gate.CONFIDENCE
         )
-        champion = self._evaluations(held, version)
+        champion = self._evaluations(current, version)
         return gate.verdict(rule, found.differences, challenger, champion)
 
-    def _evaluated(self, version: str, held: str | None) -> str | None:
+    def _evaluated(self, version: str, current: str | None) -> str | None:
         """What the verdict stands on, as a digest; None where there is no rule."""
         if self.settings.rule is None:
             return None
-        rows = self._evaluations(version, version, needed=held is not None)
-        rows += self._evaluations(held, version) if held is not None else []
+        rows = self._evaluations(version, version, needed=current is not None)
+        rows += self._evaluations(current, version) if current is not None else []
         return digest([(r["job_id"], r["metric"], r["of"], r["value"]) for r in rows])
 
     def _evaluations(
@@ -244,16 +248,16 @@ class PromoteJob(Job):
         own = self.settings.dataset
         return own or read_about(self.lake, self.target, version)["data"]["dataset"]
 
-    def _reason(self, held: str | None, judged: Verdict | None) -> str:
+    def _reason(self, current: str | None, judged: Verdict | None) -> str:
         given = [self.settings.reason] if self.settings.reason else []
         if judged is not None:
-            against = f" against {held}" if held is not None else ""
+            against = f" against {current}" if current is not None else ""
             return "; ".join([*given, f"passed the gate{against}: {judged.why}"])
-        plain = f"back from {held}" if self.settings.back else "on request, without the gate"
+        plain = f"back from {current}" if self.settings.back else "on request, without the gate"
         return given[0] if given else plain
 
-    def _refusal(self, version: str, held: str | None, judged: Verdict) -> str:
-        stays = f"{self.target}@{held} stays {self.alias}"
+    def _refusal(self, version: str, current: str | None, judged: Verdict) -> str:
+        stays = f"{self.target}@{current} stays {self.alias}"
         return f"{self.target}@{version} did not pass the gate, {stays}: {judged.why}"
 
 

@@ -161,11 +161,11 @@ class Embeddings:
             raise InputError(f"k {k}: ask for at least one neighbour")
         narrowed = any(value is not None for value in (dataset, label, night))
         index = self._index(metric, approximate, narrowed)
-        held = self._vectors if index is None else index
+        searched = self._vectors if index is None else index
         own = None
         if isinstance(of, str):
-            row = row_of(held.ids, of)
-            own, vectors = held.ids[row].as_py(), held.vector(row)
+            row = row_of(searched.ids, of)
+            own, vectors = searched.ids[row].as_py(), searched.vector(row)
         else:
             vectors = self._vectors_of(of)
         if index is not None:
@@ -173,10 +173,10 @@ class Embeddings:
         else:
             allowed = self._allowed(dataset, label, night)
             if own is not None:
-                allowed &= ~is_image(held.ids, own)
+                allowed &= ~is_image(searched.ids, own)
             each = self._vectors.nearest(np.atleast_2d(vectors), k, metric, allowed)
         rows = np.concatenate([found for found, _ in each])
-        columns = {"image_id": held.ids.take(rows), "dataset": held.datasets.take(rows)}
+        columns = {"image_id": searched.ids.take(rows), "dataset": searched.datasets.take(rows)}
         if vectors.ndim == 2:
             columns["query"] = pa.array(np.repeat(np.arange(len(each)), [len(f) for f, _ in each]))
         columns[f"{metric}_distance"] = pa.array(np.concatenate([far for _, far in each]))
@@ -193,17 +193,17 @@ class Embeddings:
         """Pairs of images whose embeddings are at most `threshold` apart, nearest first; exact."""
         if metric not in METRICS:
             raise unknown_name("metric", metric, list(METRICS))
-        held = self._vectors
+        vectors = self._vectors
         if threshold < 0:
             raise InputError(f"threshold {threshold}: no distance is below 0")
         kept = np.flatnonzero(self._allowed(dataset, None, None))
-        pairs, far = close_pairs(held.matrix_ND[kept], threshold, metric, top)
+        pairs, far = close_pairs(vectors.matrix_ND[kept], threshold, metric, top)
         pairs = kept[pairs]
         found = {
-            "image_id": held.ids.take(pairs[:, 0]),
-            "dataset": held.datasets.take(pairs[:, 0]),
-            "other_id": held.ids.take(pairs[:, 1]),
-            "other_dataset": held.datasets.take(pairs[:, 1]),
+            "image_id": vectors.ids.take(pairs[:, 0]),
+            "dataset": vectors.datasets.take(pairs[:, 0]),
+            "other_id": vectors.ids.take(pairs[:, 1]),
+            "other_dataset": vectors.datasets.take(pairs[:, 1]),
             f"{metric}_distance": far,
         }
         return pa.table(found)
@@ -214,19 +214,19 @@ class Embeddings:
         By Mahalanobis distance from the label's own mean: wrong labels come up. Raises InputError
         where the label has fewer than three embedded images.
         """
-        held = self._vectors
+        vectors = self._vectors
         rows = np.flatnonzero(self._allowed(dataset, label, None))
         if len(rows) < ENOUGH:
             raise InputError(
                 f"label {label!r} has {len(rows)} embedded images, and it takes {ENOUGH} to say "
                 f"what is usual; known labels: {', '.join(self._labels()) or 'none'}"
             )
-        far = mahalanobis(held.matrix_ND[rows])
+        far = mahalanobis(vectors.matrix_ND[rows])
         worst = np.argsort(-far, kind="stable")[:top]
         found = pa.table(
             {
-                "image_id": held.ids.take(rows[worst]),
-                "dataset": held.datasets.take(rows[worst]),
+                "image_id": vectors.ids.take(rows[worst]),
+                "dataset": vectors.datasets.take(rows[worst]),
                 "mahalanobis_distance": far[worst],
             }
         )
@@ -266,8 +266,8 @@ class Embeddings:
     def _require_map(self, method: str) -> None:
         """Warns of one of earlier embeddings."""
         where, params = _where({**self._mine, "r.method": method})
-        asked = f"SELECT max(embeddings_version) AS v FROM maps r WHERE {where}"
-        (version,) = self.lake.sql(asked, params)["v"].to_pylist()
+        statement = f"SELECT max(embeddings_version) AS v FROM maps r WHERE {where}"
+        (version,) = self.lake.sql(statement, params)["v"].to_pylist()
         name = f"{self.model}@{self.version}"
         way = f"run latentlake map --model {name} --method {method}"
         if version is None:
@@ -355,11 +355,11 @@ class Embeddings:
 
     def _allowed(self, dataset: str | None, label: str | None, night: str | None) -> np.ndarray:
         """(N,) of bool."""
-        held = self._vectors
-        allowed = np.ones(len(held.ids), bool)
+        vectors = self._vectors
+        allowed = np.ones(len(vectors.ids), bool)
         self._require_dataset(dataset)
         if dataset is not None:
-            allowed &= pc.equal(held.datasets, dataset).to_numpy(zero_copy_only=False)  # type: ignore[attr-defined]
+            allowed &= pc.equal(vectors.datasets, dataset).to_numpy(zero_copy_only=False)  # type: ignore[attr-defined]
         if night is not None:
             where, params = _where({**self._mine, "r.night": night})
             wanted = f"SELECT image_id, dataset FROM embeddings r WHERE {where}"
@@ -372,11 +372,11 @@ class Embeddings:
 
     def _among(self, statement: str, params: list[Any]) -> np.ndarray:
         """Which rows are among the answer's, by image and dataset."""
-        held, found = self._vectors, self.lake.sql(statement, params)
-        ids, among = digests(held.ids), np.zeros(len(held.ids), bool)
+        vectors, found = self._vectors, self.lake.sql(statement, params)
+        ids, among = digests(vectors.ids), np.zeros(len(vectors.ids), bool)
         for dataset in pc.unique(found["dataset"]).to_pylist():  # type: ignore[attr-defined]
             theirs = found["image_id"].filter(pc.equal(found["dataset"], dataset))  # type: ignore[attr-defined]
-            here = pc.equal(held.datasets, dataset).to_numpy(zero_copy_only=False)  # type: ignore[attr-defined]
+            here = pc.equal(vectors.datasets, dataset).to_numpy(zero_copy_only=False)  # type: ignore[attr-defined]
             among |= here & IdSet([digests(theirs)]).has(ids)
         return among
 

@@ -58,8 +58,8 @@ def grid(lake: Lake, rows: Sequence[dict[str, Any]]) -> bytes | None:
 def _cells(row: dict[str, Any]) -> list[tuple[str, str]]:
     """Image ids and captions: the first number of the row, and its label."""
     number = next((v for v in row.values() if isinstance(v, float)), None)
-    told = ["" if number is None else f"{number:.4g}"]
-    told += [str(row["label"])] if row.get("label") is not None else []
-    caption = "\n".join(told)
+    texts = ["" if number is None else f"{number:.4g}"]
+    texts += [str(row["label"])] if row.get("label") is not None else []
+    caption = "\n".join(texts)
     pair = [(row["other_id"], "")] if row.get("other_id") else []
     return [(row["image_id"], caption), *pair]

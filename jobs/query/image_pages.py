@@ -65,13 +65,13 @@ class ImagePages:
 
     @property
     def _where(self) -> tuple[str, list[Any]]:
-        asked = {
+        conditions = {
             "dataset": self.dataset,
             "split": self.split,
             "night": self.night,
             "CAST(label AS VARCHAR)": self.label,
         }
-        given = {column: value for column, value in asked.items() if value is not None}
+        given = {column: value for column, value in conditions.items() if value is not None}
         if self.label is not None and not self._has_labels:
             raise InputError("the images have no column `label`; leave it out")
         return " AND ".join(f"{column} = ?" for column in given), list(given.values())

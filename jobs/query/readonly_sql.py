@@ -61,10 +61,10 @@ class GuardedViews(Views):
 
     def _require_select(self, statement: str) -> None:
         try:
-            asked = self._parser.extract_statements(statement)
+            statements = self._parser.extract_statements(statement)
         except duckdb.Error as error:
             raise InputError(f"SQL: {error}") from error
-        if len(asked) != 1 or asked[0].type != duckdb.StatementType.SELECT:
+        if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
             raise InputError("SQL: only one SELECT at a time is answered here, and nothing changed")
 
     def _all_opened(self, statement: str, rows: int, seconds: float) -> pa.Table:
@@ -85,15 +85,15 @@ class GuardedViews(Views):
         except duckdb.CatalogException:
             raise
         except duckdb.InterruptException as error:
-            told = f"SQL: no answer within {seconds:.0f} s; ask for less, of one night perhaps"
-            raise InputError(told) from error
+            message = f"SQL: no answer within {seconds:.0f} s; ask for less, of one night perhaps"
+            raise InputError(message) from error
         except duckdb.Error as error:
             fault = fault_below(error)
             raise (StorageError(fault) if fault else InputError(f"SQL: {error}")) from error
 
-    def _prepare(self, connection: duckdb.DuckDBPyConnection, held: Sequence[Snapshot]) -> None:
-        super()._prepare(connection, held)
-        files = [duckdb_path(uri) for snapshot in held for uri in snapshot.file_uris()]
+    def _prepare(self, connection: duckdb.DuckDBPyConnection, tables: Sequence[Snapshot]) -> None:
+        super()._prepare(connection, tables)
+        files = [duckdb_path(uri) for snapshot in tables for uri in snapshot.file_uris()]
         connection.execute(f"SET allowed_paths = [{', '.join(map(quoted, files))}]")
         connection.execute(GUARD)
 

@@ -106,9 +106,9 @@ class Views:
     def _open(self, connection: duckdb.DuckDBPyConnection, names: Collection[str]) -> None:
         new = [name for name in SPECS if name in names and name not in self._opened]
         found = {name: _snapshots(self.lake, name, self._versions) for name in new}
-        self._prepare(connection, [held for parts in found.values() for held, _ in parts])
-        for name, held in found.items():
-            parts = [_select(snapshot, owner) for snapshot, owner in held if snapshot.paths()]
+        self._prepare(connection, [table for parts in found.values() for table, _ in parts])
+        for name, table in found.items():
+            parts = [_select(snapshot, owner) for snapshot, owner in table if snapshot.paths()]
             # Its columns come first, and are there although no file has them yet.
             connection.register(f"no_{name}", _empty(SPECS[name]))
             body = " UNION ALL BY NAME ".join([f'SELECT * FROM "no_{name}" WHERE false', *parts])
@@ -116,10 +116,10 @@ class Views:
             if name not in CATALOG_TABLES:
                 self._opened.add(name)
 
-    def _prepare(self, connection: duckdb.DuckDBPyConnection, held: Sequence[Snapshot]) -> None:
+    def _prepare(self, connection: duckdb.DuckDBPyConnection, tables: Sequence[Snapshot]) -> None:
         """Before views of these snapshots are opened."""
         if self._files is not None:
-            for snapshot in held:
+            for snapshot in tables:
                 self._files.known |= _sizes(snapshot)
 
 
@@ -214,8 +214,8 @@ def fault_below(error: duckdb.Error) -> str | None:
     if "Traceback (most recent call last)" not in str(error):
         return None
     lines = str(error).partition("Traceback (most recent call last)")[2].splitlines()
-    told = [line for line in lines[1:] if line and not line.startswith(" ")]
-    return told[0] if told else "a file could not be read"
+    messages = [line for line in lines[1:] if line and not line.startswith(" ")]
+    return messages[0] if messages else "a file could not be read"
 
 
 def sql(lake: Lake, statement: str) -> pa.Table:

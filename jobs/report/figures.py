@@ -174,8 +174,8 @@ def plane_figure(x: str, y: str, paths: Sequence[Line], ends: Sequence[Line]) ->
         way = ColumnDataSource(columns)
         line = made.line("x", "y", source=way, color=colour, line_width=1.5, alpha=0.7)
         small = made.scatter("x", "y", source=way, color=colour, size=4, alpha=0.7)
-        held = ColumnDataSource({"x": end.xs, "y": end.ys, "epoch": ["published"] * len(end.xs)})
-        large = made.scatter("x", "y", source=held, color=colour, size=13, marker=marker)
+        source = ColumnDataSource({"x": end.xs, "y": end.ys, "epoch": ["published"] * len(end.xs)})
+        large = made.scatter("x", "y", source=source, color=colour, size=13, marker=marker)
         items.append((path.name, [line, small, large]))
         dots += [small, large]
     _hover(made, [("epoch", "@epoch"), (x, "@x{0,0.0}"), (y, "@y{0,0.0}")], dots)
@@ -208,14 +208,14 @@ def p_values_figure(
         y_axis_type="log",
         y_range=(max(least, 1e-12) / 3, 1.5),
     )
-    told = ["drift" if p <= a else "no drift" for p, a in zip(p_values, levels, strict=True)]
+    outcomes = ["drift" if p <= a else "no drift" for p, a in zip(p_values, levels, strict=True)]
     columns = {
         "night": list(nights),
         "p": list(p_values),
         "level": list(levels),
-        "told": told,
-        "colour": [FLAGGED if each == "drift" else COLOURS[0] for each in told],
-        "mark": ["diamond" if each == "drift" else "circle" for each in told],
+        "told": outcomes,
+        "colour": [FLAGGED if each == "drift" else COLOURS[0] for each in outcomes],
+        "mark": ["diamond" if each == "drift" else "circle" for each in outcomes],
     }
     source = ColumnDataSource(columns)
     level = made.line("night", "level", source=source, color="#808080", line_dash="dashed")

@@ -92,8 +92,8 @@ def _happened(night: Night) -> str:
     if embedded["embedded"]:
         older = ", earlier ones among them" if embedded["embedded"] > staged["staged"] else ""
         parts.append(f"{_were(int(embedded['embedded']), 'embedded')}{older}")
-    told = _listed(parts)
-    return f"{told[0].upper()}{told[1:]}.{_of_the_model(night)}"
+    sentence = _listed(parts)
+    return f"{sentence[0].upper()}{sentence[1:]}.{_of_the_model(night)}"
 
 
 def _were(count: int, what: str) -> str:
@@ -112,8 +112,8 @@ def _of_the_model(night: Night) -> str:
         case "promoted":
             return f" {name} became {night.alias}: {_ended(why)}"
         case "refused":
-            told = f"{name} was held against the {night.alias} and refused: "
-            return f" {'' if name in why else told}{_ended(why)}"
+            sentence = f"{name} was held against the {night.alias} and refused: "
+            return f" {'' if name in why else sentence}{_ended(why)}"
         case "other":
             return f" {_ended(why)}"
         case "trained":

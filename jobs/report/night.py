@@ -117,8 +117,8 @@ class Night:
         for run in self.runs:
             version = run["counts"].get("model_version")
             if run["job"] == job and version in (None, self.version):
-                told = run["counts"].items()
-                total.update({k: v for k, v in told if isinstance(v, int | float)})
+                items = run["counts"].items()
+                total.update({k: v for k, v in items if isinstance(v, int | float)})
         return total
 
     def ran(self, job: str) -> bool:
@@ -308,8 +308,8 @@ class Night:
         if self.version is None or self.previous is None:
             return {}
         for version in (self.version, self.previous):
-            held = evaluate_results.standing(self.lake, self.model, version, self.dataset)
-            if _jobs(held) != _jobs(self.evaluated(version)):
+            current = evaluate_results.standing(self.lake, self.model, version, self.dataset)
+            if _jobs(current) != _jobs(self.evaluated(version)):
                 return {}
         names = (f"{self.model}@{version}" for version in (self.previous, self.version))
         try:

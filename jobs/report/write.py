@@ -107,8 +107,8 @@ def _fitting(
     for share in SHARES:
         notes = [] if share == 1.0 else [_cut(share, most_bytes)]
         title = f"{night.dataset}, night {night.night}"
-        told = sections(night, painted, Limits(share))
-        page = render(title, headline, told, notes).encode()
+        parts = sections(night, painted, Limits(share))
+        page = render(title, headline, parts, notes).encode()
         if len(page) <= most_bytes:
             return page, notes
         size = len(page)

@@ -18,8 +18,8 @@ def vectors_of(column: pa.ChunkedArray) -> np.ndarray:
 def dimension_of(schema: pa.Schema) -> int | None:
     """Of the embeddings in a table; None where that is not told."""
     place = schema.get_field_index("embedding")
-    told = (schema.field(place).metadata or {}).get(b"dimension") if place >= 0 else None
-    return int(told) if told is not None else None
+    dimension = (schema.field(place).metadata or {}).get(b"dimension") if place >= 0 else None
+    return int(dimension) if dimension is not None else None
 
 
 def vector_column(values_ND: np.ndarray) -> pa.Array:

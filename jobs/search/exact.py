@@ -85,7 +85,7 @@ def _candidates(
     Rows go by in blocks. What is farther than the k nearest of all rows before is let go at once:
     as the bound is drawn tighter each time the rows seen have doubled, few others are kept.
     """
-    held: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in queries_QD]
+    nearest_so_far: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in queries_QD]
     bounds_Q = np.full(len(queries_QD), np.inf, np.float32)
     slack_Q = _slack(lengths_N, queries_QD, metric)
     done, tighten_at = 0, 0
@@ -95,13 +95,13 @@ def _candidates(
         near_BQ[~allowed_N[done:stop]] = np.inf
         rows_H, queries_H = np.nonzero((near_BQ <= bounds_Q) & np.isfinite(near_BQ))
         for query, rows in _by_query(rows_H, queries_H):
-            held[query].append((rows + done, near_BQ[rows, query]))
+            nearest_so_far[query].append((rows + done, near_BQ[rows, query]))
         done = stop
         if done >= tighten_at or done == len(matrix_ND):
             tighten_at = 2 * done
-            for query, parts in enumerate(held):
-                held[query], bounds_Q[query] = _tightened(parts, k, float(slack_Q[query]))
-    return [np.concatenate([rows for rows, _ in parts]) for parts in held]
+            for query, parts in enumerate(nearest_so_far):
+                nearest_so_far[query], bounds_Q[query] = _tightened(parts, k, float(slack_Q[query]))
+    return [np.concatenate([rows for rows, _ in parts]) for parts in nearest_so_far]
 
 
 def _near(
@@ -191,8 +191,8 @@ def close_pairs(
         pairs.append(np.sort(np.stack([i, j], axis=1)[kept], axis=1))
         far.append(exact[kept])
         if top is not None and sum(map(len, far)) > PAIRS_HELD * top:
-            held, distance = _nearest_pairs(pairs, far, top)
-            pairs, far = [held], [distance]
+            closest, distance = _nearest_pairs(pairs, far, top)
+            pairs, far = [closest], [distance]
         start = stop
     return _nearest_pairs(pairs, far, top)
 

@@ -102,9 +102,9 @@ def _make(snapshot: Snapshot, version: str, metric: str, uri: str) -> int:
     data = memoryview(index.save()).cast("B")
     create(join(folder, files["index"]), data)
     create(join(folder, files["keys"]), keys.getbuffer())
-    told = _About(layout=LAYOUT, rows=rows, dimension=dim, bytes=len(data), **files)
+    about = _About(layout=LAYOUT, rows=rows, dimension=dim, bytes=len(data), **files)
     delete(uri)  # of one that could not be used
-    create_or_keep(uri, json.dumps(dataclasses.asdict(told)).encode())
+    create_or_keep(uri, json.dumps(dataclasses.asdict(about)).encode())
     _sweep(folder, metric, snapshot.version)
     return rows
 
@@ -121,10 +121,10 @@ class _About:
     dimension: int = 0
 
 
-def files_of(told: bytes | None) -> set[str]:
+def files_of(document: bytes | None) -> set[str]:
     """The names of the files that an index names; none where it cannot be read."""
     try:
-        about = parsed(_About, told or b"", "an index", AGAIN)
+        about = parsed(_About, document or b"", "an index", AGAIN)
     except Unreadable:
         return set()
     return {about.index, about.keys}
@@ -161,12 +161,12 @@ class Index:
     ) -> Index | None:
         """That of these very embeddings; None where there is none that can be used."""
         uri = _uri(lake, model, version, metric, snapshot)
-        told = read_if_there(uri)
-        if told is None:
+        document = read_if_there(uri)
+        if document is None:
             return None
         folder = uri.rpartition("/")[0]
         try:
-            about = parsed(_About, told, uri, AGAIN)
+            about = parsed(_About, document, uri, AGAIN)
         except Unreadable as error:
             log.warning("%s; searching without", error)
             return None
@@ -174,16 +174,16 @@ class Index:
             return None
         try:
             keys = pq.read_table(io.BytesIO(read(join(folder, about.keys))))
-            held = _restored(join(folder, about.index), about.bytes)
+            restored = _restored(join(folder, about.index), about.bytes)
         except (LatentlakeError, OSError, pa.ArrowException, RuntimeError, ValueError) as error:
             log.warning("the index %s cannot be used (%s); searching without", uri, error)
             return None
-        if held is None or len(held) != about.rows or len(keys) != about.rows:
+        if restored is None or len(restored) != about.rows or len(keys) != about.rows:
             log.warning("the index %s is not whole; searching without", uri)
             return None
-        held.expansion_search = SEARCH
+        restored.expansion_search = SEARCH
         ids, datasets = (keys[name].combine_chunks() for name in ("image_id", "dataset"))
-        return cls(ids, datasets.cast(pa.string()), metric, held)
+        return cls(ids, datasets.cast(pa.string()), metric, restored)
 
     def vector(self, row: int) -> np.ndarray:
         return np.asarray(self.held.get(row), np.float32)

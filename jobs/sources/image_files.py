@@ -33,19 +33,19 @@ def read(part: Part, layout: Layout, columns: list[str]) -> Iterator[SourceBatch
 
 def read_many(parts: Sequence[Part]) -> Iterator[SourceBatch | list[Part]]:
     """The rows of many files in order, in batches; between them, parts that were Replaced."""
-    held: list[tuple[Part, Image]] = []
+    pending: list[tuple[Part, Image]] = []
     size = 0
     for part, image in _images(parts):
         if isinstance(image, Replaced):
             yield [part]
             continue
-        held.append((part, image))
+        pending.append((part, image))
         size += part.size
-        if len(held) == BATCH_ROWS or size > BATCH_BYTES:
-            yield _batch(held)
-            held, size = [], 0
-    if held:
-        yield _batch(held)
+        if len(pending) == BATCH_ROWS or size > BATCH_BYTES:
+            yield _batch(pending)
+            pending, size = [], 0
+    if pending:
+        yield _batch(pending)
 
 
 def _images(parts: Sequence[Part]) -> Iterator[tuple[Part, Image | Replaced]]:
@@ -81,16 +81,16 @@ def _image(part: Part) -> Image:
     return read_pinned(part.uri, part.etag, part.size)
 
 
-def _batch(held: Sequence[tuple[Part, Image]]) -> SourceBatch:
-    columns = [hive_columns(part.uri) for part, _ in held]
+def _batch(images: Sequence[tuple[Part, Image]]) -> SourceBatch:
+    columns = [hive_columns(part.uri) for part, _ in images]
     names = sorted({name for found in columns for name in found})
     brought = {
         name: pa.array([found.get(name) for found in columns], pa.string()) for name in names
     }
     return SourceBatch(
-        uris=[part.uri for part, _ in held],
-        etags=[part.etag for part, _ in held],
-        rows=[0] * len(held),
-        images=[image for _, image in held],
+        uris=[part.uri for part, _ in images],
+        etags=[part.etag for part, _ in images],
+        rows=[0] * len(images),
+        images=[image for _, image in images],
         passthrough=pa.table(brought),
     )

@@ -224,10 +224,10 @@ def _image_column(schema: pa.Schema, layout: Layout) -> str:
             _require_shape(found, schema.field(found).type, layout)
             return found
     listed = ", ".join(f"{f.name}: {f.type}" for f in schema)
-    asked = f"no image column {wanted!r}" if wanted else "no image column to be recognised"
+    problem = f"no image column {wanted!r}" if wanted else "no image column to be recognised"
     raise Refused(
         "schema",
-        f"{asked}; name one of struct<bytes, …>, binary or pixel type with --image-column "
+        f"{problem}; name one of struct<bytes, …>, binary or pixel type with --image-column "
         f"(nested ones as a.b). Its columns: {listed}",
     )
 

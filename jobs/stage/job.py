@@ -165,8 +165,8 @@ class StageJob(PoolJob):
         images = self._published("images")
         if images is None:
             return True
-        held = {f.name: str(f.type) for f in passthrough_of(images.schema)}
-        return all(held.get(name) == kind for name, kind in passthrough)
+        columns = {f.name: str(f.type) for f in passthrough_of(images.schema)}
+        return all(columns.get(name) == kind for name, kind in passthrough)
 
     def _fingerprint(self) -> str:
         return digest(PREPROCESSING, self.settings.fingerprint_of())
@@ -236,10 +236,10 @@ def _columns(stream: UnitStream) -> list[list[str]]:
 def _require_few_refused(latest: dict[str, Completion], max_refused: float) -> None:
     counts = total_counts(list(latest.values()))
     rows, refused = counts.get("rows_in", 0), counts.get("refused", 0)
-    told = counts.get("staged", 0) + refused + counts.get("duplicates", 0)
-    if told != rows or counts.get("rows_read", 0) != rows:
+    total = counts.get("staged", 0) + refused + counts.get("duplicates", 0)
+    if total != rows or counts.get("rows_read", 0) != rows:
         raise JobError(
-            f"stage lost count: {counts.get('rows_read', 0)} rows read, {rows} rows in, {told} "
+            f"stage lost count: {counts.get('rows_read', 0)} rows read, {rows} rows in, {total} "
             "accounted for; please report it"
         )
     files, lost = counts.get("files_in", 0), counts.get("files_refused", 0)

@@ -229,10 +229,10 @@ def cuts(rows: int, rows_per_unit: int, whole: Iterable[tuple[int, int]]) -> lis
     """[start, stop) ranges that cover `rows` once, of even length but for what is kept whole."""
     if rows <= rows_per_unit:
         return [(0, rows)] if rows else []
-    held = list(whole)
+    bounds = list(whole)
     ends: list[int] = []
     for _, stop in slices(rows, rows_per_unit):
-        inside = (last for first, last in held if first < stop < last)
+        inside = (last for first, last in bounds if first < stop < last)
         end = next(inside, stop)
         if not ends or end > ends[-1]:
             ends.append(end)
@@ -246,19 +246,19 @@ def shard_rows(image_shape: tuple[int, int, int]) -> int:
 
 def _grouped(parts: Iterable[Part], rows_per_unit: int, fingerprint: str) -> Iterator[Unit]:
     """Neighbouring parts in one unit, up to its rows and bytes; every part in exactly one."""
-    held: list[Part] = []
+    group: list[Part] = []
     rows = size = 0
     for part in parts:
         part_rows = 1 if part.stop is None else part.stop - part.start
         # Of a large file, a unit reads about its share.
         part_bytes = part.size if part_rows < rows_per_unit else 0
-        if held and (rows + part_rows > rows_per_unit or size + part_bytes > MAX_SOURCE_BYTES):
-            yield _unit(held, fingerprint)
-            held, rows, size = [], 0, 0
-        held.append(part)
+        if group and (rows + part_rows > rows_per_unit or size + part_bytes > MAX_SOURCE_BYTES):
+            yield _unit(group, fingerprint)
+            group, rows, size = [], 0, 0
+        group.append(part)
         rows, size = rows + part_rows, size + part_bytes
-    if held:
-        yield _unit(held, fingerprint)
+    if group:
+        yield _unit(group, fingerprint)
 
 
 def _unit(parts: list[Part], fingerprint: str) -> Unit:

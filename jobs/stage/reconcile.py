@@ -273,8 +273,8 @@ def _find_homes(
             if row["fate"] == "refused":
                 continue
             place = (row["night"], row["source_uri"], row["source_row"])
-            held = best.get(row["image_id"])
-            if held is None or place < held:
+            home = best.get(row["image_id"])
+            if home is None or place < home:
                 best[row["image_id"]] = place
                 members[row["image_id"]] = row["source_member"]
                 paths[row["image_id"]] = {path}

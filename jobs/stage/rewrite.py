@@ -70,8 +70,8 @@ class _Drop:
         self.gone: set[tuple[str, int]] = set()
         # What a correction cannot tell anew stays as the unit counted it.
         kept = ("files_in", "files_refused", "files_skipped")
-        held = inputs.get("counts", {})
-        self.counts: Counter[str] = Counter({name: held.get(name, 0) for name in kept})
+        counts = inputs.get("counts", {})
+        self.counts: Counter[str] = Counter({name: counts.get(name, 0) for name in kept})
         self.counts.update(dict.fromkeys(("rows_in", "rows_read", "staged", "refused"), 0))
         self._fates: Counter[str] = Counter()
 
@@ -81,8 +81,8 @@ class _Drop:
         self.gone |= set(_places(rows.filter(pa.array([not k for k in keep]))))
         rows = rows.filter(pa.array(keep, pa.bool_()))
         staged = pc.equal(rows["fate"], "staged")  # type: ignore[attr-defined]
-        held = pc.is_in(rows["image_id"], self.lost)  # type: ignore[attr-defined]
-        fate = pc.if_else(pc.and_(staged, held), "duplicate", rows["fate"])  # type: ignore[attr-defined]
+        is_lost = pc.is_in(rows["image_id"], self.lost)  # type: ignore[attr-defined]
+        fate = pc.if_else(pc.and_(staged, is_lost), "duplicate", rows["fate"])  # type: ignore[attr-defined]
         first = pa.array([place in self.promoted for place in _places(rows)], pa.bool_())
         fate = pc.if_else(first, "staged", fate)  # type: ignore[attr-defined]
         self.counts["rows_in"] += rows.num_rows

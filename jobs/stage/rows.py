@@ -92,9 +92,9 @@ class UnitRows:
             self._stage(batch, kept, good, staged, pixels[: len(kept)])
 
     def _known(self, ids: list[str | None], own: IdSet | None) -> np.ndarray:
-        asked = digests([image_id or "0" * 64 for image_id in ids])
-        known = self.known.has(asked)
-        return known & ~own.has(asked) if own is not None else known
+        wanted = digests([image_id or "0" * 64 for image_id in ids])
+        known = self.known.has(wanted)
+        return known & ~own.has(wanted) if own is not None else known
 
     def _place(self, batch: SourceBatch, index: int) -> dict[str, Any]:
         member = batch.members[index] if batch.members is not None else None
@@ -218,13 +218,13 @@ class UnitRows:
 
 def target_of(settings: dict[str, Any]) -> Target:
     """What staged pixels look like, from a plan's settings."""
-    held = settings["target"]
+    target = settings["target"]
     return Target(
-        image_shape=tuple(held["image_shape"]),
-        fit=held["fit"],
-        background=tuple(held["background"]),
-        max_pixels=held["max_pixels"],
-        exact=held["exact"],
+        image_shape=tuple(target["image_shape"]),
+        fit=target["fit"],
+        background=tuple(target["background"]),
+        max_pixels=target["max_pixels"],
+        exact=target["exact"],
     )
 
 

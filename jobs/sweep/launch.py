@@ -91,8 +91,10 @@ def _train(lake: Lake, trial: Trial, night: str) -> None:
             _report(entry)
         return
     order = work.order_of(plan, plan.units[0])
-    told = listeners(order.run_folder, order.attempt, order.model, order.version, order.settings)
-    telemetry = Telemetry(told)
+    receivers = listeners(
+        order.run_folder, order.attempt, order.model, order.version, order.settings
+    )
+    telemetry = Telemetry(receivers)
     training = Training(order, Rank(), telemetry, after_epoch=_report)
     try:
         training.restore()

@@ -71,11 +71,11 @@ def _drawn(space: Space, generator: np.random.Generator) -> Any:
 
 def _set(values: dict[str, Any], name: str, value: Any) -> None:
     *parents, last = name.split(".")
-    held = values
+    node = values
     for parent in parents:
-        held = held.get(parent) if isinstance(held, dict) else None
-        if not isinstance(held, dict):
+        node = node.get(parent) if isinstance(node, dict) else None
+        if not isinstance(node, dict):
             raise InputError(f"search: unknown setting {name!r}")
-    if last not in held:
-        raise InputError(f"search: unknown setting {name!r}; known: {', '.join(sorted(held))}")
-    held[last] = value
+    if last not in node:
+        raise InputError(f"search: unknown setting {name!r}; known: {', '.join(sorted(node))}")
+    node[last] = value

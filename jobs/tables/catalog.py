@@ -50,8 +50,8 @@ def catalog_rows(lake: Lake, table: str) -> list[dict[str, Any]]:
     rows = _rows_of(tuple(snapshot.file_uris()), tuple(snapshot.schema.names))
     found = rows.to_pylist() if rows is not None else []
     for row in found:
-        told = TOLD.get(table, {}).items()
-        lacks = [name for name, kind in told if not isinstance(row.get(name), kind)]
+        columns = TOLD.get(table, {}).items()
+        lacks = [name for name, kind in columns if not isinstance(row.get(name), kind)]
         if lacks:
             raise damaged(lake.catalog(table), f"a row without {lacks[0]}")
     return found

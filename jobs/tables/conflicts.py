@@ -22,7 +22,7 @@ def commit_once(action: Callable[[], None], uri: str) -> None:
     except Conflict:
         raise
     except Exception as error:
-        told = explain(error, uri, "write")
+        explained = explain(error, uri, "write")
         if is_transient(error):
-            raise Unanswered(str(told)) from told
-        raise told from error
+            raise Unanswered(str(explained)) from explained
+        raise explained from error

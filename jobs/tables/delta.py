@@ -124,11 +124,11 @@ class Table:
                     f"{other.type}; use another name"
                 )
             for key in CONTRACT_KEYS:
-                mine, held = ((f.metadata or {}).get(key.encode()) for f in (field, other))
-                if mine != held:
+                mine, other_value = ((f.metadata or {}).get(key.encode()) for f in (field, other))
+                if mine != other_value:
                     raise InputError(
                         f"{self.uri}: {name!r} has {key} "
-                        f"{(held or b'none').decode()} in the table, {(mine or b'none').decode()} "
+                        f"{(other_value or b'none').decode()} in the table, {(mine or b'none').decode()} "
                         "in this run; use the same settings, or another name"
                     )
 
@@ -136,8 +136,8 @@ class Table:
 def still_there(snapshot: Snapshot | None, uri: str) -> Snapshot:
     """Raises StorageError where a table that a job works on is there no more."""
     if snapshot is None:
-        told = f"{uri} has gone while a job was at work on it; look whether its disk is still there"
-        raise StorageError(f"{told}, and run it again")
+        gone = f"{uri} has gone while a job was at work on it; look whether its disk is still there"
+        raise StorageError(f"{gone}, and run it again")
     return snapshot
 
 
@@ -225,8 +225,8 @@ class Snapshot:
         return self.commit_of(job_id)["version"]
 
     def _removals(self, paths: Sequence[str], now_ms: int, same_rows: bool) -> list[RemoveAction]:
-        held = {action["path"]: action for action in self._files(None)}
-        missing = [path for path in paths if path not in held]
+        files = {action["path"]: action for action in self._files(None)}
+        missing = [path for path in paths if path not in files]
         if missing:
             raise Conflict(f"{self.uri} version {self.version} has no {missing[0]}")
         return [
@@ -234,8 +234,8 @@ class Snapshot:
                 path,
                 not same_rows,
                 now_ms,
-                held[path]["size_bytes"],
-                dict[str, str | None](_partition_of(held[path])),
+                files[path]["size_bytes"],
+                dict[str, str | None](_partition_of(files[path])),
             )
             for path in paths
         ]
@@ -331,8 +331,8 @@ class Snapshot:
 
         # Until the first commit a table binds nobody: that one brings its own schema, by the same
         # compare-and-swap.
-        held = self.handle.schema()
-        brought = schema is not None and schema != held.to_json() and not self.is_published
+        logged = self.handle.schema()
+        brought = schema is not None and schema != logged.to_json() and not self.is_published
         own = parsed_schema(schema, self.uri) if brought and schema is not None else None
 
         def action() -> None:
@@ -340,7 +340,7 @@ class Snapshot:
                 self.handle.create_write_transaction(
                     [*adds, *removes],
                     "append" if own is None else "overwrite",
-                    own or held,
+                    own or logged,
                     self.handle.metadata().partition_columns,
                     commit_properties=properties,
                 )
@@ -389,6 +389,6 @@ def open_snapshot(uri: str, version: int | None = None) -> Snapshot | None:
         newest = open_snapshot(uri) if version is not None else None
         if newest is None or version is None or version <= newest.version:
             raise
-        told = f"{uri} has no version {version}; the newest is {newest.version}"
-        raise InputError(told) from error
+        message = f"{uri} has no version {version}; the newest is {newest.version}"
+        raise InputError(message) from error
     return None if handle is None else Snapshot(uri, handle)

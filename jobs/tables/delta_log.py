@@ -154,24 +154,24 @@ def require_commits(table_uri: str, named: dict[int, set[str]], to_the_oldest: b
     named: by version, the jobs that say that they made it. Entries are opened as far back as the
     newest checkpoint, from which the table is read, or to the oldest.
     """
-    held = whole_entries(table_uri)
+    entries = whole_entries(table_uri)
     newest = max(named, default=-1)
-    if held.files and newest > held.newest:
+    if entries.files and newest > entries.newest:
         require_begun(table_uri)  # all of it may have gone
         jobs = ", ".join(sorted(named[newest]))
         raise damaged(entry_uri(table_uri, newest), f"it is missing, the commit of {jobs}", RESTORE)
-    for version, job_id in held.jobs(to_the_oldest):
+    for version, job_id in entries.jobs(to_the_oldest):
         wanted = named.get(version)
         if wanted and job_id not in wanted:
-            _require_elsewhere(held, version, wanted)
+            _require_elsewhere(entries, version, wanted)
 
 
-def _require_elsewhere(held: Entries, version: int, wanted: set[str]) -> None:
+def _require_elsewhere(entries: Entries, version: int, wanted: set[str]) -> None:
     """Older releases wrote wrong versions beside other writers: there the job has another entry."""
-    missing = wanted - {job_id for _, job_id in held.jobs(to_the_oldest=True)}
+    missing = wanted - {job_id for _, job_id in entries.jobs(to_the_oldest=True)}
     if missing:
-        told = f"it is not the commit of {', '.join(sorted(missing))}, which catalog/runs names"
-        raise damaged(entry_uri(held.uri, version), told, RESTORE)
+        message = f"it is not the commit of {', '.join(sorted(missing))}, which catalog/runs names"
+        raise damaged(entry_uri(entries.uri, version), message, RESTORE)
 
 
 def require_readable(table_uri: str, why: str) -> None:
@@ -179,12 +179,12 @@ def require_readable(table_uri: str, why: str) -> None:
 
     why: what deltalake said.
     """
-    held = whole_entries(table_uri)
-    held.jobs()
-    if "checkpoint" in why.lower() and held.checkpoint >= 0:
-        mark = f"{held.checkpoint:020}.checkpoint"
-        own = sorted(name for name in names_in(held.folder) if name.startswith(mark))
-        raise damaged(join(held.folder, own[0]), "it cannot be read", NO_CHECKPOINT)
+    entries = whole_entries(table_uri)
+    entries.jobs()
+    if "checkpoint" in why.lower() and entries.checkpoint >= 0:
+        mark = f"{entries.checkpoint:020}.checkpoint"
+        own = sorted(name for name in names_in(entries.folder) if name.startswith(mark))
+        raise damaged(join(entries.folder, own[0]), "it cannot be read", NO_CHECKPOINT)
 
 
 def _listed(table_uri: str) -> Entries:

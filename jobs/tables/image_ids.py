@@ -50,9 +50,9 @@ class IdSet:
 
     def __init__(self, parts: Iterable[np.ndarray] = ()) -> None:
         """parts: as `digests` gives them; an id may come several times."""
-        held = [np.zeros(0, HALVES), *parts]
-        high = np.concatenate([part["high"].astype(np.uint64) for part in held])
-        low = np.concatenate([part["low"].astype(np.uint64) for part in held])
+        arrays = [np.zeros(0, HALVES), *parts]
+        high = np.concatenate([part["high"].astype(np.uint64) for part in arrays])
+        low = np.concatenate([part["low"].astype(np.uint64) for part in arrays])
         order = np.lexsort((low, high))
         high, low = high[order], low[order]
         first = np.ones(len(high), bool)
@@ -62,10 +62,10 @@ class IdSet:
     def __len__(self) -> int:
         return len(self.high)
 
-    def has(self, asked: np.ndarray) -> np.ndarray:
+    def has(self, wanted: np.ndarray) -> np.ndarray:
         """Which of the digests are in the set, (N,) of bool."""
-        high, low = asked["high"].astype(np.uint64), asked["low"].astype(np.uint64)
-        found = np.zeros(len(asked), bool)
+        high, low = wanted["high"].astype(np.uint64), wanted["low"].astype(np.uint64)
+        found = np.zeros(len(wanted), bool)
         at = np.searchsorted(self.high, high, "left")
         # Equal first halves with other second halves: never in practice, a few steps at most.
         while True:
@@ -85,9 +85,9 @@ class IdSet:
 
     def within(self, other: IdSet) -> bool:
         """Whether all of its ids are in the other set, too."""
-        asked = np.zeros(len(self), HALVES)
-        asked["high"], asked["low"] = self.high, self.low
-        return bool(other.has(asked).all())
+        sorted_ids = np.zeros(len(self), HALVES)
+        sorted_ids["high"], sorted_ids["low"] = self.high, self.low
+        return bool(other.has(sorted_ids).all())
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, IdSet):

@@ -23,5 +23,5 @@ def parsed_schema(text: str, uri: str) -> Schema:
     try:
         return Schema.from_json(text)
     except Exception as error:  # deltalake has no class for it
-        told = f"a schema that {error}"
-        raise damaged(f"a commit record for {uri}", told) from error
+        message = f"a schema that {error}"
+        raise damaged(f"a commit record for {uri}", message) from error

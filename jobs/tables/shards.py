@@ -240,12 +240,12 @@ class _Statistics:
             low, high = extremes["min"], extremes["max"]
             if low is None:
                 continue
-            held = self.ends.get(name, (low, high))
+            bounds = self.ends.get(name, (low, high))
             # JSON carries no NaN, and a bound that is not finite helps no reader.
-            if held is None or not (_finite(low) and _finite(high)):
+            if bounds is None or not (_finite(low) and _finite(high)):
                 self.ends[name] = None
             else:
-                self.ends[name] = (min(low, held[0]), max(high, held[1]))
+                self.ends[name] = (min(low, bounds[0]), max(high, bounds[1]))
 
     def to_dict(self) -> dict[str, Any]:
         known = {name: ends for name, ends in self.ends.items() if ends is not None}

@@ -178,8 +178,8 @@ class Screen(Listener):
 
     def metrics(self, metrics: Sequence[Metric]) -> None:
         if metrics:
-            told = {metric.name: metric.value for metric in metrics}
-            self._show({**told, "step": metrics[0].step, "epoch": metrics[0].epoch})
+            values = {metric.name: metric.value for metric in metrics}
+            self._show({**values, "step": metrics[0].step, "epoch": metrics[0].epoch})
 
     def note(self, text: str) -> None:
         self._say(text)

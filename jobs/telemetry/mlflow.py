@@ -74,8 +74,8 @@ class Mlflow(Listener):
             log.warning("mlflow is left out: %s", error)
 
     def _run_id(self, model: str, version: str, settings: dict[str, Any]) -> str:
-        held = self._client.get_experiment_by_name(model)
-        experiment = held.experiment_id if held else self._client.create_experiment(model)
+        found = self._client.get_experiment_by_name(model)
+        experiment = found.experiment_id if found else self._client.create_experiment(model)
         same = f"tags.latentlake_version = '{version}'"
         runs = self._client.search_runs([experiment], same, max_results=1)
         if runs:

@@ -114,10 +114,10 @@ class Saver:
         self._saving: Future[None] | None = None
         self._there: set[str] = set()  # names of weights that are in the lake
 
-    def resumed_from(self, held: Checkpoint) -> None:
+    def resumed_from(self, checkpoint: Checkpoint) -> None:
         """What that checkpoint needs is there already."""
-        if held.position.best is not None:
-            self._there.add(held.position.best["weights"])
+        if checkpoint.position.best is not None:
+            self._there.add(checkpoint.position.best["weights"])
 
     @property
     def busy(self) -> bool:
@@ -208,9 +208,9 @@ def unpack(
 
     Raises JobError where the checkpoint is of another model.
     """
-    held = _below("model.", tensors)
+    weights = _below("model.", tensors)
     try:
-        model.load_state_dict(held)
+        model.load_state_dict(weights)
     except RuntimeError as error:
         raise JobError(
             f"the checkpoint is of another model than these settings make: {error}; train with "

@@ -31,8 +31,8 @@ def publish(training: Training, started: float) -> None:
     model, rank, settings = training.model, training.rank, training.settings
     moments = final_moments(model, training.splits["train"], settings, rank)
     if model.likelihood.needs_final_error:
-        told = validate(model, training.splits["validation"], settings, rank)
-        training.published_entry.update(told.entry)
+        validated = validate(model, training.splits["validation"], settings, rank)
+        training.published_entry.update(validated.entry)
     about = _about(training)
     compute = training.hardware.scoring(settings)
     scorer = make_scorer(model, about, moments, compute)

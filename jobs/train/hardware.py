@@ -25,12 +25,12 @@ class Hardware:
 
     def __str__(self) -> str:
         name = "cpu" if self.device.type == "cpu" else torch.cuda.get_device_name(self.device)
-        told = [name, self.precision, "compiled" if self.compiled else "eager"]
+        parts = [name, self.precision, "compiled" if self.compiled else "eager"]
         if self.channels_last:
-            told.append("channels last")
+            parts.append("channels last")
         if self.device.type == "cpu":
-            told.append(f"{self.threads} thread{'s' if self.threads > 1 else ''}")
-        return ", ".join(told)
+            parts.append(f"{self.threads} thread{'s' if self.threads > 1 else ''}")
+        return ", ".join(parts)
 
     def scoring(self, settings: TrainSettings) -> Compute:
         """How the trained model's images are scored, here and by embed later.
@@ -38,11 +38,11 @@ class Hardware:
         Compiled on a GPU only: on a CPU each of many workers would wait for its compiler.
         """
         automatic: Precision = "bfloat16" if has_bfloat16(self.device.type) else "float32"
-        asked = settings.score_precision
+        wanted = settings.score_precision
         return Compute(
             batch_size=settings.score_batch,
             device=self.device.type,
-            precision=automatic if asked == "auto" else asked,
+            precision=automatic if wanted == "auto" else wanted,
             compiled=self.compiled and self.device.type == "cuda",
             channels_last=self.channels_last,
         )

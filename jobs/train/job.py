@@ -85,8 +85,8 @@ class TrainJob(Job):
     def _units(self, version: str, images: Snapshot) -> list[Unit]:
         settings = self.settings
         done = is_there(self.lake, self.target, version)
-        held = catalog.aliases(self.lake, self.target).get(settings.alias)
-        if done and (held == version or (held is not None and not settings.promote)):
+        current = catalog.aliases(self.lake, self.target).get(settings.alias)
+        if done and (current == version or (current is not None and not settings.promote)):
             return []
         if not done:
             _require_splits(images, settings.dataset)
@@ -107,8 +107,8 @@ class TrainJob(Job):
         """
         latent_dim = self.settings.latent_dim
         for table in ("embeddings", "evaluated"):
-            held = open_snapshot(self.lake.model(self.target, table))
-            dimension = dimension_of(held.schema) if held is not None else None
+            table_snapshot = open_snapshot(self.lake.model(self.target, table))
+            dimension = dimension_of(table_snapshot.schema) if table_snapshot is not None else None
             if dimension not in (None, latent_dim):
                 what = "embeddings" if table == "embeddings" else "an evaluation"
                 raise InputError(
@@ -124,8 +124,8 @@ class TrainJob(Job):
     def claims(self, plan: Plan) -> bool:
         theirs = TrainSettings.model_validate(plan.settings)
         named = ("dataset", "alias", "promote")
-        asked = self.settings.images_version
-        if asked is not None and asked != plan.base["images"]:
+        wanted = self.settings.images_version
+        if wanted is not None and wanted != plan.base["images"]:
             return False
         return all(getattr(theirs, n) == getattr(self.settings, n) for n in named) and (
             theirs.fingerprint_of() == self.settings.fingerprint_of()
@@ -178,8 +178,8 @@ class TrainJob(Job):
         (completion,) = completions.values()
         counts = {"version": plan.fingerprint, **completion.counts, **completion.details}
         settings = TrainSettings.model_validate(plan.settings)
-        held = catalog.aliases(self.lake, self.target).get(settings.alias)
-        if held is not None and not settings.promote:
+        current = catalog.aliases(self.lake, self.target).get(settings.alias)
+        if current is not None and not settings.promote:
             return Settled(files={head.uri: []}, counts=counts)
         row = bundles_aliases.next_row(
             self.lake,
@@ -187,7 +187,7 @@ class TrainJob(Job):
             plan,
             alias=settings.alias,
             version=plan.fingerprint,
-            reason="promoted on request" if held is not None else "first bundle of the model",
+            reason="promoted on request" if current is not None else "first bundle of the model",
             by=bundles_aliases.user(),
         )
         files = {head.uri: [row]}

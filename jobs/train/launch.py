@@ -161,18 +161,18 @@ def _shown(order: TrainOrder, board: Any) -> Iterator[None]:
     """A line of progress now and then, from what the first rank tells."""
     progress = TrainingProgress(f"train {order.model}@{order.version}")
     over = threading.Event()
-    life, heard = "", 0
+    life, received = "", 0
 
     def listen() -> None:
-        nonlocal life, heard
+        nonlocal life, received
         with contextlib.suppress(RayError):  # a slow answer is one of them
-            told_by, told, notes = ray.get(board.read.remote(life, heard), timeout=POLL_S)
-            heard = len(notes) + (heard if told_by == life else 0)
+            told_by, values, notes = ray.get(board.read.remote(life, received), timeout=POLL_S)
+            received = len(notes) + (received if told_by == life else 0)
             life = told_by
             for note in notes:
                 log.info("%s", note)
-            if told:
-                progress.tell(told)
+            if values:
+                progress.tell(values)
 
     def poll() -> None:
         while not over.wait(POLL_S):

@@ -109,8 +109,8 @@ class Training:
 
     def loader(self) -> Loader:
         """Chosen by its size, and said."""
-        loader, told = loader_of(self.part, self.settings.run, self.hardware.device)
-        self._say(f"{self.hardware}; {told}")
+        loader, description = loader_of(self.part, self.settings.run, self.hardware.device)
+        self._say(f"{self.hardware}; {description}")
         self.validation = validation_of(self.splits["validation"], loader, self.settings.run)
         return loader
 
@@ -124,12 +124,12 @@ class Training:
         name = self.rank.agree(checkpoints.newest(folder) if self.rank.is_first else None)
         if name is None:
             return
-        held = checkpoints.load(folder, name)
-        average = checkpoints.unpack(held.tensors, self.model, self.optimizer)
+        checkpoint = checkpoints.load(folder, name)
+        average = checkpoints.unpack(checkpoint.tensors, self.model, self.optimizer)
         if self.average is not None:
             self.average.load(average)
-        self.position, self.best = held.position, held.best
-        self._saver.resumed_from(held)
+        self.position, self.best = checkpoint.position, checkpoint.best
+        self._saver.resumed_from(checkpoint)
         self._say(f"going on from epoch {self.position.epochs + 1}, step {self.position.step}")
 
     @property
@@ -198,12 +198,12 @@ class Training:
     def _end_epoch(self) -> None:
         """Validates, judges and tells the epoch, and begins the next one."""
         at, entry = self.position, self._entry()
-        told = validate(self.model, self.validation, self.settings, self.rank, self.average)
-        at.history.append({**entry, **told.entry})
+        validated = validate(self.model, self.validation, self.settings, self.rank, self.average)
+        at.history.append({**entry, **validated.entry})
         at.epochs, at.batch, at.seconds, at.sums = at.epochs + 1, 0, 0.0, [0.0] * 4
-        self._judge(told.entry["validation_nats"])
+        self._judge(validated.entry["validation_nats"])
         if self.rank.is_first:
-            self.telemetry.epoch({**at.history[-1], **told.latents, **self._state()})
+            self.telemetry.epoch({**at.history[-1], **validated.latents, **self._state()})
             self._draw_if_due()
             self._save_if_due(last=self.is_done)
         if self.is_done:
@@ -257,7 +257,7 @@ class Training:
         if total[4] != len(norms) * self.rank.world_size:
             raise JobError("training workers disagree on which steps were good; please report it")
         sums = zip(self.position.sums, total[:4].tolist(), strict=True)
-        self.position.sums = [held + more for held, more in sums]
+        self.position.sums = [before + more for before, more in sums]
         return sum(norms) / len(norms) if norms else math.nan
 
     def _bad_step(self, step: int, reason: str) -> None:
@@ -301,14 +301,14 @@ class Training:
         """What telemetry tells beside the losses."""
         device = self.hardware.device
         if device.type == "cuda":
-            held = torch.cuda.max_memory_allocated(device)
+            peak = torch.cuda.max_memory_allocated(device)
         else:
-            held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kibibytes on Linux
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kibibytes on Linux
         return {
             **self._loop_told,
             "progress": self.position.step / self.steps_wanted,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "memory_gib": held / (1 << 30),
+            "memory_gib": peak / (1 << 30),
         }
 
     def _judge(self, validation_nats: float) -> None:

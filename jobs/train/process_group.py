@@ -103,13 +103,13 @@ def use_rays_interface() -> None:
 
 def interface_of(address: str) -> str | None:
     """The interface that has an IPv4 address; None where none has, or that cannot be told."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             request = struct.pack("256s", name.encode())
             try:
-                told = fcntl.ioctl(asked.fileno(), SIOCGIFADDR, request)
+                answer = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, request)
             except OSError:
                 continue  # it has no address
-            if socket.inet_ntoa(told[20:24]) == address:
+            if socket.inet_ntoa(answer[20:24]) == address:
                 return name
     return None

@@ -73,6 +73,6 @@ def _train(order: TrainOrder, started: float, environment: dict[str, str], board
 def _telemetry(order: TrainOrder, rank: Rank, board: Any) -> Telemetry:
     if not rank.is_first:
         return Telemetry([])
-    told = listeners(order.run_folder, order.attempt, order.model, order.version, order.settings)
-    screen = Screen(lambda told: board.tell.remote(told), lambda text: board.say.remote(text))
-    return Telemetry([*told, RayMetrics(order.model, order.version), screen])
+    made = listeners(order.run_folder, order.attempt, order.model, order.version, order.settings)
+    screen = Screen(lambda values: board.tell.remote(values), lambda text: board.say.remote(text))
+    return Telemetry([*made, RayMetrics(order.model, order.version), screen])

@@ -136,7 +136,7 @@ class LogisticMixture(Likelihood):
             if c + 1 < len(coefficients):
                 x = location.unsqueeze(2) + scale.unsqueeze(2) * logits
                 nodes = x.clamp(-1.0, 1.0).flatten(1, 2)
-                before = [held.repeat_interleave(QUANTILES, 1) for held in before]
+                before = [parameters.repeat_interleave(QUANTILES, 1) for parameters in before]
                 before.append(nodes)
         mixed = [(log_weights.exp() * channel).sum(1) for channel in expected]
         return 0.5 * (torch.stack(mixed, dim=1) + 1.0)

@@ -45,8 +45,8 @@ def scores_of(posterior: str, likelihood: str) -> list[str]:
         missing |= {"kl", "neg_elbo", "typicality", "bits_per_dim", "complexity_corrected"}
     if likelihood not in DISCRETE:
         missing |= {"bits_per_dim", "complexity_corrected"}
-    held = {name for name, info in SCORES.items() if info.anomalous == "higher"}
-    return [name for name in SCORES if name in held - missing]
+    anomalous = {name for name, info in SCORES.items() if info.anomalous == "higher"}
+    return [name for name in SCORES if name in anomalous - missing]
 
 
 # A family's own decision score is the first of these that it has.

@@ -109,8 +109,8 @@ def _quantiles(values_R: np.ndarray, shares: list[float]) -> tuple[np.ndarray, n
 def mean(values: np.ndarray) -> Statistic:
     """Of (N,) or (N, M); NaN is no value, and left out."""
     known = ~np.isnan(values)
-    filled, held = np.where(known, values, 0.0), known.astype(np.float64)
-    return lambda counts_RN: (counts_RN @ filled) / (counts_RN @ held)
+    filled, present = np.where(known, values, 0.0), known.astype(np.float64)
+    return lambda counts_RN: (counts_RN @ filled) / (counts_RN @ present)
 
 
 def median(values_N: np.ndarray) -> Statistic:

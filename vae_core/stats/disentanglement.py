@@ -28,8 +28,8 @@ def mutual_information(a_N: np.ndarray, b_N: np.ndarray) -> float:
     np.add.at(joint, (a_N, b_N), 1.0)
     joint /= joint.sum()
     outer = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
-    held = joint > 0
-    return float((joint[held] * np.log(joint[held] / outer[held])).sum())
+    nonzero = joint > 0
+    return float((joint[nonzero] * np.log(joint[nonzero] / outer[nonzero])).sum())
 
 
 def entropy(a_N: np.ndarray) -> float:

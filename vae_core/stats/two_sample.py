@@ -132,7 +132,7 @@ def _family(
     }
     rounded = {name: _rounded(values_L) for name, values_L in found.items()}
     highest_L = found["ks"]
-    told = Family(
+    family = Family(
         tests={name: float(_shares_above(values_L)[0]) for name, values_L in rounded.items()},
         effects={
             "hotelling": float(np.abs(w_NL[:, 0] @ scaled_ND).max()),
@@ -143,7 +143,7 @@ def _family(
         ks_D=ks_DL[:, 0],
         ks_p_D=np.array([np.mean(highest_L >= one - 1e-12) for one in ks_DL[:, 0]]),
     )
-    return told, np.max([evidence(values_L) for values_L in rounded.values()], axis=0)
+    return family, np.max([evidence(values_L) for values_L in rounded.values()], axis=0)
 
 
 def evidence(values_L: np.ndarray) -> np.ndarray:

@@ -19,9 +19,9 @@ class WeightAverage:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.model = model
-        held = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self._live: list[Tensor] = list(held.values())
-        self.average = {name: p.detach().clone() for name, p in held.items()}
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._live: list[Tensor] = list(trained.values())
+        self.average = {name: p.detach().clone() for name, p in trained.items()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -46,6 +46,6 @@ class WeightAverage:
     @torch.no_grad()
     def _swap(self) -> None:
         for parameter, average in zip(self._live, self.average.values(), strict=True):
-            held = parameter.clone()
+            current = parameter.clone()
             parameter.copy_(average)
-            average.copy_(held)
+            average.copy_(current)

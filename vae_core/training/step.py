@@ -98,10 +98,10 @@ class Stepper:
             with self._exchanging(last):
                 sums.append(self._backward(*self._part(x_NCHW, noise, number), step))
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        held = [p for p in parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in held if p.grad is not None])
+        with_gradient = [p for p in parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in with_gradient if p.grad is not None])
         if self.clip_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(held, self.clip_norm, norm)
+            torch.nn.utils.clip_grads_with_norm_(with_gradient, self.clip_norm, norm)
         total = sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
         return torch.cat([total, norm.detach().reshape(1).to(total)])
 

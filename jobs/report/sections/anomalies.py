@@ -96,8 +96,8 @@ def _drawn(paintings: Paintings | None) -> dict[str, Drawn]:
     """Original, reconstruction and error map in colours, by image id."""
     if paintings is None:
         return {}
-    held = paintings.flagged
-    parts = zip(held.ids, held.images, held.reconstructions, held.errors_NHW, strict=True)
+    found = paintings.flagged
+    parts = zip(found.ids, found.images, found.reconstructions, found.errors_NHW, strict=True)
     return {i: (image, made, heat(error, paintings.top)) for i, image, made, error in parts}
 
 
@@ -149,8 +149,8 @@ def _facts(night: Night, row: Row) -> Sequence[tuple[str, str]]:
         facts.append(("label", row["label"]))
     if row["latents"]:
         pairs = zip(row["latents"], row["latent_kl"], strict=True)
-        told = ", ".join(f"{d} ({number(kl, 2)})" for d, kl in pairs)
-        facts.append(("latent dimensions (KL, nats)", told))
+        dimensions = ", ".join(f"{d} ({number(kl, 2)})" for d, kl in pairs)
+        facts.append(("latent dimensions (KL, nats)", dimensions))
     if row["max_patch_y"] is not None:
         facts.append(("worst patch", f"row {row['max_patch_y']}, column {row['max_patch_x']}"))
     member = f", {row['source_member']}" if row["source_member"] else ""

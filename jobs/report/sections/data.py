@@ -108,12 +108,12 @@ def _refusals(night: Night) -> list[Rows | Say]:
     )
     if not rows:
         return [Say("Nothing was refused on this night.")]
-    told = [
+    rows_shown = [
         (row["reason"], number(row["n"]), row["example"]["message"] or "", where(row["example"]))
         for row in rows[:REASONS]
     ]
     columns = ("reason", "rows", "an example's message", "its source")
-    found: list[Rows | Say] = [Rows("Refused on this night, by reason", columns, told)]
+    found: list[Rows | Say] = [Rows("Refused on this night, by reason", columns, rows_shown)]
     if len(rows) > REASONS:
         found.append(Say(f"{len(rows) - REASONS} further reasons are not shown."))
     return found

@@ -57,7 +57,7 @@ def _verdict(night: Night, row: Row) -> Say:
     if row["drifted"] is None:
         return Say(f"Not tested.{note or ' No reason was given.'}", "bad")
     sizes = f"{number(row['arrivals'])} arrivals against {number(row['reference'])} of the model's"
-    told = f"{p_text(row['p_value'])}; the night may spend {number(row['alpha'], 2)}; {sizes}"
+    sentence = f"{p_text(row['p_value'])}; the night may spend {number(row['alpha'], 2)}; {sizes}"
     by = ""
     if night.was_judged_before:
         by = f" by {night.model}@{row['model_version']}, the {night.alias} before"
@@ -65,14 +65,14 @@ def _verdict(night: Night, row: Row) -> Say:
         invalid = " The p-values of the night's anomalies are not valid."
         if by:
             invalid = f" {night.name} was trained with these images."
-        return Say(f"Drift{by} ({told}).{invalid}{note}", "bad")
-    return Say(f"No drift{by} ({told}).{note}", "good")
+        return Say(f"Drift{by} ({sentence}).{invalid}{note}", "bad")
+    return Say(f"No drift{by} ({sentence}).{note}", "good")
 
 
 def _tests(rows: Sequence[Row]) -> Rows:
     columns = ("test", "on", "of", "p-value", "effect", "note")
     ordered = sorted(rows, key=lambda r: (list(TESTS).index(r["test"]), *map(str, _place(r))))
-    told = [
+    rows_shown = [
         (
             TESTS[row["test"]],
             row["sample"] or "all",
@@ -83,7 +83,7 @@ def _tests(rows: Sequence[Row]) -> Rows:
         )
         for row in ordered
     ]
-    return Rows("The tests and the size of what they found", columns, told)
+    return Rows("The tests and the size of what they found", columns, rows_shown)
 
 
 def _place(row: Row) -> tuple[str | None, tuple[int, str]]:
@@ -96,7 +96,7 @@ def _over_nights(rows: Sequence[Row]) -> list[Block]:
     p_values = [row["p_value"] for row in rows]
     levels = [row["alpha"] for row in rows]
     alarms = sum(bool(row["drifted"]) for row in rows)
-    told = (
+    sentence = (
         f"The combined p-value of {counted(len(rows), 'night')}, {alarms} of them with drift (red "
         "diamonds); below the dashed line a night counts as drifted."
     )
@@ -107,7 +107,7 @@ def _over_nights(rows: Sequence[Row]) -> list[Block]:
         for r in rows
     ]
     return [
-        Chart("drift", "p-value by night", told, chart),
+        Chart("drift", "p-value by night", sentence, chart),
         FoldedRows("The same as a table", Rows("p-value by night", columns, table)),
     ]
 

@@ -65,13 +65,13 @@ def evaluation_section(night: Night) -> Section:
         columns += [f"{night.alias} before: {night.previous}{where}", how]
     columns += ["unit", "images", "note"]
     measures = _measures(night)
-    told = [
+    parts = [
         _line(row, before.get(_key(row)), bool(before), len(measures) < 2, night.pairs)
         for row in sorted(rows, key=_order)
         if row["metric"] != PER_DIMENSION
     ]
     caption = f"On the test split of {night.dataset}, version {version}{interval}"
-    blocks: list[Block] = [Rows(caption, columns, told)]
+    blocks: list[Block] = [Rows(caption, columns, parts)]
     blocks.append(Say(_compared_with(night, bool(before), other == version, measures)))
     blocks += _gate(night)
     blocks += _per_dimension(rows)
@@ -84,9 +84,9 @@ def _gate(night: Night) -> list[Block]:
     for run in night.runs:
         checks = run["counts"].get("checks") if run["job"] == "promote" else None
         if checks:
-            told = [(c["name"], _passed(c["passes"]), c["told"]) for c in checks]
+            rows_shown = [(c["name"], _passed(c["passes"]), c["told"]) for c in checks]
             caption = f"The gate: what {night.model}@{run['counts']['version']} had to show"
-            found.append(Rows(caption, ("check", "passed", "why"), told))
+            found.append(Rows(caption, ("check", "passed", "why"), rows_shown))
     return found
 
 
@@ -118,10 +118,10 @@ def _compared_with(night: Night, is_there: bool, same_images: bool, measures: Se
         return f"The {night.alias} before, {night.previous}, was not evaluated on this dataset."
     if not same_images:
         return "Better and worse are not said: the two were evaluated on different versions."
-    told = IN_PAIRS if night.pairs else SIDE_BY_SIDE
+    explanation = IN_PAIRS if night.pairs else SIDE_BY_SIDE
     if len(measures) < 2:
-        return told
-    return f"{told} Likelihoods are not compared: one is of {' and one of '.join(measures)}."
+        return explanation
+    return f"{explanation} Likelihoods are not compared: one is of {' and one of '.join(measures)}."
 
 
 def _key(row: Row) -> tuple[str, str | None]:
@@ -147,8 +147,8 @@ def _line(
         cells += [_value(before) if before else NONE]
         compares = same_measure or not is_by_measure(row["metric"])
         pair = pairs.get(_key(row))
-        told = _paired(pair) if pair is not None else _difference(row, before)
-        cells.append(told if compares else "")
+        change = _paired(pair) if pair is not None else _difference(row, before)
+        cells.append(change if compares else "")
     unit = "" if row["unit"] in (None, "1") else row["unit"]
     return [*cells, unit, number(row["images"]), row["note"] or ""]
 
@@ -165,13 +165,13 @@ def _value(row: Row) -> str:
 def _paired(pair: Difference) -> str:
     if pair.difference is None:
         return ""
-    told = f"{number(pair.difference)}"
+    change = f"{number(pair.difference)}"
     if pair.low is None or pair.high is None:
-        return told
-    told += f" [{number(pair.low)} to {number(pair.high)}]"
+        return change
+    change += f" [{number(pair.low)} to {number(pair.high)}]"
     if pair.note or pair.better not in ("higher", "lower") or pair.low <= 0.0 <= pair.high:
-        return told
-    return f"{told}, {'better' if (pair.low > 0.0) == (pair.better == 'higher') else 'worse'}"
+        return change
+    return f"{change}, {'better' if (pair.low > 0.0) == (pair.better == 'higher') else 'worse'}"
 
 
 def _difference(row: Row, before: Row | None) -> str:
@@ -190,18 +190,18 @@ def _difference(row: Row, before: Row | None) -> str:
 
 
 def _per_dimension(rows: Sequence[Row]) -> list[Block]:
-    held = [row for row in rows if row["metric"] == PER_DIMENSION and row["value"] is not None]
-    if not held:
+    known = [row for row in rows if row["metric"] == PER_DIMENSION and row["value"] is not None]
+    if not known:
         return []
-    held = sorted(held, key=lambda row: -row["value"])
-    names, values = [str(row["of"]) for row in held], [row["value"] for row in held]
-    told = (
-        f"Mean KL of each of {len(held)} latent dimensions on the test split, largest first; a "
+    known = sorted(known, key=lambda row: -row["value"])
+    names, values = [str(row["of"]) for row in known], [row["value"] for row in known]
+    sentence = (
+        f"Mean KL of each of {len(known)} latent dimensions on the test split, largest first; a "
         "dimension near 0 says nothing of the image."
     )
     chart = bars_figure("latent dimension", "KL, nats", names, values)
     table = [(name, number(value)) for name, value in zip(names, values, strict=True)]
     return [
-        Chart("dimensions", "KL by latent dimension", told, chart),
+        Chart("dimensions", "KL by latent dimension", sentence, chart),
         FoldedRows("The same as a table", Rows("KL by dimension", ("dimension", "nats"), table)),
     ]

@@ -37,13 +37,13 @@ def map_section(night: Night, limits: Limits) -> Section:
     groups = _Drawn(night, rows, points_N2, flagged, sheet).groups()
     size = sheet.shown
     chart = map_figure(groups, (*size, sheet.columns * size[0], sheet.pixelated))
-    told = (
+    sentence = (
         f"{len(rows):,} images of {night.dataset} as {night.name} embeds them, {way}. Near points "
         f"are images that the model takes to be alike. {_told_of_flagged(flagged)} To move it, "
         "choose Pan beside it and drag; turn the wheel to zoom; a click on a name in the legend "
         "hides its points."
     )
-    blocks: list[Block] = [Chart("map", "Embeddings on a plane", told, chart, sheet.uri)]
+    blocks: list[Block] = [Chart("map", "Embeddings on a plane", sentence, chart, sheet.uri)]
     if not night.has_labels:
         blocks.append(Say("The images have no labels: points are coloured by when they came."))
     return Section("map", "Latent map", blocks)
@@ -85,9 +85,9 @@ def _plane(night: Night, rows: Sequence[Row]) -> tuple[np.ndarray, str]:
     """(N, 2), and how they were laid out."""
     ids = [row["image_id"] for row in rows]
     for method in METHODS:
-        held = _of_the_map(night, method, ids)
-        if all(image_id in held for image_id in ids):
-            return np.array([held[i] for i in ids]), f"on the plane of latentlake map ({method})"
+        points = _of_the_map(night, method, ids)
+        if all(image_id in points for image_id in ids):
+            return np.array([points[i] for i in ids]), f"on the plane of latentlake map ({method})"
     vectors = {
         row["image_id"]: row["embedding"]
         for row in night.ask(

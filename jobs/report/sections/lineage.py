@@ -32,11 +32,11 @@ def _sources(night: Night) -> Rows | Say:
     )
     if not rows:
         return Say("No image of the dataset came on this night.")
-    told = [(row["source_uri"], number(row["n"])) for row in rows[:SOURCES]]
+    rows_shown = [(row["source_uri"], number(row["n"])) for row in rows[:SOURCES]]
     if len(rows) > SOURCES:
         rest = sum(row["n"] for row in rows[SOURCES:])
-        told.append((f"… {len(rows) - SOURCES} further files", number(rest)))
-    return Rows("Source files of the night's images", ("file", "images"), told)
+        rows_shown.append((f"… {len(rows) - SOURCES} further files", number(rest)))
+    return Rows("Source files of the night's images", ("file", "images"), rows_shown)
 
 
 def _chain(night: Night) -> Rows:
@@ -47,8 +47,8 @@ def _chain(night: Night) -> Rows:
     steps += [("champion before", night.previous)] if night.previous else []
     for run in night.runs:
         published = json_column(run, "versions").items()
-        told = ", ".join(f"{table} version {version}" for table, version in published)
-        steps.append((f"{run['job']} published", told or "nothing"))
+        versions = ", ".join(f"{table} version {version}" for table, version in published)
+        steps.append((f"{run['job']} published", versions or "nothing"))
     return Rows("From source to tables", ("step", "what"), steps)
 
 
@@ -114,12 +114,12 @@ def commands_of(night: Night) -> list[tuple[str, str]]:
             anomalies.append("--flagged")
             worst = night.anomalies(1)[0]["image_id"][:12]
             last = ["query", "neighbours", "--model", name, "--image-id", worst, *at]
-            told = ("What is nearest to the first anomaly", last)
+            command = ("What is nearest to the first anomaly", last)
         else:
-            told = ("What was refused", ["query", "sql", _refused_sql(night), *at])
+            command = ("What was refused", ["query", "sql", _refused_sql(night), *at])
         found.insert(0, ("The anomalies of the night", [*anomalies, *at]))
-        found.append(told)
-    return [(told, " ".join(["latentlake", *map(_quoted, words)])) for told, words in found]
+        found.append(command)
+    return [(command, " ".join(["latentlake", *map(_quoted, words)])) for command, words in found]
 
 
 def _quoted(word: str) -> str:

@@ -82,8 +82,8 @@ def reconstructions_section(night: Night, paintings: Paintings, limits: Limits) 
 
 
 def _whose(night: Night) -> str:
-    held = "SELECT count(*) AS n FROM images WHERE dataset = ? AND night <= ? AND split = 'test'"
-    (row,) = night.ask(held, night.dataset, night.night)
+    count = "SELECT count(*) AS n FROM images WHERE dataset = ? AND night <= ? AND split = 'test'"
+    (row,) = night.ask(count, night.dataset, night.night)
     return "Test images" if row["n"] else "The test split is empty. Images of the other splits"
 
 

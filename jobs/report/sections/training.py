@@ -35,14 +35,14 @@ def training_section(night: Night) -> Section:
     best = about["metrics"]
     has_kl = best["validation_kl_nats"] is not None
     what = "−ELBO" if has_kl else "reconstruction error"
-    told = (
+    sentence = (
         f"{night.name}: {what} over {counted(len(history), 'epoch')}, in nats an image; lower is "
         f"better. Training ended at {number(history[-1]['train_nats'])}, validation at "
         f"{number(history[-1]['validation_nats'])}. Published: epoch {best['epoch']}, with "
         f"{number(best['validation_nats'])} on validation (dotted line)."
     )
     chart = lines_figure("epoch", f"{what}, nats an image", lines, best["epoch"])
-    blocks: list[Block] = [Chart("training", "Loss by epoch", told, chart), _epochs(history)]
+    blocks: list[Block] = [Chart("training", "Loss by epoch", sentence, chart), _epochs(history)]
     if about["bad_steps"]:
         blocks.append(
             Say(f"{counted(about['bad_steps'], 'step')} had no finite loss: skipped.", "bad")
@@ -81,7 +81,7 @@ def rate_section(night: Night) -> Section:
         paths.append(Line(name, *zip(*path, strict=True)))
         ends.append(Line(name, [end[0]], [end[1]]))
         rows.append((str(version), *map(number, end), number(sum(end))))
-    told = (
+    sentence = (
         "Rate (KL) and distortion (reconstruction) on the validation split, in nats an image; the "
         "nearer to the lower left the better, and equal sums are equal bounds. Small points are "
         "epochs, the large one is what was published (Alemi et al. 2018, Fixing a broken ELBO)."
@@ -89,7 +89,7 @@ def rate_section(night: Night) -> Section:
     chart = plane_figure("rate: KL, nats", "distortion: reconstruction, nats", paths, ends)
     columns = ("version", "rate", "distortion", "−ELBO")
     blocks: list[Block] = [
-        Chart("rate", "By version and epoch", told, chart),
+        Chart("rate", "By version and epoch", sentence, chart),
         Rows("Published bundles on their validation splits, nats an image", columns, rows),
     ]
     if unlike:

@@ -98,15 +98,15 @@ class Order:
         generator = _generator(self.seed, epoch + 1, stream)
         wanted = -(-self.window_rows // self.streams)
         pieces = self.pieces(stream)
-        held: list[Piece] = []
+        window: list[Piece] = []
         for index in generator.permutation(len(pieces)).tolist():
-            held.append(pieces[index])
-            rows = sum(piece.rows for piece in held)
+            window.append(pieces[index])
+            rows = sum(piece.rows for piece in window)
             if rows >= wanted:
-                yield Window(tuple(held), generator.permutation(rows))
-                held = []
-        if held:
-            yield Window(tuple(held), generator.permutation(sum(p.rows for p in held)))
+                yield Window(tuple(window), generator.permutation(rows))
+                window = []
+        if window:
+            yield Window(tuple(window), generator.permutation(sum(p.rows for p in window)))
 
     def take(self, batch: int, batch_size: int, mine: slice) -> Taken:
         """What of a global batch comes from the streams [mine.start, mine.stop)."""

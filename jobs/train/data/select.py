@@ -39,8 +39,8 @@ def loader_of(part: Part, run: TrainRun, device: torch.device) -> tuple[Loader, 
     resident = run.data == "resident" or (run.data == "auto" and fits)
     shape = "x".join(map(str, part.split.image_shape))
     kept = "resident" if resident else "streamed"
-    told = f"{part.order.rows:,} images of {shape}, {part.bytes / GIB:.2f} GiB a worker, {kept}"
-    return Resident(part, device) if resident else Streamed(part), told
+    text = f"{part.order.rows:,} images of {shape}, {part.bytes / GIB:.2f} GiB a worker, {kept}"
+    return Resident(part, device) if resident else Streamed(part), text
 
 
 def validation_of(validation: Split, loader: Loader, run: TrainRun) -> Split | KeptSplit:
