@@ -30,7 +30,7 @@ from jobs.embed.settings import EmbedSettings
 from jobs.engine.report import JobReport
 from jobs.hashing import digest
 from jobs.imaging.contact_sheet import Row, contact_sheet
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import create_or_keep, join, local_path, resolve_uri
 from jobs.query import api as query_api
 from jobs.query import views
@@ -77,7 +77,7 @@ class Told:
 def run_demo(lake_uri: str) -> Told:
     """Runs both nights on a lake; a second run finds nothing to do."""
     started = time.monotonic()
-    lake = Lake(resolve_uri(lake_uri))
+    lake = LakePaths(resolve_uri(lake_uri))
     _say(f"latentlake demo on {lake.uri}")
     reports = [_night(lake, index) for index in range(len(NIGHTS))]
     result = _measured(lake, [r for night in reports for r in night])
@@ -91,7 +91,7 @@ def _say(line: str) -> None:
     click.echo(line, err=True)
 
 
-def settings_of(lake: Lake) -> NightlySettings:
+def settings_of(lake: LakePaths) -> NightlySettings:
     """The demo's nightly config; nothing about it is special to the demo."""
     return NightlySettings(
         lake=lake.uri,
@@ -116,7 +116,7 @@ def settings_of(lake: Lake) -> NightlySettings:
     )
 
 
-def _config(lake: Lake) -> str:
+def _config(lake: LakePaths) -> str:
     """Where the settings lie, as a user would write them."""
     values = settings_of(lake).model_dump(mode="json", exclude_defaults=True)
     text = yaml.safe_dump(values, sort_keys=False)
@@ -126,8 +126,8 @@ def _config(lake: Lake) -> str:
     return uri
 
 
-def _night(lake: Lake, index: int) -> list[JobReport]:
-    from flows.nightly.artifacts import told
+def _night(lake: LakePaths, index: int) -> list[JobReport]:
+    from flows.nightly.artifacts import report_line
     from flows.nightly.flow import nightly
 
     source = join(lake.uri, "demo", "incoming", f"night-{index + 1}.parquet")
@@ -140,7 +140,7 @@ def _night(lake: Lake, index: int) -> list[JobReport]:
     )
     reports = nightly(_config(lake), dt.date.fromisoformat(NIGHTS[index]))
     for report in reports:
-        _say(f"  {report.job:5} {told(report)}")
+        _say(f"  {report.job:5} {report_line(report)}")
     return reports
 
 
@@ -186,7 +186,7 @@ def _parquet(rows: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
-def _measured(lake: Lake, reports: list[JobReport]) -> dict[str, Any]:
+def _measured(lake: LakePaths, reports: list[JobReport]) -> dict[str, Any]:
     """What the tables and the run rows say; the same after a run that had nothing to do."""
     _, version = catalog.resolve_model(lake, NAME)
     runs = [row | {"counts": json.loads(row["counts"])} for row in catalog.runs(lake)]
@@ -220,7 +220,7 @@ def _speed(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _night_two(lake: Lake, version: str, columns: str) -> pa.Table:
+def _night_two(lake: LakePaths, version: str, columns: str) -> pa.Table:
     return views.sql(
         lake,
         f"""SELECT i.label, {columns} FROM embeddings e JOIN images i USING (image_id, dataset)
@@ -229,7 +229,7 @@ def _night_two(lake: Lake, version: str, columns: str) -> pa.Table:
     )
 
 
-def _aurocs(lake: Lake, version: str) -> dict[str, float | None]:
+def _aurocs(lake: LakePaths, version: str) -> dict[str, float | None]:
     """Of the unseen kind against the nine others, on night two, by score; None: no such score."""
     rows = _night_two(lake, version, ", ".join(f"e.{name}" for name in SCORES))
     unseen = np.array(rows["label"]) == UNSEEN
@@ -240,7 +240,7 @@ def _aurocs(lake: Lake, version: str) -> dict[str, float | None]:
     }
 
 
-def _median_p_values(lake: Lake, version: str) -> dict[str, float]:
+def _median_p_values(lake: LakePaths, version: str) -> dict[str, float]:
     rows = _night_two(lake, version, "e.p_value")
     p_values, labels = rows["p_value"].to_numpy(), np.array(rows["label"])
     return {
@@ -249,13 +249,13 @@ def _median_p_values(lake: Lake, version: str) -> dict[str, float]:
     }
 
 
-def _drift(lake: Lake, version: str) -> dict[str, Any] | None:
+def _drift(lake: LakePaths, version: str) -> dict[str, Any] | None:
     """What was decided of night two; None where nothing was."""
     latest = drift_results.latest(lake, NAME, version, NAME, NIGHTS[1])
     return next((row for row in latest if row["test"] == "combined"), None)
 
 
-def _picture(lake: Lake) -> bytes:
+def _picture(lake: LakePaths) -> bytes:
     """Night two: a few originals and reconstructions, and the top anomalies with theirs."""
     embeddings = query_api.Lake(lake.uri).embeddings(NAME)
     worst = embeddings.anomalies(top=SHOWN, night=NIGHTS[1])["image_id"].to_pylist()
@@ -274,7 +274,7 @@ def _picture(lake: Lake) -> bytes:
     )
 
 
-def _pair(lake: Lake, image_ids: list[str], title: str) -> list[Row]:
+def _pair(lake: LakePaths, image_ids: list[str], title: str) -> list[Row]:
     _, version = catalog.resolve_model(lake, NAME)
     listed = ", ".join(f"'{image_id}'" for image_id in image_ids)
     rows = views.sql(
@@ -304,7 +304,7 @@ def _shown(uri: str) -> str:
     return str(path) if path is not None else uri
 
 
-def _text(lake: Lake, lake_uri: str, result: dict[str, Any]) -> str:
+def _text(lake: LakePaths, lake_uri: str, result: dict[str, Any]) -> str:
     training = result["training"]
     lines = [
         "",

@@ -8,7 +8,7 @@ from typing import Any
 from flows.output import records_text
 from jobs.bundles.manifest import read_about
 from jobs.errors import InputError
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.tables import catalog
 from jobs.tables.delta import open_snapshot
 
@@ -17,7 +17,7 @@ log = logging.getLogger("latentlake")
 RUNS_SHOWN = 10
 
 
-def inventory(lake: Lake) -> dict[str, Any]:
+def inventory(lake: LakePaths) -> dict[str, Any]:
     """Datasets, models, aliases and runs, as plain values."""
     return {
         "lake": lake.uri,
@@ -27,7 +27,7 @@ def inventory(lake: Lake) -> dict[str, Any]:
     }
 
 
-def _dataset(lake: Lake, name: str) -> dict[str, Any]:
+def _dataset(lake: LakePaths, name: str) -> dict[str, Any]:
     uri = lake.dataset(name, "images")
     version = catalog.published_versions(lake).get(lake.name_of(uri))
     snapshot = open_snapshot(uri, version) if version is not None else None
@@ -35,7 +35,7 @@ def _dataset(lake: Lake, name: str) -> dict[str, Any]:
     return {"dataset": name, "images_version": version, "images": rows}
 
 
-def _bundles(lake: Lake, model: str) -> list[dict[str, Any]]:
+def _bundles(lake: LakePaths, model: str) -> list[dict[str, Any]]:
     named = catalog.aliases(lake, model)
     rows = []
     for version in catalog.bundle_versions(lake, model):
@@ -48,7 +48,7 @@ def _bundles(lake: Lake, model: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _told(lake: Lake, model: str, version: str) -> dict[str, Any]:
+def _told(lake: LakePaths, model: str, version: str) -> dict[str, Any]:
     """What its bundle says; nothing, and a word in the log, where it is damaged."""
     try:
         about = read_about(lake, model, version)

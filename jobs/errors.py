@@ -27,7 +27,7 @@ class JobError(LatentlakeError):
     """A job ended without publishing anything."""
 
 
-class Refused(Exception):
+class RejectedInput(Exception):
     """An input that cannot be staged, with its reason code; goes to quarantine."""
 
     def __init__(self, reason: str, message: str) -> None:

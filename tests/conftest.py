@@ -28,7 +28,7 @@ import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 from xdist.scheduler import LoadFileScheduling  # noqa: E402
 
-from jobs.lake.paths import Lake  # noqa: E402
+from jobs.lake.paths import LakePaths  # noqa: E402
 from tests.command_process import CommandProcess  # noqa: E402
 from tests.helpers import S3Server, write_source  # noqa: E402
 from tests.s3_server import WEED, running_server  # noqa: E402
@@ -53,9 +53,9 @@ def source(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def lake(tmp_path: Path) -> Lake:
+def lake(tmp_path: Path) -> LakePaths:
     """An empty one on local disk."""
-    return Lake((tmp_path / "lake").as_uri())
+    return LakePaths((tmp_path / "lake").as_uri())
 
 
 @pytest.fixture(scope="session")

@@ -7,12 +7,12 @@ import time
 from pathlib import Path
 
 from jobs.engine import records
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import local_path
 from tests.inline import InlineStage
 
 
-def worked(lake: Lake, source: Path) -> Path:
+def worked(lake: LakePaths, source: Path) -> Path:
     """The root of a lake with a stage job that has done its work, and has published nothing."""
     waiting = InlineStage(lake, source)
     plan = records.save_plan(lake, waiting.plan())
@@ -33,7 +33,7 @@ def tree(root: Path) -> dict[str, bytes]:
     }
 
 
-def bundle_of(lake: Lake) -> Path:
+def bundle_of(lake: LakePaths) -> Path:
     root = local_path(lake.uri)
     assert root is not None
     (found,) = root.glob("models/m/bundles/*/model.json")

@@ -16,7 +16,7 @@ from jobs.drift.job import DriftJob
 from jobs.drift.settings import DriftSettings
 from jobs.engine import job, runner
 from jobs.engine.report import JobReport
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.query import views
 from jobs.tables import catalog
 from tests.helpers import image_bytes, labels
@@ -29,18 +29,18 @@ ALPHA = 0.6  # of embed: of so few images something has to be flagged
 Change = Callable[[np.ndarray], np.ndarray]
 
 
-def drift_job(lake: Lake, night: str = NIGHTS[0], **settings) -> DriftJob:
+def drift_job(lake: LakePaths, night: str = NIGHTS[0], **settings) -> DriftJob:
     told = {"dataset": "d", "model": "m"} | EASY | settings
     return DriftJob(lake, DriftSettings(**told), night)
 
 
-def judge(lake: Lake, night: str = NIGHTS[0], **settings) -> JobReport:
+def judge(lake: LakePaths, night: str = NIGHTS[0], **settings) -> JobReport:
     return runner.run(drift_job(lake, night, **settings))
 
 
 class OvertakenDrift(Overtaken, DriftJob):
     @classmethod
-    def of(cls, lake: Lake, rival: job.Job, **settings) -> OvertakenDrift:
+    def of(cls, lake: LakePaths, rival: job.Job, **settings) -> OvertakenDrift:
         made = cls(lake, drift_job(lake, **settings).settings, NIGHTS[0])
         made.rival = rival
         return made
@@ -67,31 +67,36 @@ def write_changed(path: Path, rows: Iterable[int], change: Change) -> None:
 
 
 def arrive(
-    lake: Lake, folder: Path, rows: Iterable[int], change: Change, night: str = NIGHTS[0], **how
+    lake: LakePaths,
+    folder: Path,
+    rows: Iterable[int],
+    change: Change,
+    night: str = NIGHTS[0],
+    **how,
 ) -> None:
     write_changed(folder / "more" / f"{night}.parquet", rows, change)
     runner.run(InlineStage(lake, folder / "more", night=night))
     runner.run(InlineEmbed(lake, night=night, alpha=ALPHA, **how))
 
 
-def version(lake: Lake) -> str:
+def version(lake: LakePaths) -> str:
     return catalog.resolve_model(lake, "m")[1]
 
 
-def rows_of(lake: Lake, name: str, order: str) -> pa.Table:
+def rows_of(lake: LakePaths, name: str, order: str) -> pa.Table:
     return views.sql(lake, f"SELECT * FROM {name} ORDER BY {order}")
 
 
-def combined(lake: Lake) -> list[dict]:
+def combined(lake: LakePaths) -> list[dict]:
     return drift_results.judgements(lake, "m", version(lake), "d")
 
 
-def held_out(lake: Lake) -> int:
+def held_out(lake: LakePaths) -> int:
     found = views.sql(lake, "SELECT count(*) AS n FROM embeddings WHERE model_split = 'test'")
     return found["n"][0].as_py()
 
 
-def believed(lake: Lake, table: str) -> dict[str, set[bool]]:
+def believed(lake: LakePaths, table: str) -> dict[str, set[bool]]:
     """By night."""
     found: dict[str, set[bool]] = {}
     for row in rows_of(lake, table, "night").to_pylist():

@@ -12,7 +12,7 @@ from jobs.drift.settings import DriftSettings
 from jobs.embed.drop import DropJob
 from jobs.embed.map import MapJob
 from jobs.engine import runner
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.maintain.vacuum import vacuum
 from jobs.promote.job import PromoteJob
 from jobs.promote.settings import PromoteSettings
@@ -29,7 +29,7 @@ def work(folder: Path) -> Path:
     """Makes `lake` in the folder: three nights, two bundles, the first one's embeddings of two of
     the nights, and an alias that went there and back. Beside it `s`, a source with a fourth night's
     file, and without one that was there."""
-    lake = Lake((folder / "lake").as_uri())
+    lake = LakePaths((folder / "lake").as_uri())
     write_source(folder / "s" / "a.parquet", range(150), broken=[3])
     write_source(folder / "s" / "gone.parquet", range(300, 304))
     runner.run(InlineStage(lake, folder / "s"))
@@ -51,7 +51,7 @@ def work(folder: Path) -> Path:
     return folder
 
 
-def bundles(lake: Lake) -> tuple[str, str]:
+def bundles(lake: LakePaths) -> tuple[str, str]:
     """Versions of the two bundles, the one that was champion first first."""
     rows = [row for row in catalog.catalog_rows(lake, "aliases") if row["sequence"] == 1]
     first = rows[0]["version"]
@@ -59,21 +59,21 @@ def bundles(lake: Lake) -> tuple[str, str]:
     return first, second
 
 
-def promotion(lake: Lake, version: str, night: str = NIGHT) -> PromoteJob:
+def promotion(lake: LakePaths, version: str, night: str = NIGHT) -> PromoteJob:
     return PromoteJob(lake, PromoteSettings(model=f"m@{version}", rule=None), night)
 
 
-def _back(lake: Lake) -> PromoteJob:
+def _back(lake: LakePaths) -> PromoteJob:
     settings = PromoteSettings(model="m", back=True, back_from=bundles(lake)[0])
     return PromoteJob(lake, settings, NIGHT)
 
 
-def _train(lake: Lake) -> InlineTrain:
+def _train(lake: LakePaths) -> InlineTrain:
     run = {"checkpoint_s": 0.0001}
     return InlineTrain(lake, NIGHT, epochs=2, batch_size=32, seed=3, run=run, promote=False)
 
 
-JOBS: dict[str, Callable[[Lake, Path], object]] = {
+JOBS: dict[str, Callable[[LakePaths, Path], object]] = {
     "stage": lambda lake, source: runner.run(InlineStage(lake, source, NIGHT, max_removed=1.0)),
     "train": lambda lake, source: runner.run(_train(lake)),
     "embed": lambda lake, source: runner.run(InlineEmbed(lake, NIGHT, alpha=0.9)),
@@ -105,7 +105,7 @@ VARIES = {
 OF_A_JOB = ("job_id", "unit_id", "batch")
 
 
-def rows(lake: Lake, of: str = "") -> dict[str, pa.Table]:
+def rows(lake: LakePaths, of: str = "") -> dict[str, pa.Table]:
     """Of every view, in an order of their own. of: the job that they are compared after."""
     held = views.Views(lake)
     found = {}

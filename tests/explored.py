@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from jobs.engine import runner
 from jobs.engine.commit import append_rows
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.schemas.catalog import DRIFT
 from jobs.tables import catalog
 from jobs.tables.delta import Table
@@ -41,9 +41,9 @@ def write_labelled(path: Path, rows: Iterable[int], hostile: Iterable[int]) -> N
     pq.write_table(pa.table({"image": images, "label": named}), path)
 
 
-def make_lake(folder: Path) -> Lake:
+def make_lake(folder: Path) -> LakePaths:
     """`lake` with two nights of a dataset `d` by a model `m`; drift was found in the second."""
-    lake = Lake((folder / "lake").as_uri())
+    lake = LakePaths((folder / "lake").as_uri())
     source = folder / "photos" / "incoming-of-january"
     write_labelled(source / "a.parquet", FIRST, hostile=[7])
     runner.run(InlineStage(lake, source))
@@ -57,7 +57,7 @@ def make_lake(folder: Path) -> Lake:
     return lake
 
 
-def _test_drift(lake: Lake) -> None:
+def _test_drift(lake: LakePaths) -> None:
     model, version = catalog.resolve_model(lake, "m")
     same = {"model": model, "model_version": version, "dataset": "d", "test": "combined"}
     for night, p_value in zip(NIGHTS, (0.4, 1e-6), strict=True):
@@ -78,7 +78,7 @@ class Explored:
 
 
 @contextlib.contextmanager
-def exploring(lake: Lake, *options: str) -> Iterator[Explored]:
+def exploring(lake: LakePaths, *options: str) -> Iterator[Explored]:
     """By the command line, on a free port; ended with the block."""
     process = subprocess.Popen(
         [

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.query import views
 from tests.limits import COMMAND_S
 
@@ -45,14 +45,14 @@ def labels(rows: Iterable[int]) -> list[int]:
     return sample()["label"].take(pa.array(rows, pa.int64())).to_pylist()
 
 
-def staged_ids(lake: Lake) -> set[str]:
+def staged_ids(lake: LakePaths) -> set[str]:
     """Of dataset `d`; fails on an image that is there twice."""
     found = views.sql(lake, "SELECT image_id FROM images")["image_id"].to_pylist()
     assert len(found) == len(set(found))
     return set(found)
 
 
-def staged_labels(lake: Lake) -> dict[str, int]:
+def staged_labels(lake: LakePaths) -> dict[str, int]:
     """Label by image id; fails on an image that is there twice."""
     rows = views.sql(lake, "SELECT image_id, label FROM images").to_pylist()
     found = {row["image_id"]: row["label"] for row in rows}
@@ -64,7 +64,7 @@ def labels_of(rows: range | list[int]) -> dict[str, int]:
     return dict(zip(image_ids(rows), labels(rows), strict=True))
 
 
-def staged_rows(lake: Lake, columns: str, table: str = "images") -> list[dict]:
+def staged_rows(lake: LakePaths, columns: str, table: str = "images") -> list[dict]:
     """Of dataset `d`, in the order of their source."""
     return views.sql(
         lake, f"SELECT {columns} FROM {table} ORDER BY source_uri, source_row"

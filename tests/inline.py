@@ -21,14 +21,14 @@ from jobs.engine.records import save_completion
 from jobs.engine.runner import run
 from jobs.evaluate.job import EvaluateJob
 from jobs.evaluate.settings import EvaluateSettings
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.maintain.compact import CompactJob
 from jobs.stage.job import StageJob
 from jobs.stage.settings import StageSettings
 from jobs.telemetry.metrics import Telemetry
 from jobs.train.job import TrainJob
 from jobs.train.settings import TrainSettings
-from jobs.train.task import TrainOrder
+from jobs.train.task import TrainTask
 
 NIGHT = "2026-01-01"
 TELEMETRY: Telemetry | None = None  # of trainings; a test may want to hear them
@@ -49,7 +49,7 @@ class Inline(PoolJob):
 
 
 class InlineStage(Inline, StageJob):
-    def __init__(self, lake: Lake, source: Path | str, night: str = NIGHT, **settings) -> None:
+    def __init__(self, lake: LakePaths, source: Path | str, night: str = NIGHT, **settings) -> None:
         values = {"height": 28, "width": 28, "channels": 1, "rows_per_unit": 100} | settings
         staged = StageSettings(**{"source": str(source), "dataset": "d", **values})
         super().__init__(lake, staged, night, RaySettings())
@@ -72,45 +72,47 @@ class Overtaken(Job):
 
 
 class OvertakenStage(Overtaken, InlineStage):
-    def __init__(self, lake: Lake, source: Path | str, rival: Job, **settings) -> None:
+    def __init__(self, lake: LakePaths, source: Path | str, rival: Job, **settings) -> None:
         super().__init__(lake, source, **settings)
         self.rival = rival
 
 
 class InlineEmbed(Inline, EmbedJob):
-    def __init__(self, lake: Lake, night: str = NIGHT, **settings) -> None:
+    def __init__(self, lake: LakePaths, night: str = NIGHT, **settings) -> None:
         values = {"dataset": "d", "model": "m"} | settings
         super().__init__(lake, EmbedSettings(**values), night, RaySettings())
 
 
 class OvertakenEmbed(Overtaken, InlineEmbed):
-    def __init__(self, lake: Lake, rival: Job, **settings) -> None:
+    def __init__(self, lake: LakePaths, rival: Job, **settings) -> None:
         super().__init__(lake, **settings)
         self.rival = rival
 
 
 class InlineEvaluate(Inline, EvaluateJob):
-    def __init__(self, lake: Lake, night: str = NIGHT, **settings) -> None:
+    def __init__(self, lake: LakePaths, night: str = NIGHT, **settings) -> None:
         values = {"dataset": "d", "model": "m", "samples": 4, "resamples": 100} | settings
         super().__init__(lake, EvaluateSettings(**values), night, RaySettings())
 
 
 class OvertakenEvaluate(Overtaken, InlineEvaluate):
-    def __init__(self, lake: Lake, rival: Job, **settings) -> None:
+    def __init__(self, lake: LakePaths, rival: Job, **settings) -> None:
         super().__init__(lake, **settings)
         self.rival = rival
 
 
 class InlineCompact(Inline, CompactJob):
     @classmethod
-    def of(cls, lake: Lake, kind: str = "dataset", name: str = "d", night: str = NIGHT) -> Self:
+    def of(
+        cls, lake: LakePaths, kind: str = "dataset", name: str = "d", night: str = NIGHT
+    ) -> Self:
         return cls(lake, kind, name, night, RaySettings(), None)
 
 
 class InlineTrain(TrainJob):
     """Training by one rank in this process: the worker's own loop, without Ray Train."""
 
-    def __init__(self, lake: Lake, night: str = NIGHT, **settings) -> None:
+    def __init__(self, lake: LakePaths, night: str = NIGHT, **settings) -> None:
         values = {
             "epochs": 2,
             "latent_dim": 4,
@@ -123,7 +125,7 @@ class InlineTrain(TrainJob):
         super().__init__(lake, trained, night, RaySettings())
         self.executed: list[str] = []
 
-    def fit(self, order: TrainOrder) -> None:
+    def fit(self, order: TrainTask) -> None:
         from jobs.train.finalize import publish
         from jobs.train.loop import Training
         from jobs.train.rank import Rank

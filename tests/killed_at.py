@@ -15,7 +15,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from tests.limits import COMMAND_S
 
 CHANGES = ("os.mkdir", "os.link", "os.rename", "os.remove", "os.rmdir", "os.truncate")
@@ -79,7 +79,7 @@ def _run(
         counted = _Counted(Path(uri.removeprefix("file://")), kill_at)
         sys.addaudithook(counted.hear)
         _wrap(counted)
-    JOBS[name](Lake(uri), source)
+    JOBS[name](LakePaths(uri), source)
     if told is not None:
         told.write_text(str(counted.count))
 

@@ -13,7 +13,7 @@ from jobs.bundles.aliases import moves
 from jobs.engine import runner
 from jobs.engine.report import JobReport
 from jobs.evaluate.compare import Comparison
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import local_path
 from jobs.promote.job import PromoteJob
 from jobs.promote.settings import GateRule, PromoteSettings
@@ -24,7 +24,7 @@ from tests.unit.jobs.promote.test_gate import bundle, differences
 SECOND, THIRD = "b" * 12, "c" * 12
 
 
-def with_bundles(lake: Lake, versions: Iterable[str] = (SECOND, THIRD)) -> Lake:
+def with_bundles(lake: LakePaths, versions: Iterable[str] = (SECOND, THIRD)) -> LakePaths:
     """Model `m` gets more bundles, of its champion's weights."""
     first = champion(lake)
     for version in versions:
@@ -32,13 +32,13 @@ def with_bundles(lake: Lake, versions: Iterable[str] = (SECOND, THIRD)) -> Lake:
     return lake
 
 
-def folder(lake: Lake, version: str) -> Path:
+def folder(lake: LakePaths, version: str) -> Path:
     path = local_path(lake.bundle("m", version))
     assert path is not None
     return path
 
 
-def champion(lake: Lake) -> str:
+def champion(lake: LakePaths) -> str:
     return catalog.aliases(lake, "m")["champion"]
 
 
@@ -53,11 +53,15 @@ class Evaluated:
         monkeypatch.setattr("jobs.promote.job.standing", self.standing)
         monkeypatch.setattr("jobs.promote.job.compare", self.compare)
 
-    def standing(self, lake: Lake, model: str, version: str, dataset: str) -> list[dict[str, Any]]:
+    def standing(
+        self, lake: LakePaths, model: str, version: str, dataset: str
+    ) -> list[dict[str, Any]]:
         rows = self.rows.get(version, bundle())
         return [{**row, "job_id": self.job_id} for row in rows]
 
-    def compare(self, lake: Lake, first: str, second: str, dataset: str, **_how: Any) -> Comparison:
+    def compare(
+        self, lake: LakePaths, first: str, second: str, dataset: str, **_how: Any
+    ) -> Comparison:
         self.asked.append((first, second, dataset))
         return Comparison(first, second, dataset, 500, self.found)
 
@@ -65,28 +69,28 @@ class Evaluated:
         self.found = differences((1.0, 2.0, 3.0))
 
 
-def promotion(lake: Lake, version: str, night: str = NIGHT, **settings: Any) -> PromoteJob:
+def promotion(lake: LakePaths, version: str, night: str = NIGHT, **settings: Any) -> PromoteJob:
     """Without the gate, if it is not asked for."""
     values = {"model": f"m@{version}", "rule": None, "by": "ann"} | settings
     return PromoteJob(lake, PromoteSettings.model_validate(values), night)
 
 
-def promote(lake: Lake, version: str, night: str = NIGHT, **settings: Any) -> JobReport:
+def promote(lake: LakePaths, version: str, night: str = NIGHT, **settings: Any) -> JobReport:
     return runner.run(promotion(lake, version, night, **settings))
 
 
-def gated(lake: Lake, version: str, **settings: Any) -> JobReport:
+def gated(lake: LakePaths, version: str, **settings: Any) -> JobReport:
     return promote(lake, version, **{"rule": GateRule(), **settings})
 
 
-def rollback_job(lake: Lake, night: str = NIGHT, **settings: Any) -> PromoteJob:
+def rollback_job(lake: LakePaths, night: str = NIGHT, **settings: Any) -> PromoteJob:
     values = {"model": "m", "back": True, "by": "ann"} | settings
     return PromoteJob(lake, PromoteSettings.model_validate(values), night)
 
 
-def rollback(lake: Lake, night: str = NIGHT, **settings: Any) -> JobReport:
+def rollback(lake: LakePaths, night: str = NIGHT, **settings: Any) -> JobReport:
     return runner.run(rollback_job(lake, night, **settings))
 
 
-def named(lake: Lake, alias: str = "champion") -> list[str]:
+def named(lake: LakePaths, alias: str = "champion") -> list[str]:
     return [row["version"] for row in moves(lake, "m", alias)]

@@ -14,7 +14,7 @@ from PIL import Image
 
 from jobs.engine import runner
 from jobs.engine.commit import append_rows
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.schemas.catalog import DRIFT, EVALUATIONS
 from jobs.tables import catalog
 from jobs.tables.delta import Table
@@ -60,10 +60,10 @@ def two_nights(
     dataset: str = "d",
     model: str = "m",
     **training: Any,
-) -> Lake:
+) -> LakePaths:
     """A champion each night, the second of more epochs, that embeds what is new."""
     of = {"dataset": dataset, "model": model}
-    lake = Lake((folder / "lake").as_uri())
+    lake = LakePaths((folder / "lake").as_uri())
     rows = [range(first), range(first, first + second)]
     for number, night in enumerate(NIGHTS):
         source = folder / "source" / f"night-{number + 1}.parquet"
@@ -76,7 +76,7 @@ def two_nights(
     return lake
 
 
-def versions(lake: Lake) -> list[str]:
+def versions(lake: LakePaths) -> list[str]:
     """The champions, oldest first."""
     rows = sorted(catalog.catalog_rows(lake, "aliases"), key=lambda row: row["sequence"])
     return [row["version"] for row in rows]
@@ -86,13 +86,13 @@ def _row(spec: Any, **values: Any) -> dict[str, Any]:
     return dict.fromkeys(spec.schema.names) | values
 
 
-def _names(lake: Lake) -> dict[str, str]:
+def _names(lake: LakePaths) -> dict[str, str]:
     """The one model and the one dataset."""
     return {"model": catalog.models(lake)[0], "dataset": catalog.datasets(lake)[0]}
 
 
 def add_evaluation(
-    lake: Lake, version: str, night: str, better_by: float = 0.0, images_version: int = 1
+    lake: LakePaths, version: str, night: str, better_by: float = 0.0, images_version: int = 1
 ) -> None:
     """Invented numbers, with intervals of ± 1; one that could not be had."""
 
@@ -117,7 +117,7 @@ def add_evaluation(
 
 
 def add_drift(
-    lake: Lake, version: str, night: str, p_value: float | None, note: str | None = None
+    lake: LakePaths, version: str, night: str, p_value: float | None, note: str | None = None
 ) -> None:
     """Invented tests of a night; without a p-value, one that was not tested."""
     drifted = None if p_value is None else p_value <= 0.05 / 30
@@ -139,7 +139,7 @@ def add_drift(
     append_rows(Table(lake.catalog("drift"), DRIFT), f"drift-{night}", rows)
 
 
-def judged(lake: Lake) -> None:
+def judged(lake: LakePaths) -> None:
     """Both champions evaluated, a quiet week, then a night that drifted."""
     before, now = versions(lake)
     add_evaluation(lake, before, NIGHTS[0])

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from flows.cli.options import common, given, lake_of, share, work_of
+from flows.cli.options import common, drop_none, lake_of, parse_fraction, work_of
 from jobs.drift.settings import DriftSettings
 from jobs.settings import build
 
@@ -58,8 +58,8 @@ def drift(alpha: str | None, **options: Any) -> None:
 
     Example: latentlake drift --dataset photos --model photos --block-by camera
     """
-    values = given(
-        alpha=share("--alpha", alpha) if alpha else None,
+    values = drop_none(
+        alpha=parse_fraction("--alpha", alpha) if alpha else None,
         **{name: options[name] for name in SETTINGS.split()},
     )
     work = work_of(build(DriftSettings, values), options | NO_WORKERS)

@@ -6,7 +6,16 @@ from typing import Any, get_args
 
 import click
 
-from flows.cli.options import common, given, job_options, lake_of, night_of, run_job, share, work_of
+from flows.cli.options import (
+    common,
+    drop_none,
+    job_options,
+    lake_of,
+    night_of,
+    parse_fraction,
+    run_job,
+    work_of,
+)
 from flows.cli.query import METHOD, METRIC
 from jobs.embed.settings import EmbedSettings, Reconstructions
 from jobs.settings import build
@@ -53,10 +62,10 @@ def embed(dataset: str, model: str, alpha: str | None, **options: Any) -> None:
     plain += ["batch_size", "device", "workers", "min_workers"]
     settings = build(
         EmbedSettings,
-        given(
+        drop_none(
             dataset=dataset,
             model=model,
-            alpha=share("--alpha", alpha) if alpha else None,
+            alpha=parse_fraction("--alpha", alpha) if alpha else None,
             **{name: options[name] for name in plain},
         ),
     )

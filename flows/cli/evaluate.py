@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flows.cli.options import common, given, job_options, lake_of, run_job, work_of
+from flows.cli.options import common, drop_none, job_options, lake_of, run_job, work_of
 from jobs.evaluate.settings import EvaluateSettings
 from jobs.settings import build
 
@@ -34,7 +34,7 @@ def evaluate(**options: Any) -> None:
     Example: latentlake evaluate --dataset photos --model photos@champion
     """
     plain = "dataset model label anomaly samples max_images images_version workers"
-    settings = build(EvaluateSettings, given(**{name: options[name] for name in plain.split()}))
+    settings = build(EvaluateSettings, drop_none(**{name: options[name] for name in plain.split()}))
     work = work_of(settings, options)
     if options["dry_run"]:
         run_job(work, options)

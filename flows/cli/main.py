@@ -20,13 +20,13 @@ from flows.cli.explore import explore
 from flows.cli.models import aliases, promote, rollback
 from flows.cli.options import (
     common,
-    given,
+    drop_none,
     job_options,
     lake_of,
     night_of,
+    parse_fraction,
     ray_settings,
     run_job,
-    share,
     work_of,
 )
 from flows.cli.query import query
@@ -106,14 +106,14 @@ def stage(
     plain = "source dataset format image_column channels fit max_pixels exact rows_per_unit workers"
     settings = build(
         StageSettings,
-        given(
+        drop_none(
             **{name: options[name] for name in plain.split()},
             height=height,
             width=width,
             array_shape=_array_shape(array_shape) if array_shape else None,
             background=_colour(background) if background else None,
-            max_refused=share("--max-refused", max_refused) if max_refused else None,
-            max_removed=share("--max-removed", max_removed) if max_removed else None,
+            max_refused=parse_fraction("--max-refused", max_refused) if max_refused else None,
+            max_removed=parse_fraction("--max-removed", max_removed) if max_removed else None,
         ),
     )
     run_job(work_of(settings, options), options)
@@ -178,8 +178,8 @@ def maintain(
 
     Example: latentlake maintain --keep-days 7
     """
-    values = given(dataset=dataset, model=model, compact=compact, vacuum=vacuum)
-    values |= given(keep_days=options["keep_days"], workers=options["workers"])
+    values = drop_none(dataset=dataset, model=model, compact=compact, vacuum=vacuum)
+    values |= drop_none(keep_days=options["keep_days"], workers=options["workers"])
     settings = build(MaintainSettings, values)
     from flows.output import emit
     from jobs.dispatch.run import run

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flows.cli.options import common, given, lake_of, night_of
+from flows.cli.options import common, drop_none, lake_of, night_of
 from jobs.engine import runner
 from jobs.errors import InputError, JobError
 from jobs.promote.settings import PromoteSettings
@@ -48,7 +48,7 @@ def promote(
     """
     if force and not options["reason"]:
         raise click.UsageError("--force: say why with --reason TEXT")
-    values = given(model=bundle, dataset=dataset, **_told(options))
+    values = drop_none(model=bundle, dataset=dataset, **_told(options))
     if force:
         values["rule"] = None
     elif config is not None:
@@ -72,7 +72,7 @@ def rollback(model: str, back_from: str | None, **options: Any) -> None:
 
     Example: latentlake rollback photos --reason "flags every image since Tuesday"
     """
-    values = given(model=model, back=True, back_from=back_from, **_told(options))
+    values = drop_none(model=model, back=True, back_from=back_from, **_told(options))
     _move(build(PromoteSettings, values), options)
 
 

@@ -15,9 +15,9 @@ from jobs.errors import InputError
 from jobs.settings import build
 
 if TYPE_CHECKING:
-    from jobs.dispatch.request import AnySettings, Work
+    from jobs.dispatch.request import AnySettings, JobRequest
     from jobs.engine.job import Job
-    from jobs.lake.paths import Lake
+    from jobs.lake.paths import LakePaths
 
 DEFAULT_LAKE = "./lake"
 
@@ -37,12 +37,12 @@ def common(function: Callable[..., Any]) -> Callable[..., Any]:
     )(function)
 
 
-def lake_of(uri: str) -> Lake:
+def lake_of(uri: str) -> LakePaths:
     """The lake at a path or URI as a user writes it."""
-    from jobs.lake.paths import Lake
+    from jobs.lake.paths import LakePaths
     from jobs.lake.storage import resolve_uri
 
-    return Lake(resolve_uri(uri))
+    return LakePaths(resolve_uri(uri))
 
 
 def job_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -70,12 +70,12 @@ def job_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return common(function)
 
 
-def given(**values: Any) -> dict[str, Any]:
+def drop_none(**values: Any) -> dict[str, Any]:
     """The options that a user gave."""
     return {name: value for name, value in values.items() if value is not None}
 
 
-def share(option: str, text: str) -> float:
+def parse_fraction(option: str, text: str) -> float:
     """Of a percentage or a fraction. Raises InputError."""
     try:
         return float(text[:-1]) / 100.0 if text.endswith("%") else float(text)
@@ -87,7 +87,7 @@ def ray_settings(options: dict[str, Any]) -> RaySettings:
     """Of the options that job_options added."""
     return build(
         RaySettings,
-        given(
+        drop_none(
             address=options["ray_address"],
             wheel=options["wheel"],
             autoscaling=options["autoscaling"],
@@ -101,26 +101,26 @@ def night_of(options: dict[str, Any]) -> str:
     return valid_night(options["night"] or tonight())
 
 
-def run_job(work: Work | Job, options: dict[str, Any]) -> None:
+def run_job(work: JobRequest | Job, options: dict[str, Any]) -> None:
     """Runs a job, or prints its plan, and tells what it did."""
     from flows.output import emit, report_text
-    from jobs.dispatch.request import Work
+    from jobs.dispatch.request import JobRequest
     from jobs.dispatch.run import job_of, run
     from jobs.engine.report import JobReport
 
     if options["dry_run"]:
-        _print_plan(job_of(work) if isinstance(work, Work) else work, options["as_json"])
+        _print_plan(job_of(work) if isinstance(work, JobRequest) else work, options["as_json"])
         return
-    report = JobReport(**run(work)) if isinstance(work, Work) else runner.run(work)
+    report = JobReport(**run(work)) if isinstance(work, JobRequest) else runner.run(work)
     emit(report.to_dict(), options["as_json"], report_text(report))
 
 
-def work_of(settings: AnySettings, options: dict[str, Any], *, fresh: bool = False) -> Work:
+def work_of(settings: AnySettings, options: dict[str, Any], *, fresh: bool = False) -> JobRequest:
     """With what job_options added."""
-    from jobs.dispatch.request import Work
+    from jobs.dispatch.request import JobRequest
 
     lake = lake_of(options["lake"]).uri
-    return Work.of(settings, lake, night_of(options), ray_settings(options), fresh=fresh)
+    return JobRequest.of(settings, lake, night_of(options), ray_settings(options), fresh=fresh)
 
 
 def _print_plan(job: Job, as_json: bool) -> None:

@@ -6,7 +6,15 @@ from typing import Any, get_args
 
 import click
 
-from flows.cli.options import given, job_options, lake_of, night_of, ray_settings, run_job, work_of
+from flows.cli.options import (
+    drop_none,
+    job_options,
+    lake_of,
+    night_of,
+    ray_settings,
+    run_job,
+    work_of,
+)
 from jobs.errors import InputError
 from jobs.settings import build, load_yaml
 from jobs.sweep import trial as sweep_trial
@@ -59,7 +67,7 @@ def train(
                 raise InputError(f"{key}: write a mapping in {config}, such as {name}: {value}")
             values[key] = {**group, name: value}
     plain = "dataset model epochs batch_size learning_rate latent_dim seed images_version alias "
-    values |= given(**{name: options[name] for name in (plain + "promote workers").split()})
+    values |= drop_none(**{name: options[name] for name in (plain + "promote workers").split()})
     for name in ("dataset", "model"):
         if name not in values:
             raise click.UsageError(f"Missing option '--{name}' (or '{name}' in --config).")
@@ -78,7 +86,7 @@ def sweep(config: str, trials: int | None, **options: Any) -> None:
 
     Example: latentlake sweep --config sweep.yaml --trials 32
     """
-    values = load_yaml(config) | given(trials=trials, concurrent=options["workers"])
+    values = load_yaml(config) | drop_none(trials=trials, concurrent=options["workers"])
     settings = build(SweepSettings, values)
     from flows.output import emit, records_text, report_text
     from jobs.sweep import job as sweeps

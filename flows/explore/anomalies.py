@@ -8,11 +8,11 @@ import panel as pn
 import panel_material_ui as pmui
 
 from flows.explore.image_dialog import ImageDialog
-from flows.explore.state import Held
-from flows.explore.widgets import Notice, Pictures, Rows, filters, number
+from flows.explore.state import ExploreState
+from flows.explore.widgets import Notice, PictureGrid, RowTable, filters, number
 from flows.output import to_records
 from jobs.errors import LatentlakeError
-from jobs.query.nights import Night, nights
+from jobs.query.nights import NightCounts, nights
 from jobs.report.blocks import percent
 
 PAGE = 24
@@ -21,18 +21,18 @@ FLAGGED, RANKED = "flagged, with evidence", "highest scores, flagged or not"
 
 
 class Anomalies:
-    def __init__(self, held: Held, dialog: ImageDialog) -> None:
-        self.held, self.dialog = held, dialog
-        self.nights: dict[str, Night] = {}
-        models = held.models()
+    def __init__(self, state: ExploreState, dialog: ImageDialog) -> None:
+        self.state, self.dialog = state, dialog
+        self.nights: dict[str, NightCounts] = {}
+        models = state.models()
         self.model = pmui.Select(label="Model", options=models)
         self.night = pmui.Select(label="Night", options={})
         self.which = pmui.Select(label="Which", options=[FLAGGED, RANKED], value=FLAGGED)
         self.pages = pmui.Pagination(count=1, value=0)
         self.validity = Notice(sizing_mode="stretch_width", margin=(4, 0, 12, 0))
         self.notice = Notice(sizing_mode="stretch_width", margin=(4, 0, 12, 0))
-        self.pictures = Pictures(sizing_mode="stretch_width", on_open=self._open)
-        self.table = Rows(sizing_mode="stretch_width", on_open=self._open)
+        self.pictures = PictureGrid(sizing_mode="stretch_width", on_open=self._open)
+        self.table = RowTable(sizing_mode="stretch_width", on_open=self._open)
         self.model.param.watch(lambda _: self._list_nights(), "value")
         self.night.param.watch(lambda _: self._first(), "value")
         self.which.param.watch(lambda _: self._first(), "value")
@@ -51,7 +51,7 @@ class Anomalies:
 
     def _list_nights(self) -> None:
         try:
-            found = nights(self.held.embeddings(self.model.value))
+            found = nights(self.state.embeddings(self.model.value))
         except LatentlakeError as error:
             self.notice.say(str(error), "error")
             return
@@ -76,8 +76,8 @@ class Anomalies:
         except LatentlakeError as error:
             self.notice.say(str(error), "error")
 
-    def _show(self, night: Night) -> None:
-        of = self.held.embeddings(self.model.value)
+    def _show(self, night: NightCounts) -> None:
+        of = self.state.embeddings(self.model.value)
         flagged = self.which.value == FLAGGED
         at = self.pages.value * PAGE
         found = of.anomalies(top=at + PAGE + 1, night=night.night, flagged=flagged)
@@ -90,12 +90,12 @@ class Anomalies:
         ids = [row["image_id"] for row in rows]
         score = found.column_names[3]
         lines = _Lines(score, night.calibration_valid)
-        self.pictures.fill(rows, self.held.lake.pictures(ids), lines.of)
+        self.pictures.fill(rows, self.state.lake.pictures(ids), lines.of)
         self.table.fill(
             [_narrow(row, score, night) for row in rows], ids, f"The same, night {night.night}"
         )
 
-    def _say(self, night: Night, any_rows: bool, flagged: bool) -> None:
+    def _say(self, night: NightCounts, any_rows: bool, flagged: bool) -> None:
         if night.calibration_valid:
             text = f"{night.flagged:,} of {night.tested:,} images were flagged at a "
             text += f"false-discovery rate of {percent(night.alpha)}, on average over calibrations"
@@ -128,7 +128,7 @@ class _Lines:
         return [*parts, f"{self.score} {number(row[self.score])}", *label]
 
 
-def _narrow(row: dict[str, Any], score: str, night: Night) -> dict[str, Any]:
+def _narrow(row: dict[str, Any], score: str, night: NightCounts) -> dict[str, Any]:
     names = ("image_id", "q_value", "p_value", "calibration_valid", score, "label", "dataset")
     names += ("source_uri", "source_row", "batch")
     values = {name: row[name] for name in names if name in row}

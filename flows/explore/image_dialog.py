@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import panel_material_ui as pmui
 
-from flows.explore.state import Held
-from flows.explore.widgets import LARGE, Notice, Pictures, Rows, Shown, data_uri
+from flows.explore.state import ExploreState
+from flows.explore.widgets import LARGE, Notice, PictureGrid, RowTable, Shown, data_uri
 from jobs.errors import LatentlakeError
 from jobs.query.image_record import Evidence, evidence
 
@@ -19,15 +19,15 @@ FIRST = ("image_id", "dataset", "label", "split", "night", "source_uri", "source
 class ImageDialog:
     """Opened by whoever shows small pictures; its neighbours open in it."""
 
-    def __init__(self, held: Held) -> None:
-        self.held = held
+    def __init__(self, state: ExploreState) -> None:
+        self.state = state
         self.model: str | None = None
         self.notice = Notice(sizing_mode="stretch_width", margin=(4, 0, 12, 0))
         self.pictures = Shown(sizing_mode="stretch_width")
-        self.staged = Rows(sizing_mode="stretch_width")
-        self.scored = Rows(sizing_mode="stretch_width")
+        self.staged = RowTable(sizing_mode="stretch_width")
+        self.scored = RowTable(sizing_mode="stretch_width")
         self.near_title = pmui.Typography("Nearest neighbours", variant="h6", margin=(10, 0))
-        self.near = Pictures(sizing_mode="stretch_width", on_open=self.show)
+        self.near = PictureGrid(sizing_mode="stretch_width", on_open=self.show)
         self.dialog = pmui.Dialog(
             self.notice,
             self.pictures,
@@ -52,8 +52,8 @@ class ImageDialog:
     def show(self, image_id: str) -> None:
         self.notice.say()
         try:
-            of = self.held.embeddings(self.model) if self.model else None
-            found = evidence(self.held.lake, image_id, of)
+            of = self.state.embeddings(self.model) if self.model else None
+            found = evidence(self.state.lake, image_id, of)
         except LatentlakeError as error:
             self.notice.say(str(error), "error")
             return
@@ -74,8 +74,10 @@ class ImageDialog:
         if not found.scored or self.model is None:
             self.near.items = []
             return
-        rows = self.held.embeddings(self.model).neighbours(found.image_id, k=NEIGHBOURS).to_pylist()
-        pictures = self.held.lake.pictures([row["image_id"] for row in rows])
+        rows = (
+            self.state.embeddings(self.model).neighbours(found.image_id, k=NEIGHBOURS).to_pylist()
+        )
+        pictures = self.state.lake.pictures([row["image_id"] for row in rows])
         self.near.fill(rows, pictures, near_lines)
 
 

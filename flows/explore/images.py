@@ -8,8 +8,8 @@ import panel as pn
 import panel_material_ui as pmui
 
 from flows.explore.image_dialog import ImageDialog
-from flows.explore.state import Held
-from flows.explore.widgets import Notice, Pictures, filters
+from flows.explore.state import ExploreState
+from flows.explore.widgets import Notice, PictureGrid, filters
 from jobs.errors import LatentlakeError
 from jobs.query.image_pages import ImagePages
 from jobs.tables import catalog
@@ -19,9 +19,9 @@ ALL = "all"
 
 
 class Images:
-    def __init__(self, held: Held, dialog: ImageDialog) -> None:
-        self.held, self.dialog = held, dialog
-        datasets = catalog.datasets(held.lake)
+    def __init__(self, state: ExploreState, dialog: ImageDialog) -> None:
+        self.state, self.dialog = state, dialog
+        datasets = catalog.datasets(state.lake)
         self.dataset = pmui.Select(label="Dataset", options=datasets)
         self.split = pmui.Select(label="Split", options=[ALL])
         self.night = pmui.Select(label="Night", options=[ALL])
@@ -29,7 +29,7 @@ class Images:
         self.pages = pmui.Pagination(count=1, value=0, sibling_count=0)
         self.jump = pmui.IntInput(label="Go to page", value=1, start=1)
         self.notice = Notice(sizing_mode="stretch_width", margin=(4, 0, 12, 0))
-        self.pictures = Pictures(sizing_mode="stretch_width", on_open=self._open)
+        self.pictures = PictureGrid(sizing_mode="stretch_width", on_open=self._open)
         self.dataset.param.watch(lambda _: self._list_choices(), "value")
         for choice in (self.split, self.night, self.label):
             choice.param.watch(lambda _: self._first(), "value")
@@ -46,11 +46,11 @@ class Images:
         return [chosen, self.notice, self.pictures, self.pages]
 
     def _open(self, image_id: str) -> None:
-        models = self.held.models()
+        models = self.state.models()
         self.dialog.open(image_id, next(iter(models.values()), None))
 
     @property
-    def asked(self) -> ImagePages:
+    def chosen(self) -> ImagePages:
         given = {
             name: None if choice.value == ALL else choice.value
             for name, choice in (
@@ -59,10 +59,10 @@ class Images:
                 ("label", self.label),
             )
         }
-        return ImagePages(self.held.lake, self.dataset.value, **given)
+        return ImagePages(self.state.lake, self.dataset.value, **given)
 
     def _list_choices(self) -> None:
-        of = ImagePages(self.held.lake, self.dataset.value)
+        of = ImagePages(self.state.lake, self.dataset.value)
         self.listing = True  # the filters change, and none of them is a question
         try:
             for name in ("split", "night", "label"):
@@ -89,10 +89,10 @@ class Images:
 
     def update(self) -> None:
         try:
-            pages = self.asked
+            pages = self.chosen
             count = pages.count()
             rows = pages.page(self.pages.value, PAGE).to_pylist()
-            pictures = self.held.lake.pictures([row["image_id"] for row in rows])
+            pictures = self.state.lake.pictures([row["image_id"] for row in rows])
         except LatentlakeError as error:
             self.notice.say(str(error), "error")
             return

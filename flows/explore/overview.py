@@ -5,8 +5,8 @@ from __future__ import annotations
 import panel as pn
 import panel_material_ui as pmui
 
-from flows.explore.state import Held
-from flows.explore.widgets import Notice, Rows
+from flows.explore.state import ExploreState
+from flows.explore.widgets import Notice, RowTable
 from flows.inventory import inventory
 from jobs.errors import LatentlakeError
 
@@ -19,11 +19,11 @@ NONE = {
 
 
 class Overview:
-    def __init__(self, held: Held) -> None:
-        self.held = held
+    def __init__(self, state: ExploreState) -> None:
+        self.state = state
         self.refresh = pmui.Button(label="Read again", variant="outlined")
         self.notice = Notice(sizing_mode="stretch_width", margin=(4, 0, 12, 0))
-        self.tables = {kind: Rows(sizing_mode="stretch_width") for kind in TITLES}
+        self.tables = {kind: RowTable(sizing_mode="stretch_width") for kind in TITLES}
         self.empty = {
             kind: Notice(sizing_mode="stretch_width", margin=(4, 0, 12, 0)) for kind in TITLES
         }
@@ -36,7 +36,7 @@ class Overview:
 
     def update(self) -> None:
         try:
-            found = inventory(self.held.lake)
+            found = inventory(self.state.lake)
         except LatentlakeError as error:
             self.notice.say(str(error), "error")
             return

@@ -18,7 +18,7 @@ from flows.explore.images import Images
 from flows.explore.overview import Overview
 from flows.explore.search import Search
 from flows.explore.sql import Sql
-from flows.explore.state import Held
+from flows.explore.state import ExploreState
 from flows.explore.widgets import Notice
 
 log = logging.getLogger("latentlake")
@@ -64,19 +64,19 @@ def prepare() -> None:
     pn.extension(nthreads=THREADS)
 
 
-def page(held: Held) -> Callable[[], pmui.Page]:
+def page(state: ExploreState) -> Callable[[], pmui.Page]:
     """What makes the page of a session."""
-    return lambda: _page(held)
+    return lambda: _page(state)
 
 
-def _page(held: Held) -> pmui.Page:
-    dialog = ImageDialog(held)
+def _page(state: ExploreState) -> pmui.Page:
+    dialog = ImageDialog(state)
     makers = {
-        "Anomalies": lambda: Anomalies(held, dialog).view(),
-        "Search": lambda: Search(held, dialog).view(),
-        "Images": lambda: Images(held, dialog).view(),
-        "SQL": lambda: Sql(held, dialog).view(),
-        "Overview": lambda: Overview(held).view(),
+        "Anomalies": lambda: Anomalies(state, dialog).view(),
+        "Search": lambda: Search(state, dialog).view(),
+        "Images": lambda: Images(state, dialog).view(),
+        "SQL": lambda: Sql(state, dialog).view(),
+        "Overview": lambda: Overview(state).view(),
     }
     parts = {name: pmui.Column(sizing_mode="stretch_width", margin=(12, 16)) for name in makers}
     # Not dynamic: what a thread puts into a part while the library makes its model would be lost.

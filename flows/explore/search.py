@@ -10,17 +10,17 @@ import panel as pn
 import panel_material_ui as pmui
 
 from flows.explore.image_dialog import ImageDialog, near_lines
-from flows.explore.state import Held
-from flows.explore.widgets import Notice, Pictures, Shown, filters, number
+from flows.explore.state import ExploreState
+from flows.explore.widgets import Notice, PictureGrid, Shown, filters, number
 from jobs.errors import InputError, LatentlakeError
 
 MOST = 100  # neighbours on a page
 
 
 class Search:
-    def __init__(self, held: Held, dialog: ImageDialog) -> None:
-        self.held, self.dialog = held, dialog
-        models = held.models()
+    def __init__(self, state: ExploreState, dialog: ImageDialog) -> None:
+        self.state, self.dialog = state, dialog
+        models = state.models()
         self.model = pmui.Select(label="Model", options=models)
         self.image_id = pmui.TextInput(
             label="Image id", placeholder="or a unique beginning of it", value=""
@@ -29,8 +29,8 @@ class Search:
         self.file = pmui.FileInput(label="Upload an image", accept="image/*")
         self.search = pmui.Button(label="Search by id", disabled=not models)
         self.notice = Notice(sizing_mode="stretch_width", margin=(4, 0, 12, 0))
-        self.asked = Shown(sizing_mode="stretch_width")
-        self.pictures = Pictures(sizing_mode="stretch_width", on_open=self._open)
+        self.chosen = Shown(sizing_mode="stretch_width")
+        self.pictures = PictureGrid(sizing_mode="stretch_width", on_open=self._open)
         self.file.param.watch(lambda event: self._by_file() if event.new else None, "value")
         self.search.on_click(lambda _: self._by_id())
         self.image_id.param.watch(lambda event: self._by_id() if event.new else None, "value")
@@ -40,14 +40,14 @@ class Search:
 
     def view(self) -> list[pn.viewable.Viewable]:
         chosen = filters(self.model, self.count, self.image_id, self.search, self.file)
-        return [chosen, self.notice, self.asked, self.pictures]
+        return [chosen, self.notice, self.chosen, self.pictures]
 
     def _open(self, image_id: str) -> None:
         self.dialog.open(image_id, self.model.value)
 
     def _by_id(self) -> None:
         given = (self.image_id.value or "").strip().lower()
-        self.asked.items = []
+        self.chosen.items = []
         if not given:
             self.notice.say("Give an image id, or upload a file.", "warning")
             return
@@ -55,7 +55,7 @@ class Search:
 
     def _by_file(self) -> None:
         data, name = self.file.value, str(self.file.filename or "the file")
-        self.asked.items = []
+        self.chosen.items = []
         self.notice.say("Embedding it; the first time takes a few seconds …")
         try:
             found = self._embedded(name, data)
@@ -65,7 +65,7 @@ class Search:
             return
         # The browser made the picture's type out; only its decoders see the bytes.
         uri = "data:application/octet-stream;base64," + base64.b64encode(data).decode()
-        self.asked.items = [{"src": uri, "caption": name}]
+        self.chosen.items = [{"src": uri, "caption": name}]
         p, valid = found["p_value"], found["calibration_valid"]
         text = f"Nearest to {name}, by cosine distance."
         if p is not None:
@@ -80,13 +80,13 @@ class Search:
 
         if not self.model.value:
             raise InputError("nothing has been embedded yet: latentlake embed")
-        return embed_contents(self.held.lake, self.model.value, [(name, data)])[0]
+        return embed_contents(self.state.lake, self.model.value, [(name, data)])[0]
 
     def _show(self, of: str | np.ndarray, text: str) -> None:
         try:
-            model = self.held.embeddings(self.model.value)
+            model = self.state.embeddings(self.model.value)
             rows = model.neighbours(of, k=self.count.value or 12).to_pylist()
-            pictures = self.held.lake.pictures([row["image_id"] for row in rows])
+            pictures = self.state.lake.pictures([row["image_id"] for row in rows])
         except LatentlakeError as error:
             self.pictures.items = []
             self.notice.say(str(error), "error")

@@ -91,7 +91,7 @@ def _server(lake: Lake, port: int) -> Server:
     from panel.io.server import get_server
 
     from flows.explore.page import TITLE, page, prepare
-    from flows.explore.state import Held
+    from flows.explore.state import ExploreState
 
     prepare()
     origins = [f"{name}:{port}" for name in NAMES]
@@ -100,7 +100,7 @@ def _server(lake: Lake, port: int) -> Server:
     settings.allowed_ws_origin = origins
     try:
         server = get_server(
-            {"/": page(Held(lake))},
+            {"/": page(ExploreState(lake))},
             port=port,
             address=HOST,
             websocket_origin=origins,
@@ -120,7 +120,7 @@ def _close(server: Server) -> None:
     """Other hosts' names get nothing, and no other page may take this one into itself."""
     from tornado.web import OutputTransform, RequestHandler
 
-    class Refused(RequestHandler):
+    class RefusedRequest(RequestHandler):
         def prepare(self) -> None:
             self.set_status(403)
             self.finish("this page is for this machine alone")
@@ -134,6 +134,6 @@ def _close(server: Server) -> None:
             headers.pop("Access-Control-Allow-Origin", None)
             return status_code, headers, chunk
 
-    server._tornado.add_handlers(OTHER_HOSTS, [(r".*", Refused)])
-    server._tornado.add_handlers(r".*", [(r"/autoload\.js", Refused)])
+    server._tornado.add_handlers(OTHER_HOSTS, [(r".*", RefusedRequest)])
+    server._tornado.add_handlers(r".*", [(r"/autoload\.js", RefusedRequest)])
     server._tornado.add_transform(WithHeaders)

@@ -8,8 +8,8 @@ import panel as pn
 import panel_material_ui as pmui
 
 from flows.explore.image_dialog import ImageDialog
-from flows.explore.state import SQL_ROWS, SQL_S, Held
-from flows.explore.widgets import Notice, Rows, filters
+from flows.explore.state import SQL_ROWS, SQL_S, ExploreState
+from flows.explore.widgets import Notice, RowTable, filters
 from flows.output import to_records
 from jobs.errors import LatentlakeError
 from jobs.query.views import SPECS
@@ -31,8 +31,8 @@ EXAMPLES = {
 
 
 class Sql:
-    def __init__(self, held: Held, dialog: ImageDialog) -> None:
-        self.held, self.dialog = held, dialog
+    def __init__(self, state: ExploreState, dialog: ImageDialog) -> None:
+        self.state, self.dialog = state, dialog
         first = next(iter(EXAMPLES))
         self.examples = pmui.Select(label="Examples", options=list(EXAMPLES), value=first)
         self.statement = pmui.TextAreaInput(
@@ -45,7 +45,7 @@ class Sql:
         )
         self.run = pmui.Button(label="Run", color="primary")
         self.notice = Notice(sizing_mode="stretch_width", margin=(4, 0, 12, 0))
-        self.table = Rows(sizing_mode="stretch_width", on_open=self._open)
+        self.table = RowTable(sizing_mode="stretch_width", on_open=self._open)
         self.examples.param.watch(self._take_example, "value")
         self.run.on_click(lambda _: self.ask())
         text = (
@@ -57,7 +57,7 @@ class Sql:
         return [filters(self.examples, self.run), self.statement, self.notice, self.table]
 
     def _open(self, image_id: str) -> None:
-        models = self.held.models()
+        models = self.state.models()
         self.dialog.open(image_id, next(iter(models.values()), None))
 
     def _take_example(self, event) -> None:
@@ -69,7 +69,7 @@ class Sql:
         statement = (self.statement.value_input or self.statement.value or "").strip()
         started = time.monotonic()
         try:
-            found, more = self.held.guarded.ask(statement, SQL_ROWS, SQL_S)
+            found, more = self.state.guarded.ask(statement, SQL_ROWS, SQL_S)
             records = to_records(found)
         except (LatentlakeError, OverflowError, ValueError) as error:  # a date that Python has not
             self.table.fill([])

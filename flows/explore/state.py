@@ -13,7 +13,7 @@ SQL_ROWS = 200
 SQL_S = 20.0
 
 
-class Held:
+class ExploreState:
     """Sessions and their threads share it."""
 
     def __init__(self, lake: Lake) -> None:

@@ -87,7 +87,7 @@ class Opening:
             self._on_open(str(data))
 
 
-class Rows(Opening, JSComponent):
+class RowTable(Opening, JSComponent):
     """A table of text. ids: what a row stands for, if it can be opened; told to `on_open`."""
 
     caption = param.String()
@@ -161,7 +161,7 @@ button {{ font: inherit; color: inherit; background: none; border: 0; padding: 0
         self.visible = bool(rows)
 
 
-class Pictures(Opening, JSComponent):
+class PictureGrid(Opening, JSComponent):
     """Pictures with a few words below each; one that is pressed is told to `on_open`."""
 
     items = param.List(doc="of dicts: id, src (data:), alt, lines, strong")

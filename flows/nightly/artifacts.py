@@ -127,7 +127,7 @@ def summary(
     told_too = [report.counts["note"] for report in reports if report.counts.get("note")]
     lines += [line for note in (*told_too, *notes) for line in (note, "")]
     # No table: the page breaks no line in one, and cuts what is too long.
-    lines += [f"- **{report.job} {report.target}**: {told(report)}" for report in reports]
+    lines += [f"- **{report.job} {report.target}**: {report_line(report)}" for report in reports]
     if refused:
         lines += ["", "## Refused", "", "| reason | rows |", "|---|---|"]
         lines += [f"| {row['reason']} | {row['rows']:,} |" for row in refused]
@@ -146,7 +146,7 @@ def _drifted(report: JobReport) -> bool:
     return report.job == "drift" and bool(report.counts.get("drifted"))
 
 
-def told(report: JobReport) -> str:
+def report_line(report: JobReport) -> str:
     """A report in a line: every count that is not zero and not told elsewhere, then the time."""
     if not report.job_ids:
         return "nothing to do"

@@ -34,13 +34,15 @@ def nightly(
     run = opened(config, night, lake)
     settings, limit = run.settings, run.settings.timeouts
     with Steps(run) as steps:
-        steps.do(tasks.stage, settings.stage, limit.stage_s)
+        steps.run_required(tasks.stage, settings.stage, limit.stage_s)
         why = reason_to_train(run.lake, settings.training, settings.retrain, run.night, retrain)
         if why is not None:
             # A model that has been trained with tonight's images cannot tell that they differ.
             steps.look_for_drift(only_by_a_champion=True)
             steps.train(promote=True, why=why)
-        steps.judge(tasks.evaluate, settings.evaluation(settings.embed.model), limit.evaluate_s)
+        steps.run_advisory(
+            tasks.evaluate, settings.evaluation(settings.embed.model), limit.evaluate_s
+        )
         steps.look_for_drift()
         steps.report()
     return steps.end()

@@ -57,7 +57,7 @@ def embed(
     """
     run = opened(config, night, lake)
     with Steps(run) as steps:
-        steps.do(tasks.embed, run.settings.embed, run.settings.timeouts.embed_s)
+        steps.run_required(tasks.embed, run.settings.embed, run.settings.timeouts.embed_s)
     return steps.end()
 
 
@@ -86,7 +86,7 @@ def backfill(
         request["model"] = model
     settings = build(type(run.settings.embed), run.settings.embed.model_dump() | request)
     with Steps(run, model=settings.model) as steps:
-        steps.do(tasks.embed, settings, run.settings.timeouts.backfill_s)
+        steps.run_required(tasks.embed, settings, run.settings.timeouts.backfill_s)
     return steps.end()
 
 

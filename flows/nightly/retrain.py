@@ -10,7 +10,7 @@ from jobs.bundles.manifest import read_about
 from jobs.drift.results import drift_found
 from jobs.engine import records
 from jobs.lake.documents import json_column
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.tables import catalog
 from jobs.train.settings import TrainSettings
 
@@ -30,7 +30,7 @@ class Champion:
     drifted: bool = False
 
 
-def champion_of(lake: Lake, settings: TrainSettings) -> Champion | None:
+def champion_of(lake: LakePaths, settings: TrainSettings) -> Champion | None:
     """The bundle that has the training's alias now; None where there is none."""
     if settings.model not in catalog.models(lake):
         return None
@@ -50,7 +50,7 @@ def champion_of(lake: Lake, settings: TrainSettings) -> Champion | None:
     )
 
 
-def _last_trained(lake: Lake, settings: TrainSettings) -> str | None:
+def _last_trained(lake: LakePaths, settings: TrainSettings) -> str | None:
     """Version of the newest bundle of the model and dataset; None where no run tells."""
     runs = [r for r in catalog.runs(lake) if (r["job"], r["target"]) == ("train", settings.model)]
     versions = [json_column(row, "counts").get("version") for row in runs]
@@ -59,7 +59,7 @@ def _last_trained(lake: Lake, settings: TrainSettings) -> str | None:
     return mine[-1] if mine else None
 
 
-def _dataset(lake: Lake, settings: TrainSettings, version: str) -> str:
+def _dataset(lake: LakePaths, settings: TrainSettings, version: str) -> str:
     return read_about(lake, settings.model, version)["data"]["dataset"]
 
 
@@ -84,7 +84,7 @@ def why_train(
 
 
 def reason_to_train(
-    lake: Lake, settings: TrainSettings, rule: RetrainSettings, night: str, requested: bool
+    lake: LakePaths, settings: TrainSettings, rule: RetrainSettings, night: str, requested: bool
 ) -> str | None:
     """The same of a lake."""
     images = _rows(lake, settings.dataset)
@@ -92,7 +92,7 @@ def reason_to_train(
     return why or ("a training was left unfinished" if left_unfinished(lake, settings) else None)
 
 
-def left_unfinished(lake: Lake, settings: TrainSettings) -> bool:
+def left_unfinished(lake: LakePaths, settings: TrainSettings) -> bool:
     """Whether a training by these settings was given up, as at its timeout: it can go on."""
     plans = records.unfinished_plans(lake, "train", settings.model)
     theirs = [TrainSettings.model_validate(plan.settings) for plan in plans]
@@ -103,6 +103,6 @@ def left_unfinished(lake: Lake, settings: TrainSettings) -> bool:
     )
 
 
-def _rows(lake: Lake, dataset: str, version: int | None = None) -> int:
+def _rows(lake: LakePaths, dataset: str, version: int | None = None) -> int:
     """Of an images snapshot, the newest if no version is given, from the log alone."""
     return sum(file.rows for file in catalog.images_snapshot(lake, dataset, version).files())

@@ -20,7 +20,7 @@ from prefect.runtime import flow_run  # noqa: E402
 from flows.nightly.settings import NightlySettings, load_nightly, tonight  # noqa: E402
 from jobs.cluster.settings import RaySettings  # noqa: E402
 from jobs.errors import LatentlakeError  # noqa: E402
-from jobs.lake.paths import Lake  # noqa: E402
+from jobs.lake.paths import LakePaths  # noqa: E402
 from jobs.lake.storage import resolve_uri  # noqa: E402
 
 # A form refuses what is none, by the pattern; the format gives it a calendar.
@@ -35,7 +35,7 @@ Uri = Annotated[str, Field(json_schema_extra={"pattern": _NO_CREDENTIAL})]
 @dataclasses.dataclass(frozen=True)
 class Opened:
     settings: NightlySettings
-    lake: Lake
+    lake: LakePaths
     night: str
 
     @property
@@ -52,7 +52,7 @@ def opened(config: str, night: dt.date | None, lake: str | None) -> Opened:
     """Raises InputError where the config is none."""
     settings = load_nightly(config)
     uri = resolve_uri(lake or settings.lake)
-    return Opened(settings, Lake(uri), night.isoformat() if night else _due(settings))
+    return Opened(settings, LakePaths(uri), night.isoformat() if night else _due(settings))
 
 
 def _due(settings: NightlySettings) -> str:

@@ -66,7 +66,9 @@ class Steps:
                 raise
             log.exception("what was done cannot be shown")
 
-    def do(self, task: Task[Any, JobReport], settings: Any, seconds: float | None) -> JobReport:
+    def run_required(
+        self, task: Task[Any, JobReport], settings: Any, seconds: float | None
+    ) -> JobReport:
         """One job; given up after as many seconds."""
         report = tasks.limited(task, seconds)(settings, *self.run.at)
         done = {(each.job, each.target) for each in self.reports}
@@ -74,12 +76,12 @@ class Steps:
             self.reports.append(report)
         return report
 
-    def work(
+    def run_deferred(
         self, task: Task[Any, JobReport], settings: Any, seconds: float | None
     ) -> JobReport | None:
         """A job without which others still can be done: a user's mistake waits for `end`."""
         try:
-            return self.do(task, settings, seconds)
+            return self.run_required(task, settings, seconds)
         except InputError as error:
             self.mistakes.append(error)
             return self._not_done(task, settings, error)
@@ -90,7 +92,7 @@ class Steps:
             raise self.mistakes[0]
         return self.reports
 
-    def judge(
+    def run_advisory(
         self, task: Task[Any, JobReport], settings: Any, seconds: float | None
     ) -> JobReport | None:
         """The same of a job that only judges: what it cannot judge is told, and the night goes on.
@@ -100,7 +102,7 @@ class Steps:
         if settings is None:
             return None
         try:
-            return self.do(task, settings, seconds)
+            return self.run_required(task, settings, seconds)
         except (InputError, JobError, TimeoutError) as error:
             return self._not_done(task, settings, error)
 
@@ -120,7 +122,7 @@ class Steps:
         # What a champion cannot embed any more, the next one may.
         do = self.judge if only_by_a_champion else self.work
         do(tasks.embed, settings.embed, limit.embed_s)
-        self.judge(tasks.drift, settings.drift_test, limit.drift_s)
+        self.run_advisory(tasks.drift, settings.drift_test, limit.drift_s)
 
     def _has_champion(self) -> bool:
         try:
@@ -149,7 +151,7 @@ class Steps:
         """
         settings, limit = self.run.settings, self.run.settings.timeouts
         training = settings.training if promote else settings.train
-        trained = self.work(tasks.train, training, limit.train_s)
+        trained = self.run_deferred(tasks.train, training, limit.train_s)
         if trained is None:
             return
         if why is not None and trained.job_ids:
@@ -163,7 +165,9 @@ class Steps:
             self.notes.append(f"{model}@{version} was rolled back: it is not promoted by itself.")
             return
         for one in (current, version):
-            self.judge(tasks.evaluate, settings.evaluation(f"{model}@{one}"), limit.evaluate_s)
+            self.run_advisory(
+                tasks.evaluate, settings.evaluation(f"{model}@{one}"), limit.evaluate_s
+            )
         challenge = PromoteSettings(
             model=f"{model}@{version}",
             alias=training.alias,
@@ -171,6 +175,6 @@ class Steps:
             rule=settings.gate,
             by="nightly",
         )
-        decided = self.judge(tasks.promote, challenge, limit.evaluate_s)
+        decided = self.run_advisory(tasks.promote, challenge, limit.evaluate_s)
         if decided is not None and decided.counts.get("why"):
             self.notes.append(f"{model}@{version}: {decided.counts['why']}")

@@ -15,14 +15,14 @@ from prefect.runtime import flow_run  # noqa: E402
 from flows.nightly.progress import shown_in_prefect  # noqa: E402
 from jobs.cluster.settings import RaySettings  # noqa: E402
 from jobs.dispatch import run  # noqa: E402
-from jobs.dispatch.request import Work  # noqa: E402
+from jobs.dispatch.request import JobRequest  # noqa: E402
 from jobs.drift.settings import DriftSettings  # noqa: E402
 from jobs.embed.settings import EmbedSettings  # noqa: E402
 from jobs.engine.interruptible import apart  # noqa: E402
 from jobs.engine.report import JobReport  # noqa: E402
 from jobs.errors import ClusterError, StorageError  # noqa: E402
 from jobs.evaluate.settings import EvaluateSettings  # noqa: E402
-from jobs.lake.paths import Lake  # noqa: E402
+from jobs.lake.paths import LakePaths  # noqa: E402
 from jobs.maintain.run import maintained_text  # noqa: E402
 from jobs.maintain.settings import MaintainSettings  # noqa: E402
 from jobs.promote.settings import PromoteSettings  # noqa: E402
@@ -62,35 +62,35 @@ RETRY: dict[str, Any] = {
 @task(name="stage", task_run_name="stage {settings.dataset}", **RETRY)
 def stage(settings: StageSettings, lake: str, night: str, ray: RaySettings) -> JobReport:
     with shown_in_prefect(f"stage {settings.dataset}"):
-        return JobReport(**_done(Work.of(settings, lake, night, ray)))
+        return JobReport(**_done(JobRequest.of(settings, lake, night, ray)))
 
 
 @task(name="train", task_run_name="train {settings.model}", **RETRY)
 def train(settings: TrainSettings, lake: str, night: str, ray: RaySettings) -> JobReport:
     with shown_in_prefect(f"train {settings.model}"):
-        return JobReport(**_done(Work.of(settings, lake, night, ray)))
+        return JobReport(**_done(JobRequest.of(settings, lake, night, ray)))
 
 
 @task(name="embed", task_run_name="embed {settings.dataset}", **RETRY)
 def embed(settings: EmbedSettings, lake: str, night: str, ray: RaySettings) -> JobReport:
     with shown_in_prefect(f"embed {settings.dataset}"):
-        return JobReport(**_done(Work.of(settings, lake, night, ray)))
+        return JobReport(**_done(JobRequest.of(settings, lake, night, ray)))
 
 
 @task(name="evaluate", task_run_name="evaluate {settings.model}", **RETRY)
 def evaluate(settings: EvaluateSettings, lake: str, night: str, ray: RaySettings) -> JobReport:
     with shown_in_prefect(f"evaluate {settings.model}"):
-        return JobReport(**_done(Work.of(settings, lake, night, ray)))
+        return JobReport(**_done(JobRequest.of(settings, lake, night, ray)))
 
 
 @task(name="promote", task_run_name="promote {settings.model}", **RETRY)
 def promote(settings: PromoteSettings, lake: str, night: str, ray: RaySettings) -> JobReport:
-    return JobReport(**_done(Work.of(settings, lake, night, ray)))
+    return JobReport(**_done(JobRequest.of(settings, lake, night, ray)))
 
 
 @task(name="drift", task_run_name="drift {settings.dataset}", **RETRY)
 def drift(settings: DriftSettings, lake: str, night: str, ray: RaySettings) -> JobReport:
-    return JobReport(**_done(Work.of(settings, lake, night, ray)))
+    return JobReport(**_done(JobRequest.of(settings, lake, night, ray)))
 
 
 @task(name="report", task_run_name="report {dataset} {night}", **RETRY)
@@ -98,19 +98,19 @@ def report(dataset: str, model: str, lake: str, night: str) -> Report:
     from jobs.report.write import write_report  # brings Bokeh: only where there is a page to write
 
     # Where a timeout is heard: DuckDB and numpy answer when they are done.
-    return apart(lambda: write_report(Lake(lake), dataset, model, night))
+    return apart(lambda: write_report(LakePaths(lake), dataset, model, night))
 
 
 @task(name="maintain", task_run_name="maintain {settings.dataset}", **RETRY)
 def maintain(settings: MaintainSettings, lake: str, night: str, ray: RaySettings) -> dict[str, Any]:
-    done = _done(Work.of(settings, lake, night, ray))
+    done = _done(JobRequest.of(settings, lake, night, ray))
     create_markdown_artifact(
         f"```\n{maintained_text(done)}\n```", description="What was merged and removed"
     )
     return done
 
 
-def _done(work: Work) -> dict[str, Any]:
+def _done(work: JobRequest) -> dict[str, Any]:
     # A run that is tried again hears of the jobs that it had submitted itself.
     return run.run(work, asked_by=flow_run.id or "")
 

@@ -12,19 +12,19 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.engine.plan import Plan
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.schemas.catalog import ALIASES
 from jobs.tables import catalog
 from jobs.tables.data_file import Output
 from jobs.tables.delta import Snapshot
 from jobs.tables.shards import write_shard
 
-Rows = Sequence[dict[str, Any]]
+AliasRows = Sequence[dict[str, Any]]
 
 ROLLBACK = "rollback"  # the job that takes a move back; its ids start so
 
 
-def moves(lake: Lake, model: str, alias: str) -> list[dict[str, Any]]:
+def moves(lake: LakePaths, model: str, alias: str) -> list[dict[str, Any]]:
     """Rows of the aliases table that gave this alias, oldest first; nothing is ever taken out.
 
     Columns that the table has not had yet are null.
@@ -35,7 +35,7 @@ def moves(lake: Lake, model: str, alias: str) -> list[dict[str, Any]]:
     return [known | row for row in sorted(mine, key=lambda row: row["sequence"])]
 
 
-def before(rows: Rows) -> str | None:
+def before(rows: AliasRows) -> str | None:
     """The version that a rollback goes to; None where there is none.
 
     Like undo: a move is put on top of what the alias named, a rollback takes it off again. So
@@ -53,7 +53,7 @@ def before(rows: Rows) -> str | None:
     return named[-2] if len(named) > 1 else None
 
 
-def was_taken_back(rows: Rows, version: str) -> bool:
+def was_taken_back(rows: AliasRows, version: str) -> bool:
     """Whether the last move away from the version was a rollback."""
     away = [b for a, b in itertools.pairwise(rows) if a["version"] == version]
     return bool(away) and _is_rollback(away[-1])
@@ -63,14 +63,14 @@ def _is_rollback(row: dict[str, Any]) -> bool:
     return (row["job_id"] or "").startswith(f"{ROLLBACK}-")
 
 
-def last_move_text(rows: Rows) -> str:
+def last_move_text(rows: AliasRows) -> str:
     """Who moved the alias to what, in words. rows: at least one."""
     last = rows[-1]
     return f"moved to {last['version']} by {last['moved_by'] or 'somebody'} (job {last['job_id']})"
 
 
 def next_row(
-    lake: Lake, head: Snapshot, plan: Plan, *, alias: str, version: str, reason: str, by: str
+    lake: LakePaths, head: Snapshot, plan: Plan, *, alias: str, version: str, reason: str, by: str
 ) -> Output:
     """A file with the row that gives the alias of the plan's target to a version.
 
@@ -100,7 +100,7 @@ def user() -> str:
         return f"uid {os.getuid()}" if hasattr(os, "getuid") else "unknown"
 
 
-def history(lake: Lake, model: str, alias: str | None = None) -> list[dict[str, Any]]:
+def history(lake: LakePaths, model: str, alias: str | None = None) -> list[dict[str, Any]]:
     """Every move of one alias, or of all of the model's, oldest first, for people.
 
     at: wall clock of the commit; null where its job was killed before it could tell, and has not
@@ -125,5 +125,5 @@ def history(lake: Lake, model: str, alias: str | None = None) -> list[dict[str, 
     return sorted(found, key=lambda row: row["sequence"])
 
 
-def _pairs(rows: Rows) -> list[tuple[dict[str, Any] | None, dict[str, Any]]]:
+def _pairs(rows: AliasRows) -> list[tuple[dict[str, Any] | None, dict[str, Any]]]:
     return list(zip([None, *rows[:-1]], rows, strict=True))

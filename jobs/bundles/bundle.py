@@ -22,7 +22,7 @@ from jobs.bundles.device import can_compile, place
 from jobs.bundles.manifest import AGAIN, FORMAT, Compute, compute_of, read_about
 from jobs.errors import InputError, JobError
 from jobs.lake.documents import checked, reading
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import create_or_keep, join, read
 from vae_core.autoencoder import Autoencoder
 from vae_core.config import ModelConfig
@@ -87,7 +87,7 @@ def make_scorer(
     )
 
 
-def save(lake: Lake, bundle: Bundle) -> None:
+def save(lake: LakePaths, bundle: Bundle) -> None:
     """Writes the bundle, `model.json` last; a complete one of that version is kept."""
     folder = lake.bundle(bundle.model, bundle.version)
     if not np.isfinite(bundle.calibration_scores).all():
@@ -136,7 +136,7 @@ def _written(folder: str, name: str) -> bytes:
     return data
 
 
-def load(lake: Lake, model: str, version: str) -> Bundle:
+def load(lake: LakePaths, model: str, version: str) -> Bundle:
     """Raises InputError that names what is missing or broken."""
     folder = lake.bundle(model, version)
     about = read_about(lake, model, version)

@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 from jobs.errors import InputError
 from jobs.hashing import digest
 from jobs.lake.documents import checked, damaged, parsed
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import exists, join, read_if_there
 from jobs.lake.uri import is_plain
 from jobs.schemas.dataset import PREPROCESSING
@@ -72,7 +72,7 @@ class _Metrics(_Part):
     validation_kl_nats: NotRequired[float | None]
 
 
-class _About(_Part):
+class _Manifest(_Part):
     """What every model.json says: the bundle cannot be read without it."""
 
     files: _Files
@@ -151,12 +151,12 @@ def require_same_images(
     require_same_preprocessing(about, name)
 
 
-def is_there(lake: Lake, model: str, model_version: str) -> bool:
+def is_there(lake: LakePaths, model: str, model_version: str) -> bool:
     """Whether a bundle is complete."""
     return exists(join(lake.bundle(model, model_version), "model.json"))
 
 
-def read_about(lake: Lake, model: str, model_version: str) -> dict[str, Any]:
+def read_about(lake: LakePaths, model: str, model_version: str) -> dict[str, Any]:
     """Raises InputError where the bundle is not complete, or newer than this code."""
     folder = lake.bundle(model, model_version)
     data = read_if_there(join(folder, "model.json"))
@@ -169,5 +169,5 @@ def read_about(lake: Lake, model: str, model_version: str) -> dict[str, Any]:
         raise InputError(f"{folder} was written by a newer latentlake; upgrade this one")
     if written != FORMAT:
         raise damaged(uri, f"it is of format {written!r}", AGAIN)
-    checked(_About, about, uri, AGAIN)
+    checked(_Manifest, about, uri, AGAIN)
     return about

@@ -20,7 +20,7 @@ from jobs.cluster.worker import ImportedWorker, WorkerFactory, Workers
 from jobs.engine.plan import JobContext, Plan, Unit
 from jobs.engine.progress import Progress
 from jobs.engine.records import save_completion
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import begin
 
 log = logging.getLogger("latentlake")
@@ -33,7 +33,7 @@ class _UnitActor:
     def __init__(
         self,
         factory: WorkerFactory,
-        lake: Lake,
+        lake: LakePaths,
         context: JobContext,
         device: str,
         metrics: tuple[str, str],
@@ -62,7 +62,7 @@ class _UnitActor:
 
 def run_units(
     factory: WorkerFactory,
-    lake: Lake,
+    lake: LakePaths,
     plan: Plan,
     units: Iterable[Unit],
     *,

@@ -40,7 +40,7 @@ class ForkServer:
 
     def __init__(self, folder: Path) -> None:
         """folder: a private one, for the socket."""
-        self.told: set[str] = set()
+        self.requested: set[str] = set()
         path = str(folder / "forks")
         # Bound here, so that a worker that asks while the server still starts waits for it.
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
@@ -67,8 +67,8 @@ class ForkServer:
         None may import Ray: the server gives up where one does, and workers start as Ray does it.
         """
         assert self.process.stdin is not None
-        new = [name for name in modules if name not in self.told]
-        self.told.update(new)
+        new = [name for name in modules if name not in self.requested]
+        self.requested.update(new)
         with contextlib.suppress(OSError):  # where it has ended, workers start as Ray starts them
             self.process.stdin.write("".join(f"{name}\n" for name in new).encode())
             self.process.stdin.flush()

@@ -9,14 +9,19 @@ from jobs.cluster.settings import RaySettings
 from jobs.cluster.worker import WorkerFactory, Workers
 from jobs.engine.job import Job
 from jobs.engine.plan import Plan, Unit
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 
 
 class PoolJob(Job):
     """A job whose units run in a pool of Ray actors."""
 
     def __init__(
-        self, lake: Lake, target: str, night: str, ray_settings: RaySettings, workers: int | None
+        self,
+        lake: LakePaths,
+        target: str,
+        night: str,
+        ray_settings: RaySettings,
+        workers: int | None,
     ) -> None:
         """workers: None for one a CPU."""
         super().__init__(lake, target)

@@ -16,7 +16,7 @@ SAME_CRASHES = 3
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
-class Board:
+class StatusActor:
     """Where the first rank writes what the driver shows, and any rank why all should end."""
 
     def __init__(self) -> None:

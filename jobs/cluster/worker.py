@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from jobs.engine.plan import Completion, JobContext, Unit
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 
 
 class Worker(Protocol):
@@ -19,7 +19,7 @@ class Worker(Protocol):
         ...
 
 
-WorkerFactory = Callable[[Lake, JobContext], Worker]
+WorkerFactory = Callable[[LakePaths, JobContext], Worker]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class ImportedWorker:
     module: str
     name: str
 
-    def __call__(self, lake: Lake, context: JobContext) -> Worker:
+    def __call__(self, lake: LakePaths, context: JobContext) -> Worker:
         return getattr(importlib.import_module(self.module), self.name)(lake, context)
 
 

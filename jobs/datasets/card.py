@@ -18,7 +18,7 @@ from jobs.datasets.image_shards import STATISTICS, ImageStatistics, counted
 from jobs.datasets.splits import pixels_of
 from jobs.imaging.contact_sheet import Row, contact_sheet
 from jobs.lake.documents import parsed, reading, unreadable
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import create_or_keep, join, read_if_there
 from jobs.schemas.dataset import image_shape_of
 from jobs.tables import catalog
@@ -33,12 +33,12 @@ SHEET_ROWS, SHEET_COLUMNS = 6, 12
 LOOK = ("fit", "background", "exact")
 
 
-def card_uri(lake: Lake, dataset: str, version: int, ending: str) -> str:
+def card_uri(lake: LakePaths, dataset: str, version: int, ending: str) -> str:
     """ending: json or png."""
     return join(lake.dataset(dataset, "cards"), f"{version:08d}.{ending}")
 
 
-def dataset_card(lake: Lake, dataset: str, version: int | None = None) -> dict[str, Any]:
+def dataset_card(lake: LakePaths, dataset: str, version: int | None = None) -> dict[str, Any]:
     """The card of a snapshot, the newest published one if None.
 
     Raises InputError for an unknown dataset or version.
@@ -54,7 +54,7 @@ def dataset_card(lake: Lake, dataset: str, version: int | None = None) -> dict[s
     return card
 
 
-def write_card(lake: Lake, dataset: str, images: Snapshot) -> dict[str, Any]:
+def write_card(lake: LakePaths, dataset: str, images: Snapshot) -> dict[str, Any]:
     """Writes the picture, then the numbers; what is there already stays."""
     card = {
         "dataset": dataset,
@@ -116,7 +116,7 @@ def _near_duplicates(images: Snapshot) -> dict[str, int]:
         }
 
 
-def _sources(lake: Lake, dataset: str) -> dict[str, Any]:
+def _sources(lake: LakePaths, dataset: str) -> dict[str, Any]:
     """Of every source row that is there now: its fate; of the refused, why."""
     versions = catalog.published_versions(lake)
     fates: Counter[str] = Counter()
@@ -130,7 +130,7 @@ def _sources(lake: Lake, dataset: str) -> dict[str, Any]:
 
 
 def _published(
-    lake: Lake, dataset: str, table: str, columns: list[str], versions: dict[str, int]
+    lake: LakePaths, dataset: str, table: str, columns: list[str], versions: dict[str, int]
 ) -> Iterator[Any]:
     uri = lake.dataset(dataset, table)
     snapshot = open_snapshot(uri, versions.get(uri.removeprefix(lake.uri + "/")))

@@ -12,7 +12,7 @@ from typing import Any
 from jobs import garbage_collection
 from jobs.dispatch import log_protocol
 from jobs.dispatch.log_protocol import VERSION, WORK, version
-from jobs.dispatch.request import Work
+from jobs.dispatch.request import JobRequest
 from jobs.dispatch.run import run_here
 from jobs.engine.progress import listening
 from jobs.errors import InputError, JobError, LatentlakeError
@@ -29,7 +29,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _stop)
     try:
         _same_version(os.environ[VERSION])
-        work = Work.model_validate_json(os.environ[WORK])
+        work = JobRequest.model_validate_json(os.environ[WORK])
         with listening(log_protocol.tell_progress):
             log_protocol.tell("result", run_here(work))
     except LatentlakeError as error:

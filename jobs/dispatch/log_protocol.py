@@ -56,7 +56,7 @@ class LogLines(logging.Handler):
         tell("log", [record.levelno, record.getMessage()])
 
 
-class Heard:
+class LogReader:
     """The other end: passes on what a log tells, and keeps how the job ended."""
 
     def __init__(self) -> None:

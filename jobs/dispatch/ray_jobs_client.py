@@ -29,7 +29,7 @@ REPLACES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 _SILENT = re.compile(r"status code 5\d\d")  # a dashboard that starts anew, an agent that has gone
 
 
-class Taken(Exception):
+class SubmissionExists(Exception):
     """A submission of that id is there."""
 
 
@@ -72,7 +72,7 @@ class JobApi:
                 self._client.submit_job(submission_id=submission, **what)
             except RuntimeError as error:
                 if "already exists" in str(error):
-                    raise Taken from error
+                    raise SubmissionExists from error
                 raise
 
         self._asked(submit)

@@ -36,7 +36,7 @@ KINDS: dict[str, type[AnySettings]] = {
 }
 
 
-class Work(Settings):
+class JobRequest(Settings):
     """One call of one of the jobs, wherever it runs."""
 
     kind: Literal["stage", "train", "embed", "evaluate", "drift", "promote", "maintain"]
@@ -49,7 +49,7 @@ class Work(Settings):
     @classmethod
     def of(
         cls, settings: AnySettings, lake: str, night: str, ray: RaySettings, *, fresh: bool = False
-    ) -> Work:
+    ) -> JobRequest:
         """lake: its URI."""
         kind = next(name for name, known in KINDS.items() if known is type(settings))
         values = settings.model_dump(mode="json")

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from jobs.dispatch.request import KINDS, Work
+from jobs.dispatch.request import KINDS, JobRequest
 from jobs.drift.settings import DriftSettings
 from jobs.embed.settings import EmbedSettings
 from jobs.engine import runner
 from jobs.engine.job import Job
 from jobs.evaluate.settings import EvaluateSettings
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.maintain.settings import MaintainSettings
 from jobs.promote.settings import PromoteSettings
 from jobs.stage.settings import StageSettings
 from jobs.train.settings import TrainSettings
 
 
-def job_of(work: Work) -> Job:
+def job_of(work: JobRequest) -> Job:
     """The job itself; of maintain, which is several, there is none."""
-    lake, settings = Lake(work.lake), KINDS[work.kind].model_validate(work.settings)
+    lake, settings = LakePaths(work.lake), KINDS[work.kind].model_validate(work.settings)
     match settings:
         case StageSettings():
             from jobs.stage.job import StageJob
@@ -48,7 +48,7 @@ def job_of(work: Work) -> Job:
     raise AssertionError(f"{work.kind} is no job of one plan")
 
 
-def run(work: Work, asked_by: str = "") -> dict[str, Any]:
+def run(work: JobRequest, asked_by: str = "") -> dict[str, Any]:
     """Run it here, or as a Ray job of a cluster that takes those.
 
     Returns a JobReport as a dict, or what maintain reports. asked_by: names who asks; asked
@@ -61,11 +61,11 @@ def run(work: Work, asked_by: str = "") -> dict[str, Any]:
     return run_here(work)
 
 
-def run_here(work: Work) -> dict[str, Any]:
+def run_here(work: JobRequest) -> dict[str, Any]:
     """Run it in this process."""
     if work.kind == "maintain":
         from jobs.maintain.run import maintain
 
         settings = MaintainSettings.model_validate(work.settings)
-        return maintain(Lake(work.lake), settings, work.night, work.ray)
+        return maintain(LakePaths(work.lake), settings, work.night, work.ray)
     return runner.run(job_of(work)).to_dict()

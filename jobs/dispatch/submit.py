@@ -17,9 +17,9 @@ from typing import Any
 
 from ray.job_submission import JobDetails, JobStatus
 
-from jobs.dispatch.log_protocol import VERSION, WORK, Heard, version
-from jobs.dispatch.ray_jobs_client import POLL_S, JobApi, Taken
-from jobs.dispatch.request import Work
+from jobs.dispatch.log_protocol import VERSION, WORK, LogReader, version
+from jobs.dispatch.ray_jobs_client import POLL_S, JobApi, SubmissionExists
+from jobs.dispatch.request import JobRequest
 from jobs.errors import ClusterError, InputError, JobError, LatentlakeError
 from jobs.hashing import digest
 from jobs.lake.paths import valid_name
@@ -37,7 +37,7 @@ KILLED = 128  # exit codes from here on are signals
 ENTRY = "python -P -m jobs.dispatch.entrypoint"
 
 
-def run_on_cluster(work: Work, asked_by: str = "") -> dict[str, Any]:
+def run_on_cluster(work: JobRequest, asked_by: str = "") -> dict[str, Any]:
     """What the job returns. Raises its own error, or ClusterError where the cluster loses it.
 
     asked_by: who hears of a submission of theirs that has ended well meanwhile; nobody if empty.
@@ -62,7 +62,7 @@ def stop_all_of(address: str, asked_by: str) -> None:
             api.stop(str(job.submission_id))
 
 
-def submission_name(work: Work) -> str:
+def submission_name(work: JobRequest) -> str:
     """Of all submissions of this work, such as latentlake-stage-photos-2026-11-21-0123456789ab."""
     values = work.model_dump(mode="json", exclude={"ray": {"address", "wheel"}})
     key = digest(values, version(), _content(work.ray.wheel), length=12)
@@ -70,7 +70,7 @@ def submission_name(work: Work) -> str:
     return f"latentlake-{work.kind}-{target}-{work.night}-{key}"
 
 
-def _for_elsewhere(work: Work) -> Work:
+def _for_elsewhere(work: JobRequest) -> JobRequest:
     """With names that hold there: a path is one of this side. Raises InputError for a wrong one."""
     for kind in ("dataset", "model"):
         if (name := work.settings.get(kind)) is not None:
@@ -112,7 +112,7 @@ def _shipped(wheel: str | None) -> Iterator[dict[str, Any]]:
 class _Run:
     """One call's way to the result of its work."""
 
-    def __init__(self, api: JobApi, work: Work, asked_by: str) -> None:
+    def __init__(self, api: JobApi, work: JobRequest, asked_by: str) -> None:
         self.api = api
         self.work = work
         self.asked_by = asked_by
@@ -148,7 +148,7 @@ class _Run:
             return None
         if not self.asked_by or _asked_by(last) != self.asked_by:
             return None
-        return self._read(last, Heard()).result
+        return self._read(last, LogReader()).result
 
     def _submit(self, last: JobDetails | None) -> bool:
         """Whether it was this one that did."""
@@ -165,15 +165,17 @@ class _Run:
                     runtime_env={**runtime_env, "env_vars": env},
                     metadata={"asked_by": self.asked_by, "latentlake": version()},
                 )
-            except Taken:  # another one asks for the same, or an answer to ourselves was lost
+            except (
+                SubmissionExists
+            ):  # another one asks for the same, or an answer to ourselves was lost
                 log.info("following the Ray job %s", self.submission)
                 return False
         log.info("submitted as the Ray job %s", self.submission)
         return True
 
-    def _follow(self) -> tuple[JobDetails, Heard]:
+    def _follow(self) -> tuple[JobDetails, LogReader]:
         """Passes its log on until it ends."""
-        log, next_read = Heard(), 0.0
+        log, next_read = LogReader(), 0.0
         while True:
             info = self.api.info(self.submission)
             if info.status.is_terminal():
@@ -185,7 +187,7 @@ class _Run:
                 next_read = time.monotonic() + max(POLL_S, read / BYTES_PER_S)
             time.sleep(POLL_S)
 
-    def _read(self, info: JobDetails, log: Heard) -> Heard:
+    def _read(self, info: JobDetails, log: LogReader) -> LogReader:
         """All that a job that has ended told; where its log is away, what had been heard."""
         with contextlib.suppress(ClusterError):
             log.text(self.api.log(str(info.submission_id), LOG_S), all_of_it=True)
@@ -207,7 +209,7 @@ def _asked_by(job: JobDetails) -> str | None:
     return (job.metadata or {}).get("asked_by")
 
 
-def _outcome(submission: str, info: JobDetails, log: Heard) -> dict[str, Any]:
+def _outcome(submission: str, info: JobDetails, log: LogReader) -> dict[str, Any]:
     if info.status == JobStatus.SUCCEEDED and log.result is not None:
         return log.result
     if log.error is not None:

@@ -18,11 +18,11 @@ from jobs.drift import results as drift_results
 from jobs.drift.settings import DriftRule, DriftSettings
 from jobs.engine import records
 from jobs.engine.interruptible import apart
-from jobs.engine.job import Job, OutOfDate
-from jobs.engine.plan import Completion, Plan, Settled, Unit
+from jobs.engine.job import Job, StalePlan
+from jobs.engine.plan import CommitPlan, Completion, Plan, Unit
 from jobs.errors import InputError
 from jobs.hashing import digest
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import join
 from jobs.schemas.catalog import DRIFT
 from jobs.schemas.model import ANOMALIES, BATCHES, EMBED_TABLES, RECONSTRUCTIONS
@@ -40,7 +40,7 @@ class DriftJob(Job):
     name = "drift"
     rows_counted = "arrivals"
 
-    def __init__(self, lake: Lake, settings: DriftSettings, night: str) -> None:
+    def __init__(self, lake: LakePaths, settings: DriftSettings, night: str) -> None:
         catalog.require_dataset(lake, settings.dataset)
         model, self.version = catalog.resolve_model(lake, settings.model)
         super().__init__(lake, model)
@@ -147,7 +147,7 @@ class DriftJob(Job):
     def idle(self, plan: Plan) -> tuple[str, dict[str, Any]]:
         return "nothing to do: no image has come since the last judgement", {}
 
-    def claims(self, plan: Plan) -> bool:
+    def owns(self, plan: Plan) -> bool:
         """Also of other settings: what was begun is finished, and judged once."""
         return all(plan.settings[name] == value for name, value in self._partition.items())
 
@@ -158,12 +158,12 @@ class DriftJob(Job):
 
     def _require_current(self, plan: Plan) -> None:
         if len(self._judgements()) != plan.settings["judgements"]:
-            raise OutOfDate("another job has judged meanwhile")
+            raise StalePlan("another job has judged meanwhile")
         if self._embeddings_version == plan.base["embeddings"]:
             return
         live = {i for rows in self._arrivals() for i in rows["job_id"].unique().to_pylist()}
         if not set(_embed_jobs(plan)) <= live:
-            raise OutOfDate("its images have been embedded again, or have left")
+            raise StalePlan("its images have been embedded again, or have left")
 
     def execute(self, plan: Plan, units: Iterable[Unit]) -> None:
         for unit in units:
@@ -231,7 +231,7 @@ class DriftJob(Job):
 
     def settle(
         self, plan: Plan, completions: dict[str, Completion], head: Snapshot
-    ) -> list[Unit] | Settled:
+    ) -> list[Unit] | CommitPlan:
         self._require_current(plan)
         judged = completions[plan.units[0].unit_id]
         rewrites = self._rewrites(plan) if judged.details["drifted"] else []
@@ -240,7 +240,7 @@ class DriftJob(Job):
             return missing
         done = [completions[unit.unit_id] for unit in rewrites]
         tables = self.tables(plan)
-        return Settled(
+        return CommitPlan(
             files={
                 t.uri: [o for c in [*done, judged] for o in c.outputs_of(t.spec.name)]
                 for t in tables

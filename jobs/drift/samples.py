@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from jobs.drift.features import pixel_columns, score_columns, source_columns
 from jobs.drift.settings import DriftRule
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import join
 from jobs.schemas.dataset import SPLITS, image_shape_of
 from jobs.schemas.model import UNKNOWN
@@ -82,7 +82,7 @@ class Question:
         return {"model_version": self.version, "dataset": self.dataset}
 
 
-def read_sides(lake: Lake, question: Question, rule: DriftRule) -> Sides:
+def read_sides(lake: LakePaths, question: Question, rule: DriftRule) -> Sides:
     """Both sides' numbers."""
     images = catalog.images_snapshot(lake, question.dataset, question.images_version)
     embeddings = open_snapshot(lake.model(question.model, "embeddings"))
@@ -269,7 +269,7 @@ def runs(count: int, length: int) -> np.ndarray:
 
 
 def _refusals(
-    lake: Lake, question: Question, nights: pa.ChunkedArray, block: int
+    lake: LakePaths, question: Question, nights: pa.ChunkedArray, block: int
 ) -> Refusals | None:
     """Of neighbours in the table of sources, blocks of which a row was refused; None where there is
     no night before."""

@@ -29,7 +29,7 @@ PLACE = ("max_patch_y", "max_patch_x")
 
 
 @dataclasses.dataclass(frozen=True)
-class Batch:
+class FlaggedBatch:
     """first, last: versions of the images table whose images may be in it. number: of the batches
     that end with that version. calibration: images. valid: its p-values."""
 
@@ -55,7 +55,7 @@ class Flagged:
     batch: dict[str, Any]
 
 
-def flag(batch: Batch, files: Sequence[str]) -> Flagged:
+def flag(batch: FlaggedBatch, files: Sequence[str]) -> Flagged:
     """The anomalies of a batch.
 
     files: URIs of its embeddings. Memory is that of a file, of the distinct p-values and of the
@@ -114,7 +114,7 @@ def _worst_first(rows: pa.Table, decision_score: str) -> pa.Table:
     return rows.sort_by(order)
 
 
-def _columns(batch: Batch, rows: pa.Table, q_N: np.ndarray) -> dict[str, Any]:
+def _columns(batch: FlaggedBatch, rows: pa.Table, q_N: np.ndarray) -> dict[str, Any]:
     count = rows.num_rows
     latents, kl = _largest_kl(rows["embedding"], rows["embedding_log_var"])
     return {

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from jobs.bundles.manifest import read_about
 from jobs.embed.tables import embed_tables
 from jobs.engine.job import Job
-from jobs.engine.plan import Completion, Plan, Settled, Unit
+from jobs.engine.plan import CommitPlan, Completion, Plan, Unit
 from jobs.errors import InputError
 from jobs.hashing import digest
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import delete_tree
 from jobs.schemas.model import EMBED_TABLES, MAPS, RECONSTRUCTIONS
 from jobs.search.index import index_folder
@@ -24,7 +24,7 @@ class DropJob(Job):
     name = "drop"
     rows_counted = "dropped"
 
-    def __init__(self, lake: Lake, model: str, dataset: str | None, night: str) -> None:
+    def __init__(self, lake: LakePaths, model: str, dataset: str | None, night: str) -> None:
         """model: NAME@VERSION or NAME@ALIAS. dataset: all of them if None."""
         if "@" not in model:
             raise InputError(f"{model}: say which version to drop, as in {model}@VERSION")
@@ -77,7 +77,7 @@ class DropJob(Job):
         embeddings = open_snapshot(self.lake.model(self.target, "embeddings"))
         return embeddings.file_uris(self._partition) if embeddings is not None else []
 
-    def claims(self, plan: Plan) -> bool:
+    def owns(self, plan: Plan) -> bool:
         return plan.fingerprint == digest(self._partition)
 
     def execute(self, plan: Plan, units: Iterable[Unit]) -> None:
@@ -85,11 +85,11 @@ class DropJob(Job):
 
     def settle(
         self, plan: Plan, completions: dict[str, Completion], head: Snapshot
-    ) -> list[Unit] | Settled:
+    ) -> list[Unit] | CommitPlan:
         tables = self.tables(plan)
         snapshots = {table.uri: table.snapshot() for table in tables}
         gone = {u: s.files(self._partition) if s is not None else [] for u, s in snapshots.items()}
-        return Settled(
+        return CommitPlan(
             files={table.uri: [] for table in tables},
             removed={uri: [file.path for file in files] for uri, files in gone.items()},
             counts={
@@ -98,6 +98,6 @@ class DropJob(Job):
             },
         )
 
-    def after(self, plan: Plan) -> None:
+    def post_commit(self, plan: Plan) -> None:
         """What derives from the version's embeddings goes, too."""
         delete_tree(index_folder(self.lake, self.target, plan.settings["model_version"]))

@@ -23,9 +23,9 @@ from jobs.embed.reconcile import PER_IMAGE, EmbedSettle
 from jobs.embed.sampling import in_sample
 from jobs.embed.settings import EmbedSettings
 from jobs.embed.tables import embed_tables
-from jobs.engine.plan import Completion, Plan, Settled, Unit, slices
+from jobs.engine.plan import CommitPlan, Completion, Plan, Unit, slices
 from jobs.hashing import digest
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import join
 from jobs.schemas.dataset import PREPROCESSING, image_shape_of
 from jobs.schemas.model import EMBED_TABLES, RECONSTRUCTIONS
@@ -72,7 +72,7 @@ class EmbedJob(PoolJob):
     rows_counted = "embedded"
 
     def __init__(
-        self, lake: Lake, settings: EmbedSettings, night: str, ray_settings: RaySettings
+        self, lake: LakePaths, settings: EmbedSettings, night: str, ray_settings: RaySettings
     ) -> None:
         catalog.require_dataset(lake, settings.dataset)
         model, version = catalog.resolve_model(lake, settings.model)
@@ -232,10 +232,10 @@ class EmbedJob(PoolJob):
         snapshot = open_snapshot(self.lake.model(self.target, table))
         return snapshot.image_ids(self.partition) if snapshot is not None else IdSet()
 
-    def claims(self, plan: Plan) -> bool:
+    def owns(self, plan: Plan) -> bool:
         return plan.fingerprint == self._fingerprint()
 
-    def after(self, plan: Plan) -> None:
+    def post_commit(self, plan: Plan) -> None:
         self.redo = False  # published, it is not done again; what came later is added to it
 
     def planned_removals(self) -> list[str]:
@@ -262,5 +262,5 @@ class EmbedJob(PoolJob):
 
     def settle(
         self, plan: Plan, completions: dict[str, Completion], head: Snapshot
-    ) -> list[Unit] | Settled:
+    ) -> list[Unit] | CommitPlan:
         return EmbedSettle(self.lake, self.about, plan, self.tables(plan)).settle(completions)

@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.engine import records
-from jobs.engine.job import Job, OutOfDate
-from jobs.engine.plan import Completion, Plan, Settled, Unit, total_counts
+from jobs.engine.job import Job, StalePlan
+from jobs.engine.plan import CommitPlan, Completion, Plan, Unit, total_counts
 from jobs.errors import InputError
 from jobs.hashing import digest
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import join
 from jobs.schemas.model import EMBED_TABLES, MAPS, RECONSTRUCTIONS
 from jobs.schemas.spec import MODEL_PARTITION
@@ -42,7 +42,7 @@ class MapJob(Job):
     name = "map"
     rows_counted = "mapped"
 
-    def __init__(self, lake: Lake, model: str, method: str, night: str) -> None:
+    def __init__(self, lake: LakePaths, model: str, method: str, night: str) -> None:
         name, self.version = catalog.resolve_model(lake, model)
         super().__init__(lake, name)
         if method == "umap":
@@ -94,14 +94,14 @@ class MapJob(Job):
     def _fingerprint(self) -> str:
         return digest(LAYOUT, self._partition, self.embeddings.version)
 
-    def claims(self, plan: Plan) -> bool:
+    def owns(self, plan: Plan) -> bool:
         """Also of earlier embeddings: they are given up then."""
         return plan.settings == self._partition
 
     def units(self, plan: Plan) -> Iterator[Unit]:
         """Of a plan that was left behind, only while its embeddings are the newest."""
         if plan.fingerprint != self._fingerprint():
-            raise OutOfDate("the embeddings have changed")
+            raise StalePlan("the embeddings have changed")
         return iter(plan.units)
 
     def execute(self, plan: Plan, units: Iterable[Unit]) -> None:
@@ -145,12 +145,12 @@ class MapJob(Job):
 
     def settle(
         self, plan: Plan, completions: dict[str, Completion], head: Snapshot
-    ) -> list[Unit] | Settled:
+    ) -> list[Unit] | CommitPlan:
         """Takes the place of the version's earlier map."""
         now = self.tables(plan)[1].now()
         later = ("embeddings_version", plan.base["embeddings"] + 1, 2**62)
         if now.paths(self._partition, later):
-            raise OutOfDate("there is a map of later embeddings")
+            raise StalePlan("there is a map of later embeddings")
         done = list(completions.values())
         embeddings = open_snapshot(self.embeddings.uri)
         current = (
@@ -161,8 +161,8 @@ class MapJob(Job):
         for output in (output for each in done for output in each.outputs):
             mine = {name: output.partition[name] for name in MODEL_PARTITION}
             if tuple(sorted(mine.items())) not in current:
-                raise OutOfDate("its embeddings were dropped")
-        return Settled(
+                raise StalePlan("its embeddings were dropped")
+        return CommitPlan(
             files={head.uri: [], now.uri: [output for each in done for output in each.outputs]},
             removed={now.uri: now.paths(self._partition)},
             counts={**total_counts(done), "method": self.method},

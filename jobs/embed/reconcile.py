@@ -9,11 +9,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.embed.anomalies import Batch, anomalies_table, flag
+from jobs.embed.anomalies import FlaggedBatch, anomalies_table, flag
 from jobs.engine.corrections import correction_unit, latest_completions
-from jobs.engine.job import OutOfDate
-from jobs.engine.plan import Completion, Plan, Settled, Unit, total_counts
-from jobs.lake.paths import Lake
+from jobs.engine.job import StalePlan
+from jobs.engine.plan import CommitPlan, Completion, Plan, Unit, total_counts
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import join
 from jobs.schemas.model import ANOMALIES, BATCHES
 from jobs.schemas.spec import MODEL_PARTITION
@@ -29,7 +29,7 @@ PER_IMAGE = ("reconstructions", "embeddings")  # tables that units write
 class EmbedSettle:
     """about: of the bundle. tables: the job's, in commit order."""
 
-    lake: Lake
+    lake: LakePaths
     about: dict[str, Any]
     plan: Plan
     tables: list[Table]
@@ -38,7 +38,7 @@ class EmbedSettle:
     def partition(self) -> dict[str, str]:
         return {key: self.plan.settings[key] for key in MODEL_PARTITION}
 
-    def settle(self, completions: dict[str, Completion]) -> list[Unit] | Settled:
+    def settle(self, completions: dict[str, Completion]) -> list[Unit] | CommitPlan:
         """Units that must run first, or what to publish. See Job.settle."""
         made = {u: c for u, c in completions.items() if "rewrites" not in c.details}
         latest = latest_completions(made)
@@ -46,7 +46,7 @@ class EmbedSettle:
         of_units = [table for table in tables if table.spec.name in PER_IMAGE]
         redo = plan.settings["redo"]
         if redo and any(self._has_moved(table) for table in of_units):
-            raise OutOfDate("another job has published in between")
+            raise StalePlan("another job has published in between")
         published = {table.spec.name: self._published_since(table) for table in of_units}
         corrections = []
         for completion in latest.values():
@@ -71,7 +71,7 @@ class EmbedSettle:
         own = [o for unit in plan.units for o in latest[unit.unit_id].outputs_of("embeddings")]
         computed = {c.details["compute"] for c in made.values() if "compute" in c.details}
         batch_counts = self._finalise(self._batch(computed), files, own) if own else {}
-        return Settled(
+        return CommitPlan(
             files=files,
             removed=gone,
             counts={
@@ -99,7 +99,7 @@ class EmbedSettle:
         return units
 
     def _finalise(
-        self, batch: Batch, files: dict[str, list[Output]], own: list[Output]
+        self, batch: FlaggedBatch, files: dict[str, list[Output]], own: list[Output]
     ) -> dict[str, Any]:
         """Decides the batch's anomalies, and adds their file to those of the commit.
 
@@ -119,7 +119,7 @@ class EmbedSettle:
         counts = {name: row[name] for name in ("batch", "tested", "fewest_flaggable")}
         return {**counts, "anomalies": row["flagged"]}
 
-    def _batch(self, computed: set[str]) -> Batch:
+    def _batch(self, computed: set[str]) -> FlaggedBatch:
         """Of what the plan publishes.
 
         computed: how its units' scores were, by fingerprint.
@@ -128,7 +128,7 @@ class EmbedSettle:
         last = plan.settings["images_version"]
         # A redo takes the place of all of them.
         ends = [] if plan.settings["redo"] else self._ends_of_batches()
-        return Batch(
+        return FlaggedBatch(
             first=min(max(ends, default=-1) + 1, last),
             last=last,
             number=1 + ends.count(last),

@@ -12,23 +12,23 @@ import numpy as np
 from jobs.bundles import bundle as bundles
 from jobs.bundles.manifest import require_same_preprocessing
 from jobs.datasets.card import look_of
-from jobs.errors import InputError, Refused
+from jobs.errors import InputError, RejectedInput
 from jobs.imaging.decode import decode
 from jobs.imaging.target import Target
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import read, resolve_source
 from jobs.tables import catalog
 from vae_core.scores.per_image import ScoredBatch
 from vae_core.stats.conformal import p_values
 
 
-def score_files(lake: Lake, model: str, files: Sequence[str | Path]) -> ScoredBatch:
+def score_files(lake: LakePaths, model: str, files: Sequence[str | Path]) -> ScoredBatch:
     """Encoded and scored as `embed` does it. Raises InputError that names a file at fault."""
     named = [(str(file), _content(file)) for file in files]
     return _scored(bundles.load(lake, *catalog.resolve_model(lake, model)), lake, named)[0]
 
 
-def embed_files(lake: Lake, model: str, files: Sequence[str | Path]) -> list[dict[str, Any]]:
+def embed_files(lake: LakePaths, model: str, files: Sequence[str | Path]) -> list[dict[str, Any]]:
     """For each file what `embed` would write of it: embedding, scores, p-value.
 
     The p-value is that of a new image: of one that the model was trained on it means nothing.
@@ -39,7 +39,7 @@ def embed_files(lake: Lake, model: str, files: Sequence[str | Path]) -> list[dic
 
 
 def embed_contents(
-    lake: Lake, model: str, named: Sequence[tuple[str, bytes]]
+    lake: LakePaths, model: str, named: Sequence[tuple[str, bytes]]
 ) -> list[dict[str, Any]]:
     """The same of files that are in memory: names, which errors tell, and what they hold."""
     bundle = bundles.load(lake, *catalog.resolve_model(lake, model))
@@ -77,7 +77,7 @@ def _content(file: str | Path) -> bytes:
 
 
 def _scored(
-    bundle: bundles.Bundle, lake: Lake, named: Sequence[tuple[str, bytes]]
+    bundle: bundles.Bundle, lake: LakePaths, named: Sequence[tuple[str, bytes]]
 ) -> tuple[ScoredBatch, list[str]]:
     require_same_preprocessing(bundle.about, f"{bundle.model}@{bundle.version}")
     target = _target(bundle, lake)
@@ -85,13 +85,13 @@ def _scored(
     for name, data in named:
         try:
             pixels.append(decode(data, target).pixels_HWC)
-        except Refused as error:
+        except RejectedInput as error:
             raise InputError(f"{name}: {error.message} ({error.reason})") from error
         ids.append(hashlib.sha256(data).hexdigest())
     return bundle.scorer().score(np.stack(pixels), ids), ids
 
 
-def _target(bundle: bundles.Bundle, lake: Lake) -> Target:
+def _target(bundle: bundles.Bundle, lake: LakePaths) -> Target:
     """As the images were staged that the model was trained on."""
     data = bundle.about["data"]
     look = look_of(catalog.images_snapshot(lake, data["dataset"], data["images_version"]))

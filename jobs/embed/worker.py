@@ -19,7 +19,7 @@ from jobs.embed.tables import embed_tables
 from jobs.engine.corrections import correction_details, is_correction
 from jobs.engine.plan import Completion, JobContext, Unit
 from jobs.imaging.decode import encode_png
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import join
 from jobs.schemas.model import RECONSTRUCTIONS
 from jobs.schemas.vectors import vector_column
@@ -36,7 +36,7 @@ TRAINED = ("train", "validation")
 class EmbedWorker:
     """One a worker process; holds the bundle."""
 
-    def __init__(self, lake: Lake, context: JobContext) -> None:
+    def __init__(self, lake: LakePaths, context: JobContext) -> None:
         settings = context.settings
         self.context = context
         self.partition = {key: settings[key] for key in ("model_version", "dataset")}
@@ -207,7 +207,7 @@ class EmbedWorker:
         return rows
 
 
-def _snapshot_ids(lake: Lake, data: dict[str, Any]) -> IdSet:
+def _snapshot_ids(lake: LakePaths, data: dict[str, Any]) -> IdSet:
     """Ids of the images in the snapshot that a bundle was trained and calibrated on."""
     images = catalog.images_snapshot(lake, data["dataset"], data["images_version"])
     return images.image_ids()

@@ -21,11 +21,11 @@ from jobs.engine.plan import Plan
 from jobs.engine.records import CommitRecord, load_commit, save_commit
 from jobs.errors import JobError, StorageError
 from jobs.lake.documents import damaged, json_column
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import ATTEMPTS, join
 from jobs.lake.uri import is_plain
 from jobs.schemas.catalog import RUNS
-from jobs.tables.conflicts import Conflict, Unanswered
+from jobs.tables.conflicts import CommitConflict, CommitStateUnknown
 from jobs.tables.delta import Snapshot, Table, open_snapshot, still_there
 from jobs.tables.shards import write_shard
 from jobs.tables.sync import sync_commit
@@ -43,8 +43,8 @@ def retrying(action: Callable[[], Any], what: str, table: str) -> Any:
     for round_ in range(ROUNDS):
         try:
             return action()
-        except Conflict as error:
-            unanswered += isinstance(error, Unanswered)
+        except CommitConflict as error:
+            unanswered += isinstance(error, CommitStateUnknown)
             if unanswered == ATTEMPTS and error.__cause__ is not None:
                 raise error.__cause__ from None
             back_off(round_)
@@ -65,7 +65,7 @@ def winner(table: str) -> str:
     return f", the last of them {job_id}" if isinstance(job_id, str) and is_plain(job_id) else ""
 
 
-def completed_head(lake: Lake, tables: Sequence[Table]) -> Snapshot:
+def completed_head(lake: LakePaths, tables: Sequence[Table]) -> Snapshot:
     """The newest snapshot of the first table, every commit up to it complete in all tables."""
     head = tables[0].ensure()
     for table in tables[1:]:
@@ -74,14 +74,14 @@ def completed_head(lake: Lake, tables: Sequence[Table]) -> Snapshot:
     return head
 
 
-def recover(lake: Lake, first_table: str) -> None:
+def recover(lake: LakePaths, first_table: str) -> None:
     """Completes the commit that a killed job may have left half-done."""
     head = open_snapshot(first_table)
     if head is not None:
         _complete_last(lake, head)
 
 
-def _complete_last(lake: Lake, head: Snapshot) -> None:
+def _complete_last(lake: LakePaths, head: Snapshot) -> None:
     last = head.last_commit()
     if "commit" not in last:
         return
@@ -91,14 +91,14 @@ def _complete_last(lake: Lake, head: Snapshot) -> None:
         complete(lake, job_id, record)
 
 
-def commit(lake: Lake, plan: Plan, head: Snapshot, record: CommitRecord) -> None:
+def commit(lake: LakePaths, plan: Plan, head: Snapshot, record: CommitRecord) -> None:
     """Publishes the record's files on top of `head`, the newest snapshot of the first table.
 
     Raises Conflict where another job, or this one in another process, came first: nothing is
     published then.
     """
     if head.has(plan.job_id):
-        raise Conflict(f"{plan.job_id} is committed already")
+        raise CommitConflict(f"{plan.job_id} is committed already")
     save_commit(lake, plan.job_id, record)
     first = next(iter(record.files))
     assert head.uri == join(lake.uri, first)
@@ -115,7 +115,7 @@ def commit(lake: Lake, plan: Plan, head: Snapshot, record: CommitRecord) -> None
     complete(lake, plan.job_id, record)
 
 
-def complete(lake: Lake, job_id: str, record: CommitRecord) -> None:
+def complete(lake: LakePaths, job_id: str, record: CommitRecord) -> None:
     """Commits a job's files to every table that does not have them yet."""
     for table in record.files:
         uri = join(lake.uri, table)
@@ -143,7 +143,7 @@ def is_published(plan: Plan, tables: Sequence[Table]) -> bool:
     return all(s is not None and s.has(plan.job_id) for s in snapshots)
 
 
-def published_versions(job_id: str, lake: Lake, tables: Sequence[str]) -> dict[str, int]:
+def published_versions(job_id: str, lake: LakePaths, tables: Sequence[str]) -> dict[str, int]:
     """By table, as named in the lake: the version that the job published, and that lasts now."""
     versions = {}
     for table in tables:
@@ -169,7 +169,9 @@ def append_rows(table: Table, job_id: str, rows: list[dict[str, Any]]) -> None:
     sync_commit(table.uri, retrying(action, table.uri, table.uri))
 
 
-def told_of(lake: Lake, plan: Plan, first_table: Table) -> tuple[dict[str, Any], float]:
+def published_counts(
+    lake: LakePaths, plan: Plan, first_table: Table
+) -> tuple[dict[str, Any], float]:
     """Counts and seconds of a job whose tables are published, by another process or before a
     crash: from its row in `catalog/runs`, else from its commit record."""
     runs = open_snapshot(lake.catalog(RUNS.name))
@@ -186,7 +188,7 @@ def told_of(lake: Lake, plan: Plan, first_table: Table) -> tuple[dict[str, Any],
 
 
 def record_run(
-    lake: Lake, plan: Plan, versions: dict[str, int], counts: dict[str, Any], seconds: float
+    lake: LakePaths, plan: Plan, versions: dict[str, int], counts: dict[str, Any], seconds: float
 ) -> None:
     """The job's row in `catalog/runs`: from here on our own views read what it published."""
     from importlib.metadata import version

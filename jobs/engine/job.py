@@ -7,14 +7,14 @@ import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from jobs.engine.plan import Completion, Plan, Settled, Unit
-from jobs.lake.paths import Lake
+from jobs.engine.plan import CommitPlan, Completion, Plan, Unit
+from jobs.lake.paths import LakePaths
 from jobs.tables.delta import Snapshot, Table
 
 log = logging.getLogger("latentlake")
 
 
-class OutOfDate(Exception):
+class StalePlan(Exception):
     """The tables have changed in a way that a plan's work does not fit any more: plan anew."""
 
 
@@ -23,9 +23,9 @@ class Job(abc.ABC):
 
     name: str
     rows_counted: str  # the count that throughput is stated in
-    one_a_call: bool = False  # whether finishing an earlier plan is enough for one call
+    stop_after_recovery: bool = False  # whether finishing an earlier plan is enough for one call
 
-    def __init__(self, lake: Lake, target: str) -> None:
+    def __init__(self, lake: LakePaths, target: str) -> None:
         self.lake = lake
         self.target = target
 
@@ -60,7 +60,7 @@ class Job(abc.ABC):
         """The tables it publishes, in commit order."""
 
     @abc.abstractmethod
-    def claims(self, plan: Plan) -> bool:
+    def owns(self, plan: Plan) -> bool:
         """Whether a plan that was left behind is of this very work; others are left alone."""
 
     @abc.abstractmethod
@@ -70,7 +70,7 @@ class Job(abc.ABC):
     @abc.abstractmethod
     def settle(
         self, plan: Plan, completions: dict[str, Completion], head: Snapshot
-    ) -> list[Unit] | Settled:
+    ) -> list[Unit] | CommitPlan:
         """Holds what was done against what is published at `head`.
 
         Returns units that must run first (rows that another unit or job has published meanwhile
@@ -86,5 +86,5 @@ class Job(abc.ABC):
         """Whether the plan has all that was missing; else another one follows in the same call."""
         return True
 
-    def after(self, plan: Plan) -> None:  # noqa: B027 - most jobs have nothing to add
+    def post_commit(self, plan: Plan) -> None:  # noqa: B027 - most jobs have nothing to add
         """What derives from the tables, once they are published. May be done again."""

@@ -104,7 +104,7 @@ class Completion:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settled:
+class CommitPlan:
     """What a job publishes: files to add and paths to remove, by table URI, in commit order.
 
     same_rows: rows only move to other files, which readers of changes pass over.

@@ -118,15 +118,15 @@ class TrainingProgress(Progress):
 
     def __init__(self, title: str) -> None:
         super().__init__(title, "images")
-        self.told: dict[str, Any] = {}
+        self.values: dict[str, Any] = {}
         self._first: tuple[float, float] | None = None  # when and how far it began, or went on
         self.planned, self.all_planned = 1000, True
 
     def tell(self, values: Mapping[str, Any]) -> None:
         """The newest metrics, by name; `progress` among them is the share of all steps."""
-        if values["step"] == self.told.get("step"):
+        if values["step"] == self.values.get("step"):
             return
-        self.told = dict(values)
+        self.values = dict(values)
         if self._first is None:
             self._first = (time.monotonic(), self._done)
         self.done = int(self.planned * self._done)
@@ -134,7 +134,7 @@ class TrainingProgress(Progress):
 
     @property
     def _done(self) -> float:
-        return self.told.get("progress", 0.0)
+        return self.values.get("progress", 0.0)
 
     @property
     def seconds_left(self) -> float | None:
@@ -152,6 +152,6 @@ class TrainingProgress(Progress):
             ("train_nats", "train {:,.1f} nats"),
             ("validation_nats", "validation {:,.1f} nats"),
         ):
-            if name in self.told:
-                parts.append(form.format(self.told[name]))
+            if name in self.values:
+                parts.append(form.format(self.values[name]))
         return ", ".join(parts + self._left)

@@ -21,7 +21,7 @@ from jobs.engine.plan import Completion, Plan, Unit
 from jobs.errors import JobError
 from jobs.hashing import digest
 from jobs.lake.documents import Unreadable, damaged, parsed, unreadable
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import (
     ATTEMPTS,
     create_or_keep,
@@ -43,7 +43,7 @@ GIVEN_UP = "given-up.json"
 AGAIN = "it counts as not there, and is done again"
 
 
-def save_plan(lake: Lake, plan: Plan) -> Plan:
+def save_plan(lake: LakePaths, plan: Plan) -> Plan:
     """Saves the plan under its job id, and returns the saved one: a plan once saved holds."""
     uri = join(lake.units(plan.job_id), "plan.json")
     for _ in range(ATTEMPTS):
@@ -63,7 +63,7 @@ def _discard(uri: str, data: bytes | None) -> None:
         delete(uri)
 
 
-def unfinished_plans(lake: Lake, job: str, target: str) -> list[Plan]:
+def unfinished_plans(lake: LakePaths, job: str, target: str) -> list[Plan]:
     """Saved plans of earlier runs of this job on this target that have not been cleared."""
     plans = []
     for job_id in folder_names(lake.all_units):
@@ -75,7 +75,7 @@ def unfinished_plans(lake: Lake, job: str, target: str) -> list[Plan]:
     return plans
 
 
-def load_plan(lake: Lake, job_id: str) -> Plan | None:
+def load_plan(lake: LakePaths, job_id: str) -> Plan | None:
     """None where there is none, it was given up, or it cannot be read."""
     uri = join(lake.units(job_id), "plan.json")
     data = read_if_there(uri)
@@ -127,13 +127,13 @@ class _Units:
     found: dict[str, Any]
 
 
-def save_units(lake: Lake, job_id: str, units: Sequence[Unit], found: dict[str, Any]) -> None:
+def save_units(lake: LakePaths, job_id: str, units: Sequence[Unit], found: dict[str, Any]) -> None:
     """The units that came while the job ran, and what else its planning found out."""
     body = {"units": [vars(unit) for unit in units], "found": found}
     create_or_keep(join(lake.units(job_id), "units.json"), json.dumps(body).encode())
 
 
-def load_units(lake: Lake, plan: Plan) -> tuple[list[Unit], dict[str, Any]] | None:
+def load_units(lake: LakePaths, plan: Plan) -> tuple[list[Unit], dict[str, Any]] | None:
     """None where the planning was not finished."""
     uri = join(lake.units(plan.job_id), "units.json")
     data = read_if_there(uri)
@@ -149,16 +149,16 @@ def load_units(lake: Lake, plan: Plan) -> tuple[list[Unit], dict[str, Any]] | No
     return body.units, body.found
 
 
-def _completion_uri(lake: Lake, job_id: str, unit_id: str) -> str:
+def _completion_uri(lake: LakePaths, job_id: str, unit_id: str) -> str:
     return join(lake.units(job_id), "completions", f"{unit_id}.json")
 
 
-def save_completion(lake: Lake, job_id: str, completion: Completion) -> None:
+def save_completion(lake: LakePaths, job_id: str, completion: Completion) -> None:
     """The first completion of a unit wins; a later one is dropped."""
     create_or_keep(_completion_uri(lake, job_id, completion.unit_id), completion.to_json())
 
 
-def completed_units(lake: Lake, job_id: str) -> set[str]:
+def completed_units(lake: LakePaths, job_id: str) -> set[str]:
     """Ids of the units that have a completion.
 
     The listing only saves requests: a unit that it misses is done again, and loses.
@@ -167,7 +167,9 @@ def completed_units(lake: Lake, job_id: str) -> set[str]:
     return {name.removesuffix(".json") for name in names_in(folder)}
 
 
-def load_completions(lake: Lake, job_id: str, unit_ids: Sequence[str]) -> dict[str, Completion]:
+def load_completions(
+    lake: LakePaths, job_id: str, unit_ids: Sequence[str]
+) -> dict[str, Completion]:
     """Completions by unit id; units that have none are left out."""
     present = completed_units(lake, job_id) if unit_ids else set()
     wanted = [unit_id for unit_id in unit_ids if unit_id in present]
@@ -215,12 +217,12 @@ class CommitRecord:
         return f"commit-{digest(files, self.removed)}"
 
 
-def save_commit(lake: Lake, job_id: str, record: CommitRecord) -> None:
+def save_commit(lake: LakePaths, job_id: str, record: CommitRecord) -> None:
     body = json.dumps(dataclasses.asdict(record)).encode()
     create_or_keep(join(lake.units(job_id), f"{record.name}.json"), body)
 
 
-def load_commit(lake: Lake, job_id: str, name: str) -> CommitRecord | None:
+def load_commit(lake: LakePaths, job_id: str, name: str) -> CommitRecord | None:
     """None where the job has been cleared, which happens after its row in `catalog/runs`.
 
     job_id, name: as a table's log tells them.
@@ -233,7 +235,7 @@ def load_commit(lake: Lake, job_id: str, name: str) -> CommitRecord | None:
     return commit_of(lake, data, uri) if data is not None else None
 
 
-def commit_of(lake: Lake, data: bytes, uri: str) -> CommitRecord:
+def commit_of(lake: LakePaths, data: bytes, uri: str) -> CommitRecord:
     """uri: where it lies, for whoever reads that it is damaged."""
     record = parsed(CommitRecord, data, uri)
     for outputs in record.files.values():
@@ -245,7 +247,7 @@ def commit_of(lake: Lake, data: bytes, uri: str) -> CommitRecord:
     return dataclasses.replace(record, **named)
 
 
-def _table(lake: Lake, named: str, uri: str) -> str:
+def _table(lake: LakePaths, named: str, uri: str) -> str:
     """Its name in the lake. Older releases wrote URIs: those of this lake are understood."""
     table = named.removeprefix(lake.uri + "/")
     if not TABLE.fullmatch(table):
@@ -253,7 +255,7 @@ def _table(lake: Lake, named: str, uri: str) -> str:
     return table
 
 
-def clear(lake: Lake, job_id: str) -> None:
+def clear(lake: LakePaths, job_id: str) -> None:
     """Removes all that a finished job kept.
 
     The plan goes last: where this is cut short, the next run sees that it was done, and does not
@@ -263,7 +265,7 @@ def clear(lake: Lake, job_id: str) -> None:
     delete_tree(lake.units(job_id))
 
 
-def _remove_but(lake: Lake, job_id: str, kept: str) -> None:
+def _remove_but(lake: LakePaths, job_id: str, kept: str) -> None:
     """kept: what the names of those that stay begin with."""
     folder = lake.units(job_id)
     for name in names_in(folder):
@@ -271,19 +273,19 @@ def _remove_but(lake: Lake, job_id: str, kept: str) -> None:
             delete_tree(join(folder, name))
 
 
-def say_resumed(lake: Lake, job_id: str) -> None:
+def say_resumed(lake: LakePaths, job_id: str) -> None:
     """That somebody is at work on a plan of before, which by itself writes nothing for a while."""
     create_or_keep(join(lake.units(job_id), f"resumed-{uuid.uuid4().hex[:8]}.json"), b"{}")
 
 
-def give_up(lake: Lake, plan: Plan) -> None:
+def give_up(lake: LakePaths, plan: Plan) -> None:
     """Ends a plan that its job does not want any more. What its units did stays for a day: whoever
     has just gone on with it, all the same, publishes that."""
     create_or_keep(join(lake.units(plan.job_id), GIVEN_UP), plan.to_json())
     delete(join(lake.units(plan.job_id), "plan.json"))
 
 
-def load_given_up(lake: Lake, job_id: str) -> Plan | None:
+def load_given_up(lake: LakePaths, job_id: str) -> Plan | None:
     """The plan that was given up, while its remains are there."""
     uri = join(lake.units(job_id), GIVEN_UP)
     data = read_if_there(uri)
@@ -293,7 +295,7 @@ def load_given_up(lake: Lake, job_id: str) -> Plan | None:
         return None
 
 
-def drop(lake: Lake, job_id: str) -> None:
+def drop(lake: LakePaths, job_id: str) -> None:
     """Gives up a plan. Its commit records stay: another process may be committing it now."""
     delete(join(lake.units(job_id), "plan.json"))
     _remove_but(lake, job_id, "commit-")

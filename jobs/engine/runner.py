@@ -10,12 +10,12 @@ from typing import Any
 
 from jobs.engine import commit as engine_commit
 from jobs.engine import records
-from jobs.engine.job import Job, OutOfDate, log
+from jobs.engine.job import Job, StalePlan, log
 from jobs.engine.plan import Completion, Plan, Unit
 from jobs.engine.report import JobReport, merged
 from jobs.errors import JobError
 from jobs.lake.storage import begin, hold_new
-from jobs.tables.conflicts import Conflict
+from jobs.tables.conflicts import CommitConflict
 from jobs.tables.log_check import require_whole
 
 REPLANS = 3
@@ -34,12 +34,12 @@ def run(job: Job) -> JobReport:
     require_whole(job.lake, job.relies_on)
     engine_commit.recover(job.lake, job.first_table)
     for plan in records.unfinished_plans(job.lake, job.name, job.target):
-        if job.claims(plan):
+        if job.owns(plan):
             log.info("%s %s: finishing %s", job.name, job.target, plan.job_id)
             records.say_resumed(job.lake, plan.job_id)
             done = _finish_or_drop(job, plan)
             report = merged(report, done) if done is not None else report
-    if report.job_ids and job.one_a_call:
+    if report.job_ids and job.stop_after_recovery:
         return report
     replans = 0
     checked = not report.job_ids
@@ -70,7 +70,7 @@ def run(job: Job) -> JobReport:
 def _finish_or_drop(job: Job, plan: Plan) -> JobReport | None:
     try:
         return _finish(job, plan)
-    except OutOfDate as reason:
+    except StalePlan as reason:
         log.info("%s %s: %s is out of date (%s)", job.name, job.target, plan.job_id, reason)
         records.drop(job.lake, plan.job_id)
         return None
@@ -85,7 +85,7 @@ def _finish(job: Job, plan: Plan) -> JobReport:
     def one_round() -> tuple[dict[str, Any], float]:
         head = engine_commit.completed_head(job.lake, tables)
         if engine_commit.is_published(plan, tables):
-            return engine_commit.told_of(job.lake, plan, tables[0])
+            return engine_commit.published_counts(job.lake, plan, tables[0])
         completions = work.of_the_plan()
         settled = job.settle(plan, completions, head)
         while isinstance(settled, list):
@@ -109,7 +109,7 @@ def _finish(job: Job, plan: Plan) -> JobReport:
     names = [job.lake.name_of(table.uri) for table in tables]
     versions = engine_commit.published_versions(plan.job_id, job.lake, names)
     engine_commit.record_run(job.lake, plan, versions, counts, seconds)
-    job.after(plan)
+    job.post_commit(plan)
     records.clear(job.lake, plan.job_id)
     rows = counts.get(job.rows_counted, 0)
     return JobReport(
@@ -166,5 +166,5 @@ class _Work:
             # Another run of the same job may have committed and cleared the records meanwhile, or
             # it could not be read and has to be done again.
             self.planned = None
-            raise Conflict(f"{self.plan.job_id}: no completion of {lost}")
+            raise CommitConflict(f"{self.plan.job_id}: no completion of {lost}")
         return found

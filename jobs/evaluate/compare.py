@@ -13,7 +13,7 @@ import numpy as np
 
 from jobs.evaluate.paired_rows import Side, sides
 from jobs.evaluate.results import MEANS, METRICS, few_note, is_by_measure
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from vae_core.scores.names import SCORES
 from vae_core.stats.aggregate_posterior import active_units
 from vae_core.stats.bootstrap import Interval, Statistic, difference, intervals, mean
@@ -55,7 +55,7 @@ class Comparison:
 
 
 def compare(
-    lake: Lake,
+    lake: LakePaths,
     first: str,
     second: str,
     dataset: str | None = None,

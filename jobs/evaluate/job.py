@@ -17,15 +17,15 @@ from jobs.cluster.pool_job import PoolJob
 from jobs.cluster.settings import RaySettings
 from jobs.cluster.worker import ImportedWorker, WorkerFactory, Workers
 from jobs.datasets.split_sample import packed, sample_of
-from jobs.engine.job import OutOfDate
-from jobs.engine.plan import Completion, Plan, Settled, Unit, total_counts
+from jobs.engine.job import StalePlan
+from jobs.engine.plan import CommitPlan, Completion, Plan, Unit, total_counts
 from jobs.errors import InputError
 from jobs.evaluate import results as evaluate_results
 from jobs.evaluate.anomaly_column import DEFAULT, AnomalyColumn, anomaly_column
 from jobs.evaluate.settings import EvaluateRule, EvaluateSettings
 from jobs.hashing import digest
 from jobs.lake.documents import json_column
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import create_or_keep, join
 from jobs.schemas.catalog import EVALUATIONS
 from jobs.schemas.dataset import PREPROCESSING, image_shape_of, passthrough_of
@@ -46,7 +46,7 @@ class EvaluateJob(PoolJob):
     rows_counted = "evaluated"
 
     def __init__(
-        self, lake: Lake, settings: EvaluateSettings, night: str, ray_settings: RaySettings
+        self, lake: LakePaths, settings: EvaluateSettings, night: str, ray_settings: RaySettings
     ) -> None:
         catalog.require_dataset(lake, settings.dataset)
         model, version = catalog.resolve_model(lake, settings.model)
@@ -226,14 +226,14 @@ class EvaluateJob(PoolJob):
         name = f"{self.target}@{self.version}"
         return f"nothing to do: {name} has been evaluated on {self.settings.dataset}", counts
 
-    def claims(self, plan: Plan) -> bool:
+    def owns(self, plan: Plan) -> bool:
         """Also of earlier images: they are given up then."""
         return plan.fingerprint == self._fingerprint()
 
     def units(self, plan: Plan) -> Iterator[Unit]:
         """Of a plan that was left behind, only while its images are those that are asked for."""
         if not _same_rows(self._images(), plan.settings["images_version"]):
-            raise OutOfDate("the images have changed")
+            raise StalePlan("the images have changed")
         return iter(plan.units)
 
     def worker(self) -> WorkerFactory:
@@ -241,15 +241,15 @@ class EvaluateJob(PoolJob):
 
     def settle(
         self, plan: Plan, completions: dict[str, Completion], head: Snapshot
-    ) -> list[Unit] | Settled:
+    ) -> list[Unit] | CommitPlan:
         """Takes the place of the earlier evaluation on the dataset."""
         if head.paths(self.partition) != plan.settings["held"]:
-            raise OutOfDate("another evaluation has been published in between")
+            raise StalePlan("another evaluation has been published in between")
         last = _last_unit(plan, completions)
         if last.unit_id not in completions:
             return [last]
         done = completions[last.unit_id]
-        return Settled(
+        return CommitPlan(
             files={table.uri: done.outputs_of(table.spec.name) for table in self.tables(plan)},
             removed={head.uri: plan.settings["held"]},
             counts={
@@ -259,7 +259,7 @@ class EvaluateJob(PoolJob):
             },
         )
 
-    def after(self, plan: Plan) -> None:
+    def post_commit(self, plan: Plan) -> None:
         """The bundle tells of it, too."""
         rows = evaluate_results.of_job(self.lake, plan.job_id)
         chosen = plan.settings

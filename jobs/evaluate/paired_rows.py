@@ -11,7 +11,7 @@ import pyarrow as pa
 from jobs.bundles.manifest import read_about
 from jobs.errors import InputError
 from jobs.evaluate.results import MEANS, evaluated, measure_of, of_rows
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.schemas.vectors import vectors_of
 from jobs.tables import catalog
 from jobs.tables.delta import Snapshot
@@ -59,7 +59,7 @@ class Side:
         return set(self.rows[column].unique().to_pylist())
 
 
-def sides(lake: Lake, first: str, second: str, dataset: str | None) -> tuple[Side, Side]:
+def sides(lake: LakePaths, first: str, second: str, dataset: str | None) -> tuple[Side, Side]:
     """Both with the same images in the same order. See `compare.compare`."""
     names = [catalog.resolve_model(lake, reference) for reference in (first, second)]
     tables = [evaluated(lake, *name) for name in names]
@@ -75,7 +75,9 @@ def sides(lake: Lake, first: str, second: str, dataset: str | None) -> tuple[Sid
     return one.take(of_one), other.take(of_other)
 
 
-def _side(lake: Lake, model: str, version: str, dataset: str, snapshot: Snapshot | None) -> Side:
+def _side(
+    lake: LakePaths, model: str, version: str, dataset: str, snapshot: Snapshot | None
+) -> Side:
     means = [name for name in MEANS if name not in SCORES]
     partition = {"model_version": version, "dataset": dataset}
     rows = snapshot.read([*COLUMNS, *means, *SCORES], partition) if snapshot is not None else None
@@ -98,7 +100,9 @@ def _not_evaluated(model: str, version: str, dataset: str) -> InputError:
     )
 
 
-def _common_dataset(lake: Lake, names: list[tuple[str, str]], tables: list[Snapshot | None]) -> str:
+def _common_dataset(
+    lake: LakePaths, names: list[tuple[str, str]], tables: list[Snapshot | None]
+) -> str:
     """The one that both were evaluated on; of several, the second one's own."""
     found = []
     for (model, version), table in zip(names, tables, strict=True):

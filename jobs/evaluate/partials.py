@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.errors import JobError
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import exists, join
 from jobs.schemas.spec import TableSpec, codes, column, scores
 from jobs.schemas.vectors import vectors_of
@@ -34,11 +34,11 @@ def part_spec(latent_dim: int) -> TableSpec:
     return TableSpec(FOLDER, pa.schema(columns), sort_by="image_id")
 
 
-def parts_uri(lake: Lake, job_id: str) -> str:
+def parts_uri(lake: LakePaths, job_id: str) -> str:
     return join(lake.units(job_id), FOLDER)
 
 
-def read_parts(lake: Lake, job_id: str, paths: Sequence[str], latent_dim: int) -> pa.Table:
+def read_parts(lake: LakePaths, job_id: str, paths: Sequence[str], latent_dim: int) -> pa.Table:
     """All of them, by image id. Raises JobError where another run has cleared them away."""
     uris = [join(parts_uri(lake, job_id), path) for path in paths]
     gone = next((uri for uri in uris if not exists(uri)), None)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.schemas.catalog import EVALUATIONS
 from jobs.tables import catalog
 from jobs.tables.delta import Snapshot, open_snapshot
@@ -15,7 +15,7 @@ from vae_core.scores.names import DISCRETE
 
 
 @dataclasses.dataclass(frozen=True)
-class Metric:
+class MetricRow:
     """better: higher / lower / none."""
 
     unit: str
@@ -25,26 +25,26 @@ class Metric:
 FEW = 50  # images; intervals of fewer are not to be relied on
 _INTENSITY = "squared intensity in [0, 1]"
 # In the order of their rows.
-METRICS: dict[str, Metric] = {
-    "log_likelihood": Metric("nats", "higher"),
-    "neg_elbo": Metric("nats", "lower"),
-    "recon_nll": Metric("nats", "lower"),
-    "kl": Metric("nats", "none"),
-    "bits_per_dim": Metric("bits", "lower"),
-    "recon_mse": Metric(_INTENSITY, "lower"),
-    "inference_gap": Metric("nats", "lower"),
-    "active_units": Metric("dimensions", "higher"),
-    "aggregate_posterior_kl": Metric("nats", "lower"),
-    "probe_accuracy": Metric("share", "higher"),
-    "probe_accuracy_pca": Metric("share", "none"),
-    "auroc": Metric("probability", "higher"),
-    "average_precision": Metric("share", "higher"),
-    "nearest_train_heldout": Metric("intensity", "none"),
-    "nearest_train_samples": Metric("intensity", "none"),
-    "memorisation": Metric("standard deviations", "none"),
-    "calibration_p": Metric("probability", "none"),
-    "calibration_share": Metric("share", "none"),
-    "kl_dimension": Metric("nats", "none"),
+METRICS: dict[str, MetricRow] = {
+    "log_likelihood": MetricRow("nats", "higher"),
+    "neg_elbo": MetricRow("nats", "lower"),
+    "recon_nll": MetricRow("nats", "lower"),
+    "kl": MetricRow("nats", "none"),
+    "bits_per_dim": MetricRow("bits", "lower"),
+    "recon_mse": MetricRow(_INTENSITY, "lower"),
+    "inference_gap": MetricRow("nats", "lower"),
+    "active_units": MetricRow("dimensions", "higher"),
+    "aggregate_posterior_kl": MetricRow("nats", "lower"),
+    "probe_accuracy": MetricRow("share", "higher"),
+    "probe_accuracy_pca": MetricRow("share", "none"),
+    "auroc": MetricRow("probability", "higher"),
+    "average_precision": MetricRow("share", "higher"),
+    "nearest_train_heldout": MetricRow("intensity", "none"),
+    "nearest_train_samples": MetricRow("intensity", "none"),
+    "memorisation": MetricRow("standard deviations", "none"),
+    "calibration_p": MetricRow("probability", "none"),
+    "calibration_share": MetricRow("share", "none"),
+    "kl_dimension": MetricRow("nats", "none"),
 }
 # Of each image, in `evaluated`; the metric is their mean.
 MEANS = ("log_likelihood", "neg_elbo", "recon_nll", "kl", "bits_per_dim", "recon_mse")
@@ -75,7 +75,7 @@ def few_note(images: int) -> str | None:
     return f"{images} test images: intervals of fewer than {FEW} are too narrow"
 
 
-def evaluated(lake: Lake, model: str, version: str) -> Snapshot | None:
+def evaluated(lake: LakePaths, model: str, version: str) -> Snapshot | None:
     """The table of that name, as the last finished job published it; None where it has nothing of
     the version."""
     uri = lake.model(model, "evaluated")
@@ -84,7 +84,7 @@ def evaluated(lake: Lake, model: str, version: str) -> Snapshot | None:
     return snapshot if snapshot is not None and snapshot.paths({"model_version": version}) else None
 
 
-def standing(lake: Lake, model: str, version: str, dataset: str) -> list[dict[str, Any]]:
+def standing(lake: LakePaths, model: str, version: str, dataset: str) -> list[dict[str, Any]]:
     """Rows of the evaluation whose images `evaluated` has; none if there is none.
 
     That is the one which was made last, of whichever images. Whoever reads images' pairs beside
@@ -99,7 +99,7 @@ def standing(lake: Lake, model: str, version: str, dataset: str) -> list[dict[st
 
 
 def latest(
-    lake: Lake, model: str, version: str, dataset: str, images_version: int | None = None
+    lake: LakePaths, model: str, version: str, dataset: str, images_version: int | None = None
 ) -> list[dict[str, Any]]:
     """Rows of the last finished evaluation; none if there is none.
 
@@ -120,13 +120,13 @@ def latest(
     return ordered([row for row in rows if finished[row["job_id"]] == last])
 
 
-def of_job(lake: Lake, job_id: str) -> list[dict[str, Any]]:
+def of_job(lake: LakePaths, job_id: str) -> list[dict[str, Any]]:
     """The rows that one job published."""
     rows = catalog.catalog_rows(lake, EVALUATIONS.name)
     return ordered([row for row in rows if row["job_id"] == job_id])
 
 
-def of_rows(lake: Lake, images: pa.Table) -> list[dict[str, Any]]:
+def of_rows(lake: LakePaths, images: pa.Table) -> list[dict[str, Any]]:
     """The rows of the job that also published these rows of the table `evaluated`."""
     job_ids = images["job_id"].unique().to_pylist()
     return [row for job_id in job_ids for row in of_job(lake, job_id)]

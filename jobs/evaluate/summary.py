@@ -19,7 +19,7 @@ from jobs.evaluate.partials import floats, read_parts, vectors
 from jobs.evaluate.pixels import HELD_AGAINST, Nearest, PixelRows, nearest_to_training, pca_right
 from jobs.evaluate.probe import Labels, probe_problem, probe_right
 from jobs.evaluate.results import MEANS, METRICS, few_note, ordered
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.schemas.catalog import EVALUATIONS
 from jobs.schemas.model import evaluated_spec
 from jobs.schemas.spec import MODEL_PARTITION
@@ -50,7 +50,7 @@ Key = tuple[str, str | None]  # metric, and what it is of
 
 
 def sum_up(
-    lake: Lake, context: JobContext, bundle: bundles.Bundle, unit: Unit, attempt: str
+    lake: LakePaths, context: JobContext, bundle: bundles.Bundle, unit: Unit, attempt: str
 ) -> Completion:
     """Writes the rows of both tables."""
     started = time.monotonic()
@@ -87,7 +87,7 @@ class Summary:
     """settings: the job's. computed: how the units scored, by fingerprint. test, train: their
     parts, by image id."""
 
-    lake: Lake
+    lake: LakePaths
     settings: dict[str, Any]
     bundle: bundles.Bundle
     computed: list[str]

@@ -15,7 +15,7 @@ from jobs.engine.plan import Completion, JobContext, Unit
 from jobs.evaluate.anomaly_column import AnomalyColumn, texts
 from jobs.evaluate.partials import part_spec, parts_uri
 from jobs.evaluate.summary import sum_up
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.schemas.vectors import vector_column
 from jobs.tables import catalog
 from jobs.tables.shards import write_shard
@@ -26,7 +26,7 @@ from vae_core.stats.conformal import p_values
 class EvaluateWorker:
     """One a worker process; holds the bundle."""
 
-    def __init__(self, lake: Lake, context: JobContext) -> None:
+    def __init__(self, lake: LakePaths, context: JobContext) -> None:
         settings = context.settings
         self.lake, self.context = lake, context
         self.bundle = bundles.load(lake, settings["model"], settings["model_version"])

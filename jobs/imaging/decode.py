@@ -18,7 +18,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from jobs.errors import Refused
+from jobs.errors import RejectedInput
 from jobs.imaging.pixel_arrays import Pixels
 from jobs.imaging.target import Target
 
@@ -57,14 +57,14 @@ def decode(data: bytes | Pixels | None, target: Target) -> Staged:
     unsupported_mode, truncated, decode_error.
     """
     if data is None:
-        raise Refused("no_bytes", "the row has no image bytes")
+        raise RejectedInput("no_bytes", "the row has no image bytes")
     if isinstance(data, Pixels):
         height, width = data.array.shape[:2]
         _require_few_pixels(width, height, target, -(-data.array.nbytes // max(1, width * height)))
         image = _from_array(data.array)
         return _staged(image, target, image.size, "array", image.mode)
     if not data:
-        raise Refused("zero_bytes", "the image has zero bytes")
+        raise RejectedInput("zero_bytes", "the image has zero bytes")
     if data.startswith(JPEG):
         staged = _decode_jpeg(data, target)
         if staged is not None:
@@ -138,7 +138,7 @@ def _coefficient_bytes(data: bytes) -> int:
         return 0
     scans = data.count(b"\xff\xda")
     if scans > MOST_SCANS:
-        raise Refused("decode_error", f"{scans} scans; at most {MOST_SCANS} are decoded")
+        raise RejectedInput("decode_error", f"{scans} scans; at most {MOST_SCANS} are decoded")
     sampled = data[frame + 11 : frame + 11 + 3 * data[frame + 9] : 3]  # across and down, each
     blocks = [(each >> 4) * (each & 15) for each in sampled]
     return math.ceil(COEFFICIENT_BYTES * sum(blocks) / max(1, *blocks)) if blocks else 0
@@ -186,7 +186,7 @@ def _decode_any(data: bytes, target: Target) -> Staged:
             image.load()
             ImageOps.exif_transpose(image, in_place=True)  # else it is a copy, whatever is turned
             return _staged(image, target, image.size, source_format, mode)
-        except Refused:
+        except RejectedInput:
             raise
         except Exception as error:
             # Decoders of foreign bytes fail in many ways; all of them are this row's refusal.
@@ -197,10 +197,10 @@ def _require_few_pixels(width: int, height: int, target: Target, bytes_each: int
     """bytes_each: that a decoder holds of a pixel."""
     most = target.max_pixels
     if width * height > most:
-        raise Refused("too_many_pixels", f"{width}x{height}, the bound is {most}")
+        raise RejectedInput("too_many_pixels", f"{width}x{height}, the bound is {most}")
     if width * height * bytes_each > most * BYTES_A_PIXEL:
         message = f"{width}x{height} of {bytes_each} bytes, the bound is {most} of {BYTES_A_PIXEL}"
-        raise Refused("too_many_pixels", message)
+        raise RejectedInput("too_many_pixels", message)
 
 
 def _tile(image: Image.Image) -> tuple[int, int]:
@@ -209,7 +209,7 @@ def _tile(image: Image.Image) -> tuple[int, int]:
     try:
         return int(tags.get(TILE_WIDTH, 0)), int(tags.get(TILE_LENGTH, 0))
     except (TypeError, ValueError) as error:
-        raise Refused("decode_error", f"tiles of no size: {error}") from error
+        raise RejectedInput("decode_error", f"tiles of no size: {error}") from error
 
 
 def _decoded_bytes(image: Image.Image) -> int:
@@ -224,16 +224,16 @@ def _open(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
-        raise Refused("not_an_image", "no known image format") from error
+        raise RejectedInput("not_an_image", "no known image format") from error
     except Exception as error:
         # As above: whatever a decoder raises is about this image.
         raise _refusal(error) from error
 
 
-def _refusal(error: Exception) -> Refused:
+def _refusal(error: Exception) -> RejectedInput:
     text = f"{type(error).__name__}: {error}"[:300]
     cut = any(word in text.lower() for word in ("truncated", "end of file", "unexpected end"))
-    return Refused("truncated" if cut else "decode_error", text)
+    return RejectedInput("truncated" if cut else "decode_error", text)
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
@@ -262,7 +262,7 @@ def _staged(
 def _flatten(image: Image.Image, target: Target) -> Image.Image:
     """Grey or RGB, transparency composited on the background, 16 bits reduced to 8."""
     if image.mode == "F":
-        raise Refused("unsupported_mode", "floating-point pixels have no stated range")
+        raise RejectedInput("unsupported_mode", "floating-point pixels have no stated range")
     wanted = "L" if target.image_shape[2] == 1 else "RGB"
     if image.mode.startswith("I") or image.has_transparency_data:
         # Band by band: each step makes another picture of it.

@@ -22,7 +22,7 @@ def valid_name(kind: str, name: str) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Lake:
+class LakePaths:
     """The root URI under which everything of a deployment lives."""
 
     uri: str

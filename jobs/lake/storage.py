@@ -19,7 +19,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 import fsspec
 
-from jobs.errors import AlreadyThere, InputError, LatentlakeError, Refused
+from jobs.errors import AlreadyThere, InputError, LatentlakeError, RejectedInput
 from jobs.lake import local_files
 from jobs.lake.root_guard import hold, is_held, require_held
 from jobs.lake.storage_errors import chain, explain, is_transient, raise_if_no_bucket
@@ -181,7 +181,7 @@ def attempt(action: Callable[[], T], uri: str, verb: str) -> T:
     for left in reversed(range(ATTEMPTS)):
         try:
             return action()
-        except (AlreadyThere, LatentlakeError, Refused):
+        except (AlreadyThere, LatentlakeError, RejectedInput):
             raise
         except Exception as error:
             # Clients raise several unrelated families of exceptions; this is the edge that

@@ -16,7 +16,7 @@ from jobs.engine import records
 from jobs.engine.plan import Plan
 from jobs.errors import LatentlakeError
 from jobs.lake.documents import damaged, json_column
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import folder_names, join, names_in, read
 from jobs.lake.walk import last_touched
 from jobs.tables import catalog
@@ -50,7 +50,7 @@ class LeftPlan:
 
 
 def end_left_plans(
-    lake: Lake, names: list[str] | None, *, now: float, dry_run: bool = False
+    lake: LakePaths, names: list[str] | None, *, now: float, dry_run: bool = False
 ) -> list[LeftPlan]:
     """Ends those that nobody has touched for a day and whose job has passed them over, or for 30.
 
@@ -75,7 +75,7 @@ def end_left_plans(
     return ended
 
 
-def _idle(lake: Lake, names: list[str] | None, now: float) -> Iterator[tuple[Plan, float]]:
+def _idle(lake: LakePaths, names: list[str] | None, now: float) -> Iterator[tuple[Plan, float]]:
     """Plans that have not been touched for a day, with the days."""
     for job_id in folder_names(lake.all_units):
         plan = records.load_plan(lake, job_id)
@@ -94,7 +94,7 @@ def _is_about(plan: Plan, names: list[str]) -> bool:
     return any(name in names for name in targets)
 
 
-def _finished(lake: Lake, plan: Plan, runs: Runs, dry_run: bool) -> bool:
+def _finished(lake: LakePaths, plan: Plan, runs: Runs, dry_run: bool) -> bool:
     """Whether it is published in its first table; then the other tables and the row follow."""
     if any(run["job_id"] == plan.job_id for run in runs):
         if not dry_run:

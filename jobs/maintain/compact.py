@@ -16,10 +16,10 @@ from jobs.cluster.pool_job import PoolJob
 from jobs.cluster.settings import RaySettings
 from jobs.cluster.worker import ImportedWorker, WorkerFactory
 from jobs.datasets.rewrite import shard_writer
-from jobs.engine.job import OutOfDate
-from jobs.engine.plan import Completion, JobContext, Plan, Settled, Unit, total_counts
+from jobs.engine.job import StalePlan
+from jobs.engine.plan import CommitPlan, Completion, JobContext, Plan, Unit, total_counts
 from jobs.hashing import digest
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import join
 from jobs.schemas.dataset import (
     DATASET_TABLES,
@@ -67,7 +67,7 @@ class CompactJob(PoolJob):
 
     def __init__(
         self,
-        lake: Lake,
+        lake: LakePaths,
         kind: str,
         part: str,
         night: str,
@@ -128,10 +128,10 @@ class CompactJob(PoolJob):
         live = {table.spec.name: set(table.now().paths()) for table in self.tables(plan)}
         units = [u for u in plan.units if set(u.inputs["paths"]) <= live[u.inputs["table"]]]
         if not units:
-            raise OutOfDate("its files have gone")
+            raise StalePlan("its files have gone")
         return iter(units)
 
-    def claims(self, plan: Plan) -> bool:
+    def owns(self, plan: Plan) -> bool:
         return True
 
     def worker(self) -> WorkerFactory:
@@ -139,7 +139,7 @@ class CompactJob(PoolJob):
 
     def settle(
         self, plan: Plan, completions: dict[str, Completion], head: Snapshot
-    ) -> list[Unit] | Settled:
+    ) -> list[Unit] | CommitPlan:
         tables = self.tables(plan)
         live = {t.spec.name: set(t.now().paths()) for t in tables}
         kept = [
@@ -147,7 +147,7 @@ class CompactJob(PoolJob):
             for c in completions.values()
             if all(set(paths) <= live[name] for name, paths in c.replaces.items())
         ]
-        return Settled(
+        return CommitPlan(
             files={t.uri: [o for c in kept for o in c.outputs_of(t.spec.name)] for t in tables},
             removed={
                 t.uri: [p for c in kept for p in c.replaces.get(t.spec.name, [])] for t in tables
@@ -156,7 +156,7 @@ class CompactJob(PoolJob):
             same_rows=True,
         )
 
-    def after(self, plan: Plan) -> None:
+    def post_commit(self, plan: Plan) -> None:
         """A dataset's snapshot has its card, this one too."""
         if self.kind == "dataset" and "images" in plan.settings["tables"]:
             from jobs.datasets.card import dataset_card
@@ -164,7 +164,7 @@ class CompactJob(PoolJob):
             dataset_card(self.lake, self.part)
 
 
-def compacted_uri(lake: Lake, kind: str, target: str, table: str) -> str:
+def compacted_uri(lake: LakePaths, kind: str, target: str, table: str) -> str:
     return lake.dataset(target, table) if kind == "dataset" else lake.model(target, table)
 
 
@@ -187,7 +187,7 @@ def spec_of(uri: str, name: str) -> TableSpec:
 class CompactWorker:
     """Merges the files of one unit: row group by row group, unless their rows are sorted."""
 
-    def __init__(self, lake: Lake, context: JobContext) -> None:
+    def __init__(self, lake: LakePaths, context: JobContext) -> None:
         self.lake = lake
         self.settings = context.settings
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jobs.lake.local_files import files_below
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import folder_names, join, local_path, read_if_there
 from jobs.lake.walk import walk
 from jobs.search.index import FILES, files_of
@@ -27,7 +27,7 @@ def drafts(roots: list[str], before: float) -> Iterator[tuple[Path, int]]:
                 yield path, status.st_size
 
 
-def index_parts(lake: Lake, model: str, before: float) -> Iterator[tuple[str, int]]:
+def index_parts(lake: LakePaths, model: str, before: float) -> Iterator[tuple[str, int]]:
     """Files of a model's indexes that no index names, with their sizes."""
     folder = join(lake.uri, "indexes", model)
     for version in folder_names(folder):

@@ -9,7 +9,7 @@ from typing import Any
 from jobs.cluster.settings import RaySettings
 from jobs.engine import runner
 from jobs.errors import unknown_name
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.maintain.abandoned_plans import end_left_plans
 from jobs.maintain.compact import CompactJob
 from jobs.maintain.settings import MaintainSettings
@@ -18,7 +18,7 @@ from jobs.tables import catalog
 
 
 def maintain(
-    lake: Lake,
+    lake: LakePaths,
     settings: MaintainSettings,
     night: str,
     ray_settings: RaySettings,
@@ -53,7 +53,7 @@ def maintain(
     return done
 
 
-def _chosen(lake: Lake, settings: MaintainSettings) -> tuple[list[str], list[str]]:
+def _chosen(lake: LakePaths, settings: MaintainSettings) -> tuple[list[str], list[str]]:
     only = settings.dataset is not None or settings.model is not None
     chosen = []
     for kind, wanted, known in (

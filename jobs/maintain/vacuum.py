@@ -18,7 +18,7 @@ from jobs.engine import records
 from jobs.engine.plan import Plan
 from jobs.errors import InputError
 from jobs.lake.documents import Unreadable
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import attempt, delete, delete_tree, folder_names, join, read_if_there
 from jobs.lake.uri import is_inner
 from jobs.lake.walk import last_touched, walk
@@ -48,7 +48,7 @@ class Vacuumed:
 
 
 def vacuum(
-    lake: Lake,
+    lake: LakePaths,
     datasets: list[str],
     models: list[str],
     *,
@@ -96,7 +96,7 @@ def vacuum(
     return Vacuumed(len(paths), size, len(plans), paths)
 
 
-def _folders(lake: Lake, datasets: list[str], models: list[str]) -> list[str]:
+def _folders(lake: LakePaths, datasets: list[str], models: list[str]) -> list[str]:
     """Those of these datasets and models, and what of the lake belongs to none of them."""
     parts = {"datasets": datasets, "models": models, "indexes": models}
     others = [join(lake.uri, name) for name in folder_names(lake.uri) if name not in parts]
@@ -106,7 +106,7 @@ def _folders(lake: Lake, datasets: list[str], models: list[str]) -> list[str]:
 class _Uses:
     """What bundles and unfinished jobs need, by table URI."""
 
-    def __init__(self, lake: Lake, young: float) -> None:
+    def __init__(self, lake: LakePaths, young: float) -> None:
         """young: seconds since 1970; a plan that was given up later keeps its files."""
         self.young = young
         self.versions: dict[str, set[int]] = {}
@@ -132,7 +132,7 @@ class _Uses:
     def _pin(self, uri: str, version: int) -> None:
         self.versions.setdefault(uri, set()).add(version)
 
-    def _look_at(self, lake: Lake, job_id: str) -> None:
+    def _look_at(self, lake: LakePaths, job_id: str) -> None:
         plan = records.load_plan(lake, job_id)
         if plan is None:
             self.given_up.append(job_id)
@@ -148,7 +148,7 @@ class _Uses:
         for uri in _documents(lake.units(job_id)):
             self._look_at_one(lake, uri, plan)
 
-    def _look_at_one(self, lake: Lake, uri: str, plan: Plan | None) -> None:
+    def _look_at_one(self, lake: LakePaths, uri: str, plan: Plan | None) -> None:
         data = read_if_there(uri)
         if data is None:
             return
@@ -185,7 +185,7 @@ class _Uses:
         self.files.setdefault(table, set()).update(output.path for output in outputs)
 
 
-def _roots(lake: Lake, plan: Plan) -> list[str]:
+def _roots(lake: LakePaths, plan: Plan) -> list[str]:
     """The folders whose tables a job's outputs may lie in."""
     target = plan.settings.get("target")
     name = target if isinstance(target, str) else plan.target

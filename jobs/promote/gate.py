@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from jobs.evaluate.compare import Difference
     from jobs.promote.settings import GateRule
 
-Rows = Sequence[dict[str, Any]]  # of one bundle in `evaluations`
+MetricRows = Sequence[dict[str, Any]]  # of one bundle in `evaluations`
 
 CONFIDENCE = 0.95  # of the intervals, both ends together
 
@@ -50,7 +50,10 @@ class Verdict:
 
 
 def verdict(
-    rule: GateRule, differences: Sequence[Difference], challenger: Rows, champion: Rows | None
+    rule: GateRule,
+    differences: Sequence[Difference],
+    challenger: MetricRows,
+    champion: MetricRows | None,
 ) -> Verdict:
     """differences: challenger minus champion, paired, on the same images.
 
@@ -71,7 +74,7 @@ def verdict(
 
 
 def _bound(
-    rule: GateRule, differences: Sequence[Difference], challenger: Rows, champion: Rows
+    rule: GateRule, differences: Sequence[Difference], challenger: MetricRows, champion: MetricRows
 ) -> Check:
     has_bound = {bool(_values(rows, "neg_elbo")) for rows in (challenger, champion)}
     if len(has_bound) == 2:
@@ -98,7 +101,7 @@ def _bound(
 
 
 def _probe(
-    rule: GateRule, differences: Sequence[Difference], challenger: Rows, champion: Rows
+    rule: GateRule, differences: Sequence[Difference], challenger: MetricRows, champion: MetricRows
 ) -> list[Check]:
     name = "probe_accuracy"
     theirs, ours = _values(challenger, name), _values(champion, name)
@@ -118,7 +121,7 @@ def _probe(
 
 
 def _auroc(
-    rule: GateRule, differences: Sequence[Difference], challenger: Rows, champion: Rows
+    rule: GateRule, differences: Sequence[Difference], challenger: MetricRows, champion: MetricRows
 ) -> Check:
     name = "auroc"
     scores = [_decision_score(rows) for rows in (challenger, champion)]
@@ -185,7 +188,7 @@ def _one_sided(name: str, what: str, is_challengers: bool) -> Check:
     return Check(name, False, reason)
 
 
-def _calibration(rule: GateRule, challenger: Rows) -> Check:
+def _calibration(rule: GateRule, challenger: MetricRows) -> Check:
     name = "calibration"
     values = _values(challenger, "calibration_p")
     if not values:
@@ -202,7 +205,7 @@ def _calibration(rule: GateRule, challenger: Rows) -> Check:
     return Check(name, passes, f"{reason}, at least {rule.calibration_p:g} is asked for)")
 
 
-def _active_units(rule: GateRule, challenger: Rows, champion: Rows) -> Check:
+def _active_units(rule: GateRule, challenger: MetricRows, champion: MetricRows) -> Check:
     name = "active_units"
     theirs, ours = (_values(rows, name).get(None) for rows in (challenger, champion))
     if ours is None:
@@ -216,12 +219,12 @@ def _active_units(rule: GateRule, challenger: Rows, champion: Rows) -> Check:
     return Check(name, theirs >= least, f"{reason}; at least {least:g} are asked for")
 
 
-def _decision_score(rows: Rows) -> str | None:
+def _decision_score(rows: MetricRows) -> str | None:
     """What p-values come from: its calibration is evaluated under its name."""
     return next((row["of"] for row in rows if row["metric"] == "calibration_p"), None)
 
 
-def _values(rows: Rows, metric: str) -> dict[str | None, float]:
+def _values(rows: MetricRows, metric: str) -> dict[str | None, float]:
     """By `of`: what could be had."""
     return {
         row["of"]: row["value"]
@@ -230,11 +233,11 @@ def _values(rows: Rows, metric: str) -> dict[str | None, float]:
     }
 
 
-def _row(rows: Rows, metric: str, of: str | None) -> dict[str, Any]:
+def _row(rows: MetricRows, metric: str, of: str | None) -> dict[str, Any]:
     return next(row for row in rows if (row["metric"], row["of"]) == (metric, of))
 
 
-def _note(rows: Rows, metric: str) -> str | None:
+def _note(rows: MetricRows, metric: str) -> str | None:
     return next((row["note"] for row in rows if row["metric"] == metric and row["note"]), None)
 
 

@@ -14,19 +14,19 @@ from jobs.bundles import aliases as bundles_aliases
 from jobs.bundles.aliases import ROLLBACK
 from jobs.bundles.manifest import is_there, read_about
 from jobs.engine import records
-from jobs.engine.job import Job, OutOfDate
-from jobs.engine.plan import Completion, Plan, Settled, Unit
+from jobs.engine.job import Job, StalePlan
+from jobs.engine.plan import CommitPlan, Completion, Plan, Unit
 from jobs.errors import InputError, JobError, unknown_name
 from jobs.evaluate.compare import compare
 from jobs.evaluate.results import standing
 from jobs.hashing import digest
-from jobs.lake.paths import Lake, valid_name
+from jobs.lake.paths import LakePaths, valid_name
 from jobs.promote import gate
 from jobs.promote.gate import Verdict
 from jobs.promote.settings import PromoteSettings
 from jobs.schemas.catalog import ALIASES, EVALUATIONS
 from jobs.tables import catalog
-from jobs.tables.conflicts import Conflict
+from jobs.tables.conflicts import CommitConflict
 from jobs.tables.delta import Snapshot, Table, open_snapshot
 
 
@@ -40,7 +40,7 @@ class PromoteJob(Job):
     name = "promote"
     rows_counted = "rows"
 
-    def __init__(self, lake: Lake, settings: PromoteSettings, night: str) -> None:
+    def __init__(self, lake: LakePaths, settings: PromoteSettings, night: str) -> None:
         """Raises InputError where the model or the version is not there."""
         self.alias = valid_name("alias", settings.alias)
         if settings.back:
@@ -99,7 +99,7 @@ class PromoteJob(Job):
         self._planned.add(plan.job_id)
         return plan
 
-    def _goes_back_to(self, rows: bundles_aliases.Rows) -> str:
+    def _goes_back_to(self, rows: bundles_aliases.AliasRows) -> str:
         """Where a rollback goes; what the alias names, if it has gone back from there already."""
         left, current = self.settings.back_from, rows[-1]["version"] if rows else None
         if left is None or current is None or current == left:
@@ -115,7 +115,7 @@ class PromoteJob(Job):
             f"(latentlake aliases {self.target})"
         )
 
-    def _before(self, rows: bundles_aliases.Rows) -> str:
+    def _before(self, rows: bundles_aliases.AliasRows) -> str:
         """Where a rollback goes."""
         version = bundles_aliases.before(rows)
         here = f"{self.alias} of {self.target}"
@@ -139,7 +139,7 @@ class PromoteJob(Job):
         why = f"{self.target}@{version} is {self.alias} already"
         return why, {"promoted": False, "version": version, "held": current, "why": why}
 
-    def claims(self, plan: Plan) -> bool:
+    def owns(self, plan: Plan) -> bool:
         same = self.settings.back_from in (None, plan.settings["held"])
         return same and plan.fingerprint == self._fingerprint
 
@@ -148,7 +148,7 @@ class PromoteJob(Job):
 
     def settle(
         self, plan: Plan, completions: dict[str, Completion], head: Snapshot
-    ) -> list[Unit] | Settled:
+    ) -> list[Unit] | CommitPlan:
         settings = plan.settings
         rows = bundles_aliases.moves(self.lake, self.target, self.alias)
         if len(rows) != settings["moves"]:
@@ -164,38 +164,38 @@ class PromoteJob(Job):
                     "why": self._refusal(version, current, judged),
                     **counts,
                 }
-                return Settled(files={head.uri: []}, counts=refused)
+                return CommitPlan(files={head.uri: []}, counts=refused)
         reason = self._reason(current, judged)
         row = bundles_aliases.next_row(
             self.lake, head, plan, alias=self.alias, version=version, reason=reason, by=self.by
         )
         refused = {"promoted": True, "why": reason, **counts}
-        return Settled(files={head.uri: [row]}, counts=refused)
+        return CommitPlan(files={head.uri: [row]}, counts=refused)
 
-    def _overtaken(self, plan: Plan, rows: bundles_aliases.Rows) -> NoReturn:
+    def _overtaken(self, plan: Plan, rows: bundles_aliases.AliasRows) -> NoReturn:
         """The fence. What this call has just planned, its user decided on a champion that is none
         any more; what an earlier call left behind is only dropped."""
         if not rows:
-            raise OutOfDate(f"{self.first_table} has lost its rows")
+            raise StalePlan(f"{self.first_table} has lost its rows")
         text = f"{self.alias} of {self.target} was {bundles_aliases.last_move_text(rows)} meanwhile"
         if any(row["job_id"] == plan.job_id for row in rows):
-            raise Conflict(text)  # the very same, asked for twice at once: it has landed
+            raise CommitConflict(text)  # the very same, asked for twice at once: it has landed
         is_wish = rows[-1]["version"] == self._version
         if plan.job_id not in self._planned or is_wish:
-            raise OutOfDate(text)
+            raise StalePlan(text)
         records.drop(self.lake, plan.job_id)
         raise JobError(
             f"{text}; nothing was changed; look (latentlake aliases {self.target}), and "
             f"{self.name} again"
         )
 
-    def after(self, plan: Plan) -> None:
+    def post_commit(self, plan: Plan) -> None:
         """What an earlier call left and this one has finished is all that was asked for, unless
         others have moved the alias since."""
         self._finished.add(plan.job_id)
         since = bundles_aliases.moves(self.lake, self.target, self.alias)[plan.settings["moves"] :]
         theirs = [row for row in since if row["job_id"] != plan.job_id]
-        self.one_a_call = self.settings.back and not theirs
+        self.stop_after_recovery = self.settings.back and not theirs
 
     def verdict(self, plan: Plan) -> Verdict | None:
         """What the rule says of the plan's version; None where nothing is asked for."""
@@ -261,7 +261,7 @@ class PromoteJob(Job):
         return f"{self.target}@{version} did not pass the gate, {stays}: {judged.why}"
 
 
-def _challenger(lake: Lake, settings: PromoteSettings) -> tuple[str, str]:
+def _challenger(lake: LakePaths, settings: PromoteSettings) -> tuple[str, str]:
     if "@" not in settings.model:
         raise InputError(
             f"{settings.model}: say which version becomes {settings.alias}, as in "
@@ -277,7 +277,7 @@ def _challenger(lake: Lake, settings: PromoteSettings) -> tuple[str, str]:
     return model, version
 
 
-def _model(lake: Lake, settings: PromoteSettings) -> str:
+def _model(lake: LakePaths, settings: PromoteSettings) -> str:
     if "@" in settings.model:
         model = settings.model.partition("@")[0]
         raise InputError(

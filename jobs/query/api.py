@@ -47,7 +47,7 @@ OF_ITS_BATCH = """
 """
 
 
-class Lake(paths.Lake):
+class Lake(paths.LakePaths):
     """A lake to ask: a folder, or s3://BUCKET/PREFIX."""
 
     def __init__(self, uri: str) -> None:

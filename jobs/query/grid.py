@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from jobs.errors import InputError
 from jobs.imaging.contact_sheet import Row, contact_sheet
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.query.staged_images import staged_images
 
 log = logging.getLogger("latentlake")
@@ -20,7 +20,7 @@ COLUMNS = 10
 MOST = 200  # images a picture
 
 
-def draw_grid(lake: Lake, table: pa.Table, path: str) -> None:
+def draw_grid(lake: LakePaths, table: pa.Table, path: str) -> None:
     """Writes a PNG of the images of column image_id, in order, with what the row says of each.
 
     Of pairs (other_id), both. Raises InputError where the rows name no images, or the file cannot
@@ -40,7 +40,7 @@ def draw_grid(lake: Lake, table: pa.Table, path: str) -> None:
         raise InputError(f"--grid {path}: {error.strerror}") from error
 
 
-def grid(lake: Lake, rows: Sequence[dict[str, Any]]) -> bytes | None:
+def grid(lake: LakePaths, rows: Sequence[dict[str, Any]]) -> bytes | None:
     """The PNG of rows that have an image_id; None where no image is staged."""
     cells = [cell for row in rows for cell in _cells(row)]
     pictures = staged_images(lake, sorted({str(image_id) for image_id, _ in cells if image_id}))

@@ -8,7 +8,7 @@ from jobs.query.api import Embeddings
 
 
 @dataclasses.dataclass(frozen=True)
-class Night:
+class NightCounts:
     """calibration_valid: of all its batches, and no drift was found. why: it is not.
     drift_tested: of every dataset that has a batch."""
 
@@ -21,7 +21,7 @@ class Night:
     drift_tested: bool = True
 
 
-def nights(of: Embeddings) -> list[Night]:
+def nights(of: Embeddings) -> list[NightCounts]:
     """Newest first, over all datasets."""
     mine = "model = ? AND model_version = ?"
     params = [of.model, of.version]
@@ -41,13 +41,13 @@ def nights(of: Embeddings) -> list[Night]:
     return [_night(row) for row in found.to_pylist()]
 
 
-def _night(row: dict) -> Night:
+def _night(row: dict) -> NightCounts:
     why = []
     if row["drifted"]:
         why.append("drift was found: the images are not like those of the calibration any more")
     elif not row["computed_alike"]:
         why.append("drift was found, or scores and calibration were computed differently")
-    return Night(
+    return NightCounts(
         row["night"],
         int(row["tested"] or 0),
         int(row["flagged"] or 0),

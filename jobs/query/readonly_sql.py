@@ -15,7 +15,7 @@ import duckdb
 import pyarrow as pa
 
 from jobs.errors import InputError, StorageError
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.query.views import VIEWS, Views, duckdb_path, fault_below, quoted
 from jobs.tables.delta import Snapshot
 
@@ -37,7 +37,7 @@ GUARD = f"""
 class GuardedViews(Views):
     """Views for strangers' questions, each in a connection of its own."""
 
-    def __init__(self, lake: Lake) -> None:
+    def __init__(self, lake: LakePaths) -> None:
         super().__init__(lake)
         self._asking = threading.Lock()
 

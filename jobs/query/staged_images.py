@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.imaging.decode import encode_png
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.query.views import Views, quoted
 from jobs.schemas.dataset import image_shape_of
 from jobs.tables import catalog
@@ -17,7 +17,7 @@ FEW = 1000  # ids that a statement may list
 
 
 def staged_images(
-    lake: Lake, ids: Sequence[str], views: Views | None = None
+    lake: LakePaths, ids: Sequence[str], views: Views | None = None
 ) -> dict[str, np.ndarray]:
     """uint8 (H, W, C) by image id; unknown ids are left out. views: of the lake, if it is held."""
     wanted = pa.table({"image_id": pa.array(ids, pa.string())})
@@ -38,7 +38,7 @@ def staged_images(
     }
 
 
-def with_pictures(lake: Lake, table: pa.Table) -> pa.Table:
+def with_pictures(lake: LakePaths, table: pa.Table) -> pa.Table:
     """The same rows with a column `image`, structs of PNG `bytes`, as viewers of embeddings take
     them; null for images that are not staged any more."""
     ids = table["image_id"].to_pylist()

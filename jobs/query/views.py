@@ -12,7 +12,7 @@ import duckdb
 import pyarrow as pa
 
 from jobs.errors import InputError
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import attempt, filesystem, join, local_path
 from jobs.query.immutable_files import ImmutableFiles
 from jobs.schemas.catalog import CATALOG_TABLES, every_spec
@@ -33,7 +33,7 @@ class Views:
     a question first names it, and anew once a job has published since. Threads may share it.
     """
 
-    def __init__(self, lake: Lake) -> None:
+    def __init__(self, lake: LakePaths) -> None:
         self.lake = lake
         self._connection: duckdb.DuckDBPyConnection | None = None
         self._versions: dict[str, int] = {}
@@ -163,7 +163,7 @@ def _empty(spec: TableSpec) -> pa.Table:
 
 
 def _snapshots(
-    lake: Lake, name: str, versions: dict[str, int]
+    lake: LakePaths, name: str, versions: dict[str, int]
 ) -> list[tuple[Snapshot, dict[str, str]]]:
     """Every published table of a kind, with the column that tells whose it is."""
     places: list[tuple[str, dict[str, str]]] = [(lake.catalog(name), {})]
@@ -218,6 +218,6 @@ def fault_below(error: duckdb.Error) -> str | None:
     return messages[0] if messages else "a file could not be read"
 
 
-def sql(lake: Lake, statement: str) -> pa.Table:
+def sql(lake: LakePaths, statement: str) -> pa.Table:
     """Runs a SQL statement over the views. Raises InputError with DuckDB's own words."""
     return Views(lake).sql(statement)

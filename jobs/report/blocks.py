@@ -61,13 +61,16 @@ class Pictures:
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """figure: a Bokeh model. told: the same in words, for whoever does not see it. sprites: a data
-    URI that its tooltips, which lie outside of it, use as `var(--sprites)`; of one chart a page."""
+    """A figure and the same in words.
+
+    figure: a Bokeh model. caption: the same in words, for whoever does not see it. sprites: a data
+    URI that its tooltips, which lie outside of it, use as `var(--sprites)`; of one chart a page.
+    """
 
     kind: ClassVar[str] = "chart"
     name: str
     title: str
-    told: str
+    caption: str
     figure: Any
     sprites: str = ""
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from jobs.report.blocks import counted, p_text, percent
-from jobs.report.night import Night
+from jobs.report.night import ReportNight
 
 GOOD, LOOK, ALARM, QUIET = "good", "look", "alarm", "quiet"
 WORDS = {
@@ -38,7 +38,7 @@ class Headline:
         return f"{self.word}. {' '.join(self.sentences)}"
 
 
-def headline_of(night: Night) -> Headline:
+def headline_of(night: ReportNight) -> Headline:
     return Headline(_status(night), _happened(night), _is_good(night), _look_at(night))
 
 
@@ -52,7 +52,7 @@ def unknown_headline(why: str) -> Headline:
     )
 
 
-def _status(night: Night) -> str:
+def _status(night: ReportNight) -> str:
     if night.drifted or not night.calibration_is_valid or _refused_many(night):
         return ALARM
     unknown = bool(night.batches) and night.drifted is None
@@ -63,16 +63,16 @@ def _status(night: Night) -> str:
     return GOOD if night.runs and _arrived(night) else QUIET
 
 
-def _refused_many(night: Night) -> bool:
+def _refused_many(night: ReportNight) -> bool:
     counts = night.counts("stage")
     return counts["refused"] * 20 > counts["rows_in"] > 0
 
 
-def _arrived(night: Night) -> float:
+def _arrived(night: ReportNight) -> float:
     return night.counts("stage")["staged"] + night.counts("embed")["embedded"]
 
 
-def _happened(night: Night) -> str:
+def _happened(night: ReportNight) -> str:
     if not night.runs:
         return f"No job of {night.dataset} or {night.model} finished on {night.night}."
     staged, embedded = night.counts("stage"), night.counts("embed")
@@ -104,7 +104,7 @@ def _listed(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def _of_the_model(night: Night) -> str:
+def _of_the_model(night: ReportNight) -> str:
     """What became of the model, where something did."""
     fate, version, why = _challenge(night)
     name = f"{night.model}@{version}"
@@ -125,7 +125,7 @@ def _ended(why: str) -> str:
     return why if why.endswith(".") else f"{why}."
 
 
-def _challenge(night: Night) -> tuple[str, str, str]:
+def _challenge(night: ReportNight) -> tuple[str, str, str]:
     """What became of the night's challenger, its version, and why; empty where there was none."""
     moved = [row for row in night.moves if row["night"] == night.night]
     if moved:
@@ -144,7 +144,7 @@ def _challenge(night: Night) -> tuple[str, str, str]:
     return "", "", ""
 
 
-def _is_good(night: Night) -> str:
+def _is_good(night: ReportNight) -> str:
     if night.version is None:
         return night.no_model
     combined = night.verdict
@@ -171,7 +171,7 @@ def _is_good(night: Night) -> str:
     )
 
 
-def _look_at(night: Night) -> str:
+def _look_at(night: ReportNight) -> str:
     tested = sum(row["tested"] for row in night.batches)
     if night.version is None:
         return "There are no scores to look at yet: look at the images and at what was refused."
@@ -191,7 +191,7 @@ def _look_at(night: Night) -> str:
     )
 
 
-def _too_few(night: Night) -> str:
+def _too_few(night: ReportNight) -> str:
     fewest = max(row["fewest_flaggable"] for row in night.batches)
     if fewest <= 1:
         return ""

@@ -14,7 +14,7 @@ import torch
 
 from jobs.bundles.bundle import Bundle, load
 from jobs.bundles.preview import shown
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from vae_core.autoencoder import Autoencoder, to_unit_range
 from vae_core.latent_space import interpolate, traverse
 from vae_core.noise import ImageNoise, image_keys
@@ -63,14 +63,14 @@ class Paintings:
     traversals: list[Traversal]
 
 
-def image_shape(lake: Lake, model: str, version: str) -> tuple[int, int, int]:
+def image_shape(lake: LakePaths, model: str, version: str) -> tuple[int, int, int]:
     """H, W, C that a bundle takes."""
     return load(lake, model, version).config.image_shape
 
 
 @torch.no_grad()
 def paint(
-    lake: Lake,
+    lake: LakePaths,
     model: str,
     version: str,
     usual: dict[str, np.ndarray],

@@ -20,7 +20,7 @@ from jobs.errors import InputError, unknown_name
 from jobs.evaluate import results as evaluate_results
 from jobs.evaluate.compare import Difference, compare
 from jobs.lake.documents import json_column
-from jobs.lake.paths import Lake, valid_name
+from jobs.lake.paths import LakePaths, valid_name
 from jobs.query.views import Views
 from jobs.report.blocks import Missing
 from jobs.schemas.dataset import image_shape_of
@@ -33,11 +33,11 @@ Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Night:
+class ReportNight:
     """version: of the model's bundle; None where there was none yet, and `no_model` says why.
     alias: that it had on the night, or would have."""
 
-    lake: Lake
+    lake: LakePaths
     dataset: str
     model: str
     version: str | None
@@ -323,7 +323,7 @@ def _jobs(rows: list[Row]) -> set[str]:
     return {row["job_id"] for row in rows}
 
 
-def look(lake: Lake, dataset: str, model: str, night: str) -> Night:
+def look(lake: LakePaths, dataset: str, model: str, night: str) -> ReportNight:
     """model: NAME, NAME@VERSION or NAME@ALIAS, as it was that night; the champion if only NAME.
 
     Raises InputError for an unknown dataset, version or alias; a champion that does not exist yet
@@ -344,7 +344,7 @@ def look(lake: Lake, dataset: str, model: str, night: str) -> Night:
     if version is None:
         train = f"latentlake train --dataset {dataset} --model {name}"
         why = f"The model {name} had no champion on {night}; {train} makes one."
-    return Night(lake, dataset, name, version, why, night, alias)
+    return ReportNight(lake, dataset, name, version, why, night, alias)
 
 
 def _decisive(verdicts: list[Row]) -> Row | None:
@@ -356,7 +356,7 @@ def _decisive(verdicts: list[Row]) -> Row | None:
     return None
 
 
-def last_night(lake: Lake, dataset: str, model: str) -> str:
+def last_night(lake: LakePaths, dataset: str, model: str) -> str:
     """The newest night that has a run of the dataset, or of the model. Raises InputError."""
     catalog.require_dataset(lake, dataset)
     name = model.partition("@")[0]
@@ -370,11 +370,11 @@ def last_night(lake: Lake, dataset: str, model: str) -> str:
     return max(nights)
 
 
-def _all_runs(lake: Lake) -> list[Row]:
+def _all_runs(lake: LakePaths) -> list[Row]:
     return catalog.runs(lake)
 
 
-def _moves(lake: Lake, model: str, alias: str, night: str) -> list[Row]:
+def _moves(lake: LakePaths, model: str, alias: str, night: str) -> list[Row]:
     nights = {row["job_id"]: row["night"] for row in catalog.runs(lake)}
     rows = [
         row | {"night": row.get("night") or nights.get(row["job_id"], "")}

@@ -9,7 +9,7 @@ import numpy as np
 from jobs.imaging.contact_sheet import Row, contact_sheet
 from jobs.report.blocks import number
 from jobs.report.data_uris import heat, smaller
-from jobs.report.night import Night
+from jobs.report.night import ReportNight
 from jobs.report.sections.anomalies import SHOWN
 from jobs.report.sections.data import sheet_images
 from jobs.report.sections.reconstructions import USUAL
@@ -21,7 +21,7 @@ COLUMNS = 12
 SIDE = 128  # larger images are drawn from a smaller copy
 
 
-def sheets(night: Night, paintings: Paintings | None) -> dict[str, bytes]:
+def sheets(night: ReportNight, paintings: Paintings | None) -> dict[str, bytes]:
     """By name: images, reconstructions, samples, traversals, anomalies; those that there are."""
     found: dict[str, bytes] = {}
     title, images = sheet_images(night)

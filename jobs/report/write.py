@@ -11,13 +11,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from jobs.errors import InputError, LatentlakeError
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.replace import replace
 from jobs.lake.storage import join
 from jobs.report.blocks import Limits, Missing, Say, Section
 from jobs.report.headline import Headline, headline_of, unknown_headline
 from jobs.report.html import render
-from jobs.report.night import Night, look
+from jobs.report.night import ReportNight, look
 from jobs.report.png_sheets import sheets
 from jobs.report.sections.anomalies import anomalies_section
 from jobs.report.sections.data import data_section
@@ -54,7 +54,7 @@ class Report:
 
 
 def write_report(
-    lake: Lake, dataset: str, model: str, night: str, *, most_bytes: int = MOST_BYTES
+    lake: LakePaths, dataset: str, model: str, night: str, *, most_bytes: int = MOST_BYTES
 ) -> Report:
     """Writes `<lake>/runs/night-<dataset>-<night>/report-<model>.html`.
 
@@ -69,12 +69,12 @@ def write_report(
     return Report(uri, night, headline, _pictures(found, painted), notes, len(page))
 
 
-def report_uri(lake: Lake, dataset: str, model: str, night: str) -> str:
+def report_uri(lake: LakePaths, dataset: str, model: str, night: str) -> str:
     """Where the page of a night lies; model: as it was asked for."""
     return join(lake.run(f"night-{dataset}-{night}"), f"report-{model}.html")
 
 
-def _headline(night: Night) -> Headline:
+def _headline(night: ReportNight) -> Headline:
     try:
         return headline_of(night)
     except (Missing, LatentlakeError) as error:
@@ -82,7 +82,7 @@ def _headline(night: Night) -> Headline:
         return unknown_headline(str(error))
 
 
-def _pictures(night: Night, painted: Paintings | str) -> dict[str, bytes]:
+def _pictures(night: ReportNight, painted: Paintings | str) -> dict[str, bytes]:
     """None where they cannot be made: the page is there already."""
     try:
         return sheets(night, None if isinstance(painted, str) else painted)
@@ -91,7 +91,7 @@ def _pictures(night: Night, painted: Paintings | str) -> dict[str, bytes]:
         return {}
 
 
-def _painted(night: Night) -> Paintings | str:
+def _painted(night: ReportNight) -> Paintings | str:
     """What the model makes of images, or why there is nothing to see."""
     try:
         return paintings_of(night)
@@ -100,7 +100,7 @@ def _painted(night: Night) -> Paintings | str:
 
 
 def _fitting(
-    night: Night, headline: Headline, painted: Paintings | str, most_bytes: int
+    night: ReportNight, headline: Headline, painted: Paintings | str, most_bytes: int
 ) -> tuple[bytes, list[str]]:
     """The fullest page that is small enough, and what was left out for it."""
     size = 0
@@ -120,7 +120,7 @@ def _cut(share: float, most_bytes: int) -> str:
     return f"To keep this page below {most_bytes / 2**20:.1f} MiB, {kept} shown."
 
 
-def sections(night: Night, painted: Paintings | str, limits: Limits) -> list[Section]:
+def sections(night: ReportNight, painted: Paintings | str, limits: Limits) -> list[Section]:
     """All of them, in order; one whose data is missing says why."""
     paintings = None if isinstance(painted, str) else painted
 

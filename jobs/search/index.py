@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from jobs.errors import InputError, LatentlakeError
 from jobs.lake.documents import Unreadable, parsed
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import (
     begin,
     create,
@@ -52,7 +52,7 @@ CONNECTIVITY, ADD, SEARCH = 32, 128, 256
 ALONE = 20_000
 
 
-def build(lake: Lake, model: str, metric: str) -> dict[str, Any]:
+def build(lake: LakePaths, model: str, metric: str) -> dict[str, Any]:
     """Makes the index of the published embeddings, unless it is there; earlier ones are removed.
 
     model: NAME[@VERSION|@ALIAS]. Raises InputError where usearch is not installed.
@@ -102,7 +102,7 @@ def _make(snapshot: Snapshot, version: str, metric: str, uri: str) -> int:
     data = memoryview(index.save()).cast("B")
     create(join(folder, files["index"]), data)
     create(join(folder, files["keys"]), keys.getbuffer())
-    about = _About(layout=LAYOUT, rows=rows, dimension=dim, bytes=len(data), **files)
+    about = _IndexAbout(layout=LAYOUT, rows=rows, dimension=dim, bytes=len(data), **files)
     delete(uri)  # of one that could not be used
     create_or_keep(uri, json.dumps(dataclasses.asdict(about)).encode())
     _sweep(folder, metric, snapshot.version)
@@ -110,7 +110,7 @@ def _make(snapshot: Snapshot, version: str, metric: str, uri: str) -> int:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _About:
+class _IndexAbout:
     """What names the files of an index. bytes: of the one of usearch."""
 
     layout: int
@@ -124,17 +124,17 @@ class _About:
 def files_of(document: bytes | None) -> set[str]:
     """The names of the files that an index names; none where it cannot be read."""
     try:
-        about = parsed(_About, document or b"", "an index", AGAIN)
+        about = parsed(_IndexAbout, document or b"", "an index", AGAIN)
     except Unreadable:
         return set()
     return {about.index, about.keys}
 
 
-def _uri(lake: Lake, model: str, version: str, metric: str, snapshot: Snapshot) -> str:
+def _uri(lake: LakePaths, model: str, version: str, metric: str, snapshot: Snapshot) -> str:
     return join(index_folder(lake, model, version), f"{metric}-v{snapshot.version}.json")
 
 
-def index_folder(lake: Lake, model: str, version: str) -> str:
+def index_folder(lake: LakePaths, model: str, version: str) -> str:
     return join(lake.uri, "indexes", model, version)
 
 
@@ -153,11 +153,11 @@ class Index:
     ids: pa.Array
     datasets: pa.Array
     metric: str
-    held: Any
+    restored: Any
 
     @classmethod
     def find(
-        cls, lake: Lake, model: str, version: str, metric: str, snapshot: Snapshot
+        cls, lake: LakePaths, model: str, version: str, metric: str, snapshot: Snapshot
     ) -> Index | None:
         """That of these very embeddings; None where there is none that can be used."""
         uri = _uri(lake, model, version, metric, snapshot)
@@ -166,7 +166,7 @@ class Index:
             return None
         folder = uri.rpartition("/")[0]
         try:
-            about = parsed(_About, document, uri, AGAIN)
+            about = parsed(_IndexAbout, document, uri, AGAIN)
         except Unreadable as error:
             log.warning("%s; searching without", error)
             return None
@@ -186,7 +186,7 @@ class Index:
         return cls(ids, datasets.cast(pa.string()), metric, restored)
 
     def vector(self, row: int) -> np.ndarray:
-        return np.asarray(self.held.get(row), np.float32)
+        return np.asarray(self.restored.get(row), np.float32)
 
     def nearest(self, queries_QD: np.ndarray, k: int, other_than: str | None) -> list[Found]:
         """For each query about the k nearest, with their exact distances.
@@ -195,7 +195,7 @@ class Index:
         """
         spare = 0 if other_than is None else COPIES
         one = len(queries_QD) == 1
-        found = self.held.search(queries_QD, min(k + spare, len(self.held)))
+        found = self.restored.search(queries_QD, min(k + spare, len(self.restored)))
         each = []
         # Of one query it gives the matches themselves, of several a list of them.
         for matches, query_D in zip([found] if one else found, queries_QD, strict=True):
@@ -203,7 +203,7 @@ class Index:
             if other_than is not None:
                 same = [self.ids[row].as_py() == other_than for row in rows]
                 rows = rows[~np.array(same, bool)]
-            far = distances(np.asarray(self.held.get(rows), np.float32), query_D, self.metric)
+            far = distances(np.asarray(self.restored.get(rows), np.float32), query_D, self.metric)
             best = np.argsort(far, kind="stable")[:k]
             each.append((rows[best], far[best]))
         return each

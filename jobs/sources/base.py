@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
-from jobs.errors import Refused
+from jobs.errors import RejectedInput
 from jobs.imaging.pixel_arrays import Pixels
 from jobs.schemas.dataset import RESERVED
 from jobs.sources.format_names import FormatName
@@ -33,7 +33,7 @@ class Layout:
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
+class FileProbe:
     """What a look into a file tells. rows: None where only reading it to the end would tell.
 
     whole: ranges of rows that are read in one go, and not to be cut.
@@ -45,7 +45,7 @@ class Look:
     whole: tuple[tuple[int, int], ...] = ()
 
 
-Image = bytes | Pixels | Refused | None
+Image = bytes | Pixels | RejectedInput | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ class SourceBatch:
     @classmethod
     def of(
         cls,
-        part: Part,
+        part: FileRange,
         rows: Sequence[int],
         images: list[Image],
         passthrough: pa.Table,
@@ -89,7 +89,7 @@ class SourceBatch:
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class FileRange:
     """The rows [start, stop) of a file that one unit reads; stop None: to its end.
 
     replaces: the sources table knows another version of the file. refused: why the file as a
@@ -112,7 +112,7 @@ class Part:
         return {key: value for key, value in given if value is not None and value is not False}
 
     @classmethod
-    def from_json(cls, raw: dict[str, Any]) -> Part:
+    def from_json(cls, raw: dict[str, Any]) -> FileRange:
         refused = raw.get("refused")
         return cls(**{**raw, "refused": tuple(refused) if refused else None})
 
@@ -120,11 +120,11 @@ class Part:
 class Format(Protocol):
     """One way in which images lie. Raises Refused, Replaced or StorageError."""
 
-    def look(self, file: SourceFile, layout: Layout) -> Look:
+    def look(self, file: SourceFile, layout: Layout) -> FileProbe:
         """Rows, columns and the image column of a file."""
         ...
 
-    def read(self, part: Part, layout: Layout, columns: list[str]) -> Iterator[SourceBatch]:
+    def read(self, part: FileRange, layout: Layout, columns: list[str]) -> Iterator[SourceBatch]:
         """Rows of a file in batches of bounded size; `columns` it lacks are left out.
 
         After Refused or Replaced, what was yielded before is to be thrown away.

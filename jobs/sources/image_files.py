@@ -8,11 +8,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pyarrow as pa
 
-from jobs.errors import Refused
+from jobs.errors import RejectedInput
 from jobs.lake.storage import local_path
-from jobs.sources.base import MAX_BYTES, Image, Layout, Look, Part, SourceBatch, hive_columns
+from jobs.sources.base import (
+    MAX_BYTES,
+    FileProbe,
+    FileRange,
+    Image,
+    Layout,
+    SourceBatch,
+    hive_columns,
+)
 from jobs.sources.listing import SourceFile
-from jobs.sources.pinned_read import Replaced, read_pinned
+from jobs.sources.pinned_read import SourceChanged, read_pinned
 
 THREADS = 16  # requests at a time, where a request is a journey
 AHEAD_BYTES = 64 << 20
@@ -20,23 +28,23 @@ BATCH_ROWS = 256
 BATCH_BYTES = 32 << 20
 
 
-def look(file: SourceFile, layout: Layout) -> Look:
+def look(file: SourceFile, layout: Layout) -> FileProbe:
     """From the name alone: nothing is opened."""
     columns = [pa.field(key, pa.string()) for key in hive_columns(file.uri)]
-    return Look(rows=1, passthrough=pa.schema(columns))
+    return FileProbe(rows=1, passthrough=pa.schema(columns))
 
 
-def read(part: Part, layout: Layout, columns: list[str]) -> Iterator[SourceBatch]:
+def read(part: FileRange, layout: Layout, columns: list[str]) -> Iterator[SourceBatch]:
     """The file as one row."""
     yield _batch([(part, _image(part))])
 
 
-def read_many(parts: Sequence[Part]) -> Iterator[SourceBatch | list[Part]]:
+def read_many(parts: Sequence[FileRange]) -> Iterator[SourceBatch | list[FileRange]]:
     """The rows of many files in order, in batches; between them, parts that were Replaced."""
-    pending: list[tuple[Part, Image]] = []
+    pending: list[tuple[FileRange, Image]] = []
     size = 0
     for part, image in _images(parts):
-        if isinstance(image, Replaced):
+        if isinstance(image, SourceChanged):
             yield [part]
             continue
         pending.append((part, image))
@@ -48,13 +56,13 @@ def read_many(parts: Sequence[Part]) -> Iterator[SourceBatch | list[Part]]:
         yield _batch(pending)
 
 
-def _images(parts: Sequence[Part]) -> Iterator[tuple[Part, Image | Replaced]]:
+def _images(parts: Sequence[FileRange]) -> Iterator[tuple[FileRange, Image | SourceChanged]]:
     """Read ahead where the files are remote, within a bound of bytes."""
     if not parts or local_path(parts[0].uri) is not None:
         for part in parts:
             yield part, _try(part)
         return
-    waiting: deque[tuple[Part, Future[Image | Replaced]]] = deque()
+    waiting: deque[tuple[FileRange, Future[Image | SourceChanged]]] = deque()
     ahead = 0
     with ThreadPoolExecutor(THREADS) as pool:
         for part in parts:
@@ -68,20 +76,20 @@ def _images(parts: Sequence[Part]) -> Iterator[tuple[Part, Image | Replaced]]:
             yield first, future.result()
 
 
-def _try(part: Part) -> Image | Replaced:
+def _try(part: FileRange) -> Image | SourceChanged:
     try:
         return _image(part)
-    except Replaced as replaced:
+    except SourceChanged as replaced:
         return replaced
 
 
-def _image(part: Part) -> Image:
+def _image(part: FileRange) -> Image:
     if part.size > MAX_BYTES:
-        return Refused("too_many_bytes", f"{part.size} bytes, the bound is {MAX_BYTES}")
+        return RejectedInput("too_many_bytes", f"{part.size} bytes, the bound is {MAX_BYTES}")
     return read_pinned(part.uri, part.etag, part.size)
 
 
-def _batch(images: Sequence[tuple[Part, Image]]) -> SourceBatch:
+def _batch(images: Sequence[tuple[FileRange, Image]]) -> SourceBatch:
     columns = [hive_columns(part.uri) for part, _ in images]
     names = sorted({name for found in columns for name in found})
     brought = {

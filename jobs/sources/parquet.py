@@ -10,15 +10,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.errors import LatentlakeError, Refused
+from jobs.errors import LatentlakeError, RejectedInput
 from jobs.imaging.pixel_arrays import NotPixels, is_array_type, needs_shape, pixels_of
 from jobs.lake.storage_errors import explain
 from jobs.schemas.dataset import RESERVED
 from jobs.sources.base import (
+    FileProbe,
+    FileRange,
     Image,
     Layout,
-    Look,
-    Part,
     SourceBatch,
     hive_arrays,
     hive_columns,
@@ -38,13 +38,13 @@ MAX_EXPANSION = 1000
 log = logging.getLogger("latentlake")
 
 
-def look(file: SourceFile, layout: Layout) -> Look:
+def look(file: SourceFile, layout: Layout) -> FileProbe:
     """From the footer alone."""
     with _opened(file.uri, file.etag) as parquet:
         _require_honest(parquet.metadata, file.size)
         schema = parquet.schema_arrow
         column = _image_column(schema, layout)
-        return Look(
+        return FileProbe(
             rows=parquet.metadata.num_rows,
             passthrough=_passthrough(schema, column, file.uri),
             image_column=column,
@@ -52,7 +52,7 @@ def look(file: SourceFile, layout: Layout) -> Look:
         )
 
 
-def read(part: Part, layout: Layout, columns: list[str]) -> Iterator[SourceBatch]:
+def read(part: FileRange, layout: Layout, columns: list[str]) -> Iterator[SourceBatch]:
     """Rows [start, stop) of the file."""
     assert part.image_column is not None
     assert part.stop is not None
@@ -74,13 +74,13 @@ def read(part: Part, layout: Layout, columns: list[str]) -> Iterator[SourceBatch
             if position >= part.stop:
                 break
         if position < part.stop:
-            raise Refused(
+            raise RejectedInput(
                 "schema", f"the footer claims rows up to {part.stop}, there are {position}"
             )
 
 
 def _source_batch(
-    piece: pa.RecordBatch, start: int, part: Part, layout: Layout, inside: list[str]
+    piece: pa.RecordBatch, start: int, part: FileRange, layout: Layout, inside: list[str]
 ) -> SourceBatch:
     assert part.image_column is not None
     brought = {name: piece.column(name) for name in inside}
@@ -123,12 +123,12 @@ class _opened:
 
 
 def _raise_told(error: BaseException, uri: str) -> None:
-    if isinstance(error, LatentlakeError | Refused) or not isinstance(error, Exception):
+    if isinstance(error, LatentlakeError | RejectedInput) or not isinstance(error, Exception):
         return
     text = " ".join(str(error).split())[:300]
     # Arrow's own complaints about bytes carry no errno; those of a disk or a client do.
     if isinstance(error, pa.ArrowException) or (isinstance(error, OSError) and not error.errno):
-        raise Refused("schema", f"{uri} is not a readable Parquet file: {text}") from error
+        raise RejectedInput("schema", f"{uri} is not a readable Parquet file: {text}") from error
     raise explain(error, uri, "read") from error
 
 
@@ -152,9 +152,11 @@ def _require_honest(metadata: Any, size: int) -> None:
                 > MAX_EXPANSION * max(chunk.total_compressed_size, 1)
             )
             if lies:
-                raise Refused("schema", f"the footer's row group {index} does not fit the file")
+                raise RejectedInput(
+                    "schema", f"the footer's row group {index} does not fit the file"
+                )
     if rows != metadata.num_rows or rows > MAX_ROWS_A_BYTE * size:
-        raise Refused(
+        raise RejectedInput(
             "schema", f"the footer claims {metadata.num_rows} rows, its row groups hold {rows}"
         )
 
@@ -225,7 +227,7 @@ def _image_column(schema: pa.Schema, layout: Layout) -> str:
             return found
     listed = ", ".join(f"{f.name}: {f.type}" for f in schema)
     problem = f"no image column {wanted!r}" if wanted else "no image column to be recognised"
-    raise Refused(
+    raise RejectedInput(
         "schema",
         f"{problem}; name one of struct<bytes, …>, binary or pixel type with --image-column "
         f"(nested ones as a.b). Its columns: {listed}",
@@ -234,7 +236,7 @@ def _image_column(schema: pa.Schema, layout: Layout) -> str:
 
 def _require_shape(name: str, kind: pa.DataType, layout: Layout) -> None:
     if not _holds_bytes(kind) and needs_shape(kind) and layout.array_shape is None:
-        raise Refused(
+        raise RejectedInput(
             "schema",
             f"column {name!r} is {kind}: pixels without height and width; name them with "
             "--array-shape HxWxC",
@@ -283,7 +285,7 @@ def _images(column: pa.Array, layout: Layout) -> list[Image]:
         return column.to_pylist()
     found: list[Image] = []
     for value in pixels_of(column, layout.array_shape):
-        found.append(Refused("schema", str(value)) if isinstance(value, NotPixels) else value)
+        found.append(RejectedInput("schema", str(value)) if isinstance(value, NotPixels) else value)
     return found
 
 

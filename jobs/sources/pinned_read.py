@@ -24,7 +24,7 @@ from jobs.lake.storage import attempt, filesystem, local_name, local_path
 ENDS_BYTES = 4096
 
 
-class Replaced(LatentlakeError):
+class SourceChanged(LatentlakeError):
     """The file is no longer what the listing saw: changed, or gone."""
 
     def __init__(self, uri: str) -> None:
@@ -68,18 +68,18 @@ def _open_local(path: Path, uri: str, etag: str) -> Iterator[BinaryIO]:
     try:
         file = path.open("rb")
     except FileNotFoundError as error:
-        raise Replaced(uri) from error
+        raise SourceChanged(uri) from error
     with file:
         ends = _ends(file)
         if local_etag(os.fstat(file.fileno())) != etag:
-            raise Replaced(uri)
+            raise SourceChanged(uri)
         yield file
         try:
             now = local_etag(path.stat())
         except FileNotFoundError as error:
-            raise Replaced(uri) from error
+            raise SourceChanged(uri) from error
         if now != etag or _ends(file) != ends:
-            raise Replaced(uri)
+            raise SourceChanged(uri)
 
 
 def _ends(file: BinaryIO) -> bytes:
@@ -103,7 +103,7 @@ def _entered(uri: str) -> BinaryIO:
 
     file = attempt(action, uri, "read")
     if file is None:
-        raise Replaced(uri)
+        raise SourceChanged(uri)
     return file
 
 
@@ -114,13 +114,13 @@ def _open_remote(uri: str, etag: str) -> Iterator[BinaryIO]:
         with opened as file:
             # From here on the client sends If-Match with every range.
             if str(file.details.get("ETag", etag)).strip('"') != etag:  # type: ignore[union-attr]
-                raise Replaced(uri)
+                raise SourceChanged(uri)
             yield cast(BinaryIO, io.BufferedReader(_Patient(cast(BinaryIO, file), uri), 1 << 16))
     except FileNotFoundError as error:
-        raise Replaced(uri) from error
+        raise SourceChanged(uri) from error
     except OSError as error:
         if _is_expired(error):
-            raise Replaced(uri) from error
+            raise SourceChanged(uri) from error
         raise
 
 
@@ -134,12 +134,12 @@ def _open_other(uri: str, etag: str) -> Iterator[BinaryIO]:
             yield cast(BinaryIO, io.BufferedReader(_Patient(cast(BinaryIO, file), uri), 1 << 16))
             _require_same(fs, path, uri, etag)
     except FileNotFoundError as error:
-        raise Replaced(uri) from error
+        raise SourceChanged(uri) from error
 
 
 def _require_same(fs: Any, path: str, uri: str, etag: str) -> None:
     if other_etag(fs.info(path)) != etag:
-        raise Replaced(uri)
+        raise SourceChanged(uri)
 
 
 class _Patient(io.RawIOBase):
@@ -173,7 +173,7 @@ class _Patient(io.RawIOBase):
                 return self.file.read(len(buffer))
             except OSError as error:
                 if _is_expired(error):
-                    raise Replaced(self.uri) from error
+                    raise SourceChanged(self.uri) from error
                 raise
 
         data = attempt(action, self.uri, "read")
@@ -201,7 +201,7 @@ def read_pinned(uri: str, etag: str, size: int) -> bytes:
 
     data = attempt(action, uri, "read")
     if len(data) != size:
-        raise Replaced(uri)
+        raise SourceChanged(uri)
     return data
 
 
@@ -210,7 +210,7 @@ def _read_local(path: str, uri: str, etag: str) -> bytes:
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError as error:
-        raise Replaced(uri) from error
+        raise SourceChanged(uri) from error
     try:
         before = os.fstat(handle)
         # One byte more than it should have, so that a file of its size is one call.
@@ -221,7 +221,7 @@ def _read_local(path: str, uri: str, etag: str) -> bytes:
     finally:
         os.close(handle)
     if not local_etag(before) == local_etag(after) == etag:
-        raise Replaced(uri)
+        raise SourceChanged(uri)
     return data
 
 
@@ -238,8 +238,8 @@ def _get(uri: str, etag: str) -> bytes:
     try:
         return sync(fs.loop, request)  # type: ignore[attr-defined]
     except FileNotFoundError as error:
-        raise Replaced(uri) from error
+        raise SourceChanged(uri) from error
     except Exception as error:
         if _is_expired(error):
-            raise Replaced(uri) from error
+            raise SourceChanged(uri) from error
         raise

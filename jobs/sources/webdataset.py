@@ -18,13 +18,13 @@ from typing import IO, Any, BinaryIO
 
 import pyarrow as pa
 
-from jobs.errors import Refused
+from jobs.errors import RejectedInput
 from jobs.sources.base import (
     MAX_BYTES,
+    FileProbe,
+    FileRange,
     Image,
     Layout,
-    Look,
-    Part,
     SourceBatch,
     hive_arrays,
     hive_columns,
@@ -47,15 +47,15 @@ COLUMNS = {
 }
 
 
-def look(file: SourceFile, layout: Layout) -> Look:
+def look(file: SourceFile, layout: Layout) -> FileProbe:
     """Every archive has the same columns, null where a sample has no such member."""
     fields = [pa.field(name, kind) for name, kind in COLUMNS.values()]
     own = {field.name for field in fields}
     fields += [pa.field(key, pa.string()) for key in hive_columns(file.uri) if key not in own]
-    return Look(rows=None, passthrough=pa.schema(fields))
+    return FileProbe(rows=None, passthrough=pa.schema(fields))
 
 
-def read(part: Part, layout: Layout, columns: list[str]) -> Iterator[SourceBatch]:
+def read(part: FileRange, layout: Layout, columns: list[str]) -> Iterator[SourceBatch]:
     """The samples of an archive in its order."""
     batch, size, row = [], 0, 0
     for sample in _samples(part):
@@ -67,7 +67,7 @@ def read(part: Part, layout: Layout, columns: list[str]) -> Iterator[SourceBatch
     if batch:
         yield _source_batch(part, row, batch)
     elif not row:
-        raise Refused("no_images", "the archive has no image")
+        raise RejectedInput("no_images", "the archive has no image")
 
 
 @dataclasses.dataclass
@@ -78,7 +78,7 @@ class _Sample:
     side: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def _source_batch(part: Part, start: int, samples: list[_Sample]) -> SourceBatch:
+def _source_batch(part: FileRange, start: int, samples: list[_Sample]) -> SourceBatch:
     brought = {
         name: pa.array([sample.side.get(ending) for sample in samples], kind)
         for ending, (name, kind) in COLUMNS.items()
@@ -93,7 +93,7 @@ def _source_batch(part: Part, start: int, samples: list[_Sample]) -> SourceBatch
     )
 
 
-def _samples(part: Part) -> Iterator[_Sample]:
+def _samples(part: FileRange) -> Iterator[_Sample]:
     current: _Sample | None = None
     with open_pinned(part.uri, part.etag) as file:
         for member, stream in _members(part, file):
@@ -123,17 +123,17 @@ def _take(sample: _Sample, member: tarfile.TarInfo, ending: str, stream: IO[byte
     elif last in COLUMNS and last not in sample.side:
         try:
             sample.side[last] = _side(last, member, stream)
-        except Refused as refusal:
+        except RejectedInput as refusal:
             sample.image = refusal
 
 
 def _image(member: tarfile.TarInfo, stream: IO[bytes], judged: Image) -> Image:
-    if isinstance(judged, Refused):
+    if isinstance(judged, RejectedInput):
         return judged
     if _climbs(member.name):
-        return Refused("unsafe_path", f"the member's path {member.name!r} leaves the archive")
+        return RejectedInput("unsafe_path", f"the member's path {member.name!r} leaves the archive")
     if member.size > MAX_BYTES:
-        return Refused("too_many_bytes", f"{member.size} bytes, the bound is {MAX_BYTES}")
+        return RejectedInput("too_many_bytes", f"{member.size} bytes, the bound is {MAX_BYTES}")
     return stream.read()
 
 
@@ -148,7 +148,9 @@ def _climbs(name: str) -> bool:
 
 def _side(ending: str, member: tarfile.TarInfo, stream: IO[bytes]) -> Any:
     if member.size > SIDE_BYTES:
-        raise Refused("schema", f"{member.name} has {member.size} bytes, the bound is {SIDE_BYTES}")
+        raise RejectedInput(
+            "schema", f"{member.name} has {member.size} bytes, the bound is {SIDE_BYTES}"
+        )
     try:
         text = stream.read().decode("utf-8")
         if ending != "cls":
@@ -159,10 +161,10 @@ def _side(ending: str, member: tarfile.TarInfo, stream: IO[bytes]) -> Any:
         return number
     except ValueError as error:
         wanted = "a whole number" if ending == "cls" else "UTF-8 text"
-        raise Refused("schema", f"{member.name} is not {wanted}") from error
+        raise RejectedInput("schema", f"{member.name} is not {wanted}") from error
 
 
-def _members(part: Part, file: BinaryIO) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
+def _members(part: FileRange, file: BinaryIO) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
     """Regular members with a stream of each. Raises Refused where the archive is damaged."""
     packed = not part.uri.lower().endswith(".tar")
     source = _Unpacked(file, part.size) if packed else file
@@ -178,7 +180,7 @@ def _members(part: Part, file: BinaryIO) -> Iterator[tuple[tarfile.TarInfo, IO[b
                 archive.members = []  # type: ignore[assignment]  # else it keeps every header
     except (tarfile.TarError, EOFError, zlib.error) as error:
         reason = "truncated" if "end of" in str(error) or isinstance(error, EOFError) else "schema"
-        raise Refused(reason, f"{part.uri} is a damaged archive: {error}") from error
+        raise RejectedInput(reason, f"{part.uri} is a damaged archive: {error}") from error
 
 
 _HEADERS = (
@@ -225,8 +227,8 @@ class _Unpacked(io.RawIOBase):
         try:
             data = self.gzip.read(size)
         except gzip.BadGzipFile as error:
-            raise Refused("schema", f"damaged gzip: {error}") from error
+            raise RejectedInput("schema", f"damaged gzip: {error}") from error
         self.left -= len(data)
         if self.left < 0:
-            raise Refused("too_many_bytes", f"unpacks to over {MAX_EXPANSION} times its size")
+            raise RejectedInput("too_many_bytes", f"unpacks to over {MAX_EXPANSION} times its size")
         return data

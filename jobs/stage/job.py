@@ -16,15 +16,15 @@ from jobs.cluster.settings import RaySettings
 from jobs.cluster.worker import ImportedWorker, WorkerFactory
 from jobs.engine import records
 from jobs.engine.corrections import correction_unit, latest_completions
-from jobs.engine.job import OutOfDate
-from jobs.engine.plan import Completion, Plan, Settled, Unit, total_counts
+from jobs.engine.job import StalePlan
+from jobs.engine.plan import CommitPlan, Completion, Plan, Unit, total_counts
 from jobs.errors import JobError
 from jobs.hashing import digest
-from jobs.lake.paths import Lake, valid_name
+from jobs.lake.paths import LakePaths, valid_name
 from jobs.schemas.dataset import DATASET_TABLES, PREPROCESSING, QUARANTINE, passthrough_of
 from jobs.sources.listing import list_files
 from jobs.stage.plan import Pair, UnitStream
-from jobs.stage.reconcile import Tonight, already_held, removals, require_whole_files, still_gone
+from jobs.stage.reconcile import StageState, already_held, removals, require_whole_files, still_gone
 from jobs.stage.settings import StageSettings
 from jobs.stage.tables import stage_tables
 from jobs.tables.delta import Snapshot, Table, open_snapshot
@@ -39,7 +39,7 @@ class StageJob(PoolJob):
     rows_counted = "rows_in"
 
     def __init__(
-        self, lake: Lake, settings: StageSettings, night: str, ray_settings: RaySettings
+        self, lake: LakePaths, settings: StageSettings, night: str, ray_settings: RaySettings
     ) -> None:
         target = valid_name("dataset", settings.dataset)
         super().__init__(lake, target, night, ray_settings, settings.workers)
@@ -110,7 +110,7 @@ class StageJob(PoolJob):
         if saved is not None:
             units, gone = self._current(saved[0], [(u, e) for u, e in saved[1]["gone"]])
             if not units and not gone:
-                raise OutOfDate("its source has changed")
+                raise StalePlan("its source has changed")
             self._gone[plan.job_id] = gone
             self._resumed.add(plan.job_id)
             yield from units
@@ -120,7 +120,7 @@ class StageJob(PoolJob):
         self._planned = None
         for unit in coming:
             if _columns(stream) != plan.settings["passthrough"]:
-                raise OutOfDate("its source has other columns now")
+                raise StalePlan("its source has other columns now")
             units.append(unit)
             yield unit
         self._gone[plan.job_id] = stream.gone
@@ -153,7 +153,7 @@ class StageJob(PoolJob):
         assert self._planned is not None
         return [uri for uri, _ in self._planned[0].gone]
 
-    def claims(self, plan: Plan) -> bool:
+    def owns(self, plan: Plan) -> bool:
         return (
             plan.settings["source"] == self.settings.source
             and plan.fingerprint == self._fingerprint()
@@ -176,11 +176,11 @@ class StageJob(PoolJob):
 
     def settle(
         self, plan: Plan, completions: dict[str, Completion], head: Snapshot
-    ) -> list[Unit] | Settled:
+    ) -> list[Unit] | CommitPlan:
         read = [c for c in completions.values() if "rewrites" not in c.details]
         latest = latest_completions({completion.unit_id: completion for completion in read})
         _require_few_refused(latest, self.settings.max_refused)
-        tonight = Tonight(self.lake, plan, self.tables(plan), list(latest.values()), head)
+        tonight = StageState(self.lake, plan, self.tables(plan), list(latest.values()), head)
         self._unsteady |= {uri for c in read for uri in c.details.get("skipped", [])}
         require_whole_files(tonight)
         gone = still_gone(self._gone[plan.job_id], read, tonight.sources)
@@ -193,7 +193,7 @@ class StageJob(PoolJob):
         leaving = removals(tonight, gone)
         few = leaving.removed_images <= self.settings.max_removed * leaving.images
         if not few and plan.job_id in self._resumed:
-            raise OutOfDate("what has left may have come back elsewhere")
+            raise StalePlan("what has left may have come back elsewhere")
         _require_few_removed(leaving.removed_images, leaving.images, self.settings.max_removed)
         corrections = [
             correction_unit(plan.fingerprint, latest[unit_id], {"promoted": rows})
@@ -206,7 +206,7 @@ class StageJob(PoolJob):
         if missing:
             return missing
         done = [*latest.values(), *(completions[unit.unit_id] for unit in rewrites)]
-        return Settled(
+        return CommitPlan(
             files={
                 table.uri: [o for c in done for o in c.outputs_of(table.spec.name)]
                 for table in tonight.tables
@@ -222,7 +222,7 @@ class StageJob(PoolJob):
             },
         )
 
-    def after(self, plan: Plan) -> None:
+    def post_commit(self, plan: Plan) -> None:
         """The dataset card of the snapshot."""
         from jobs.datasets.card import dataset_card
 

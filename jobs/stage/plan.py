@@ -17,13 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.engine.plan import Unit, slices
-from jobs.errors import InputError, Refused
+from jobs.errors import InputError, RejectedInput
 from jobs.lake.storage import attempt
 from jobs.schemas.dataset import passthrough_of
-from jobs.sources.base import Layout, Look, Part, hive_columns
+from jobs.sources.base import FileProbe, FileRange, Layout, hive_columns
 from jobs.sources.format_names import FormatName, recognise
 from jobs.sources.listing import Scope, SourceFile, list_files
-from jobs.sources.pinned_read import Replaced
+from jobs.sources.pinned_read import SourceChanged
 from jobs.sources.registry import choose_format, format_of
 from jobs.stage.settings import StageSettings
 from jobs.tables.delta import Snapshot
@@ -37,7 +37,7 @@ FIRST_FILES = 1000  # that a format is recognised by: a page of an S3 listing
 LOOKS_AHEAD = 32
 
 Pair = tuple[str, str]  # a source file's URI and etag
-Looked = Iterator[tuple[SourceFile, Look | Refused]]
+Looked = Iterator[tuple[SourceFile, FileProbe | RejectedInput]]
 
 
 def known_files(sources: Snapshot | None) -> dict[str, str]:
@@ -130,7 +130,7 @@ class UnitStream:
         look = format_of(fmt).look
         if fmt != "parquet":
             # From the name alone, and one answer for all names without columns in them.
-            plain: Look | None = None
+            plain: FileProbe | None = None
             for file in files:
                 if "=" in file.uri or plain is None:
                     seen = look(file, self.layout)
@@ -140,13 +140,15 @@ class UnitStream:
                     yield file, plain
             return
 
-        def judged(file: SourceFile) -> Look | Refused | Replaced:
+        def judged(file: SourceFile) -> FileProbe | RejectedInput | SourceChanged:
             try:
                 return attempt(lambda: look(file, self.layout), file.uri, "read")
-            except (Refused, Replaced) as verdict:
+            except (RejectedInput, SourceChanged) as verdict:
                 return verdict
 
-        waiting: deque[tuple[SourceFile, Future[Look | Refused | Replaced]]] = deque()
+        waiting: deque[tuple[SourceFile, Future[FileProbe | RejectedInput | SourceChanged]]] = (
+            deque()
+        )
         with ThreadPoolExecutor(LOOKS_AHEAD // 2) as pool:
             while True:
                 for file in itertools.islice(files, LOOKS_AHEAD - len(waiting)):
@@ -155,21 +157,21 @@ class UnitStream:
                     return
                 file, future = waiting.popleft()
                 verdict = future.result()
-                if isinstance(verdict, Replaced):
+                if isinstance(verdict, SourceChanged):
                     log.info("%s; left for the next run", verdict)
                     self.unread.add(file.uri)
                 else:
                     yield file, verdict
 
-    def _parts(self, looked: Looked, fmt: FormatName, hive: list[str]) -> Iterator[Part]:
+    def _parts(self, looked: Looked, fmt: FormatName, hive: list[str]) -> Iterator[FileRange]:
         """Rows of files, cut where a file has more than a unit's."""
         rows = 0
         if self.passthrough is None:
             looked = self._decided(looked, hive)
         for file, verdict in looked:
-            if isinstance(verdict, Look) and len(verdict.passthrough):
+            if isinstance(verdict, FileProbe) and len(verdict.passthrough):
                 verdict = self._same_columns(verdict) or verdict
-            if isinstance(verdict, Refused):
+            if isinstance(verdict, RejectedInput):
                 yield self._part(file, fmt, refused=(verdict.reason, verdict.message))
             elif verdict.rows is None:
                 rows += 1
@@ -187,12 +189,12 @@ class UnitStream:
 
         Raises InputError where no file can be read at all.
         """
-        first: list[tuple[SourceFile, Look | Refused]] = []
+        first: list[tuple[SourceFile, FileProbe | RejectedInput]] = []
         for file, verdict in looked:
             first.append((file, verdict))
-            if len(first) >= LOOKS_AHEAD and any(isinstance(v, Look) for _, v in first):
+            if len(first) >= LOOKS_AHEAD and any(isinstance(v, FileProbe) for _, v in first):
                 break
-        good = [verdict for _, verdict in first if isinstance(verdict, Look)]
+        good = [verdict for _, verdict in first if isinstance(verdict, FileProbe)]
         if good:
             fields = {f.name: f for look in reversed(good) for f in look.passthrough}
             names = [f.name for look in good for f in look.passthrough]
@@ -204,19 +206,21 @@ class UnitStream:
             self.passthrough = schema
         elif first:
             file, verdict = first[0]
-            assert isinstance(verdict, Refused)
+            assert isinstance(verdict, RejectedInput)
             raise InputError(f"{file.uri}: {verdict.message}")
         return itertools.chain(first, looked)
 
-    def _part(self, file: SourceFile, fmt: FormatName, **given) -> Part:
-        return Part(file.uri, file.etag, file.size, fmt, replaces=file.uri in self.known, **given)
+    def _part(self, file: SourceFile, fmt: FormatName, **given) -> FileRange:
+        return FileRange(
+            file.uri, file.etag, file.size, fmt, replaces=file.uri in self.known, **given
+        )
 
-    def _same_columns(self, look: Look) -> Refused | None:
+    def _same_columns(self, look: FileProbe) -> RejectedInput | None:
         assert self.passthrough is not None
         for field in look.passthrough:
             at = self.passthrough.get_field_index(field.name)
             if at >= 0 and self.passthrough.field(at).type != field.type:
-                return Refused(
+                return RejectedInput(
                     "schema",
                     f"column {field.name!r} is {field.type}, in the dataset it is "
                     f"{self.passthrough.field(at).type}; write one type, or stage into another "
@@ -244,9 +248,9 @@ def shard_rows(image_shape: tuple[int, int, int]) -> int:
     return max(1, min(MAX_ROWS, SHARD_BYTES // math.prod(image_shape)))
 
 
-def _grouped(parts: Iterable[Part], rows_per_unit: int, fingerprint: str) -> Iterator[Unit]:
+def _grouped(parts: Iterable[FileRange], rows_per_unit: int, fingerprint: str) -> Iterator[Unit]:
     """Neighbouring parts in one unit, up to its rows and bytes; every part in exactly one."""
-    group: list[Part] = []
+    group: list[FileRange] = []
     rows = size = 0
     for part in parts:
         part_rows = 1 if part.stop is None else part.stop - part.start
@@ -261,5 +265,5 @@ def _grouped(parts: Iterable[Part], rows_per_unit: int, fingerprint: str) -> Ite
         yield _unit(group, fingerprint)
 
 
-def _unit(parts: list[Part], fingerprint: str) -> Unit:
+def _unit(parts: list[FileRange], fingerprint: str) -> Unit:
     return Unit.of(fingerprint, {"parts": [part.to_json() for part in parts]})

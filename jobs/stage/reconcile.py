@@ -16,12 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.engine.job import OutOfDate
+from jobs.engine.job import StalePlan
 from jobs.engine.plan import Completion, Plan, Unit
 from jobs.engine.records import AGAIN
 from jobs.hashing import digest
 from jobs.lake.documents import parsed
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import create_or_keep, join, read
 from jobs.stage.plan import Pair, known_files
 from jobs.tables.delta import Snapshot, Table
@@ -33,10 +33,10 @@ Place = tuple[str, int, str | None]  # source URI, row, and member of an archive
 
 
 @dataclasses.dataclass
-class Tonight:
+class StageState:
     """One job's finished units, in their order, and the tables as they are published now."""
 
-    lake: Lake
+    lake: LakePaths
     plan: Plan
     tables: list[Table]
     completions: list[Completion]
@@ -72,7 +72,7 @@ def still_gone(gone: list[Pair], completions: list[Completion], sources: Snapsho
     return [(u, e) for u, e in gone if u not in skipped and known.get(u) == e]
 
 
-def require_whole_files(tonight: Tonight) -> None:
+def require_whole_files(tonight: StageState) -> None:
     """Raises OutOfDate where one unit has rows of a file that another found replaced."""
     skipped = {uri for c in tonight.completions for uri in c.details.get("skipped", [])}
     if not skipped:
@@ -80,10 +80,10 @@ def require_whole_files(tonight: Tonight) -> None:
     uris = pa.array(sorted(skipped), pa.string())
     for _, rows in tonight.rows("sources", ["source_uri"]):
         if pc.any(_in(rows["source_uri"], uris)).as_py():  # type: ignore[attr-defined]
-            raise OutOfDate("a file was replaced while its parts were read")
+            raise StalePlan("a file was replaced while its parts were read")
 
 
-def already_held(tonight: Tonight, gone: list[Pair]) -> dict[str, dict[str, Any]]:
+def already_held(tonight: StageState, gone: list[Pair]) -> dict[str, dict[str, Any]]:
     """By unit, what it must leave out: `lost` image ids that an earlier unit or another job holds,
     and `published` source files that another job has published since the plan was made."""
     drops: dict[str, dict[str, Any]] = {
@@ -97,7 +97,7 @@ def already_held(tonight: Tonight, gone: list[Pair]) -> dict[str, dict[str, Any]
     return drops
 
 
-def _held_twice(tonight: Tonight, gone: list[Pair]) -> dict[str, list[str]]:
+def _held_twice(tonight: StageState, gone: list[Pair]) -> dict[str, list[str]]:
     """In two steps, so that ids need not be held: which may be held twice, then whose."""
     published = _published_ids(tonight, gone) if tonight.overtaken else IdSet()
     doubtful = [np.zeros(0, np.uint64)]
@@ -126,7 +126,7 @@ def _held_twice(tonight: Tonight, gone: list[Pair]) -> dict[str, list[str]]:
     return lost
 
 
-def _published_ids(tonight: Tonight, gone: list[Pair]) -> IdSet:
+def _published_ids(tonight: StageState, gone: list[Pair]) -> IdSet:
     """Of the images table as it is now; 16 bytes an image."""
     # What a gone file's rows hold leaves with them: tonight's take their place.
     uris = pa.array(sorted({uri for uri, _ in gone}), pa.string())
@@ -140,7 +140,7 @@ def _keys(ids: pa.ChunkedArray) -> np.ndarray:
     return digests(ids)["high"].astype(np.uint64)
 
 
-def _published(tonight: Tonight, gone: list[Pair]) -> dict[str, list[list[str]]]:
+def _published(tonight: StageState, gone: list[Pair]) -> dict[str, list[list[str]]]:
     """By unit, its source files whose rows are in the sources table already.
 
     Raises OutOfDate where another version of one of them is.
@@ -153,7 +153,7 @@ def _published(tonight: Tonight, gone: list[Pair]) -> dict[str, list[list[str]]]
     found: dict[str, list[list[str]]] = {}
     for completion, rows in tonight.rows("sources", ["source_uri", "etag"]):
         if any(others.get(uri, etag) != etag for uri, etag in _pairs(rows)):
-            raise OutOfDate("another version of a file was published meanwhile")
+            raise StalePlan("another version of a file was published meanwhile")
         both = sorted(known.intersection(_pairs(rows)))
         if both:
             found.setdefault(unit_of(completion), []).extend(list(pair) for pair in both)
@@ -165,26 +165,26 @@ def _pairs(rows: pa.Table) -> list[Pair]:
     return list(zip(distinct["source_uri"].to_pylist(), distinct["etag"].to_pylist(), strict=True))
 
 
-def _require_known(tonight: Tonight) -> None:
+def _require_known(tonight: StageState) -> None:
     """Raises OutOfDate where an image that a worker took for known has been removed meanwhile."""
-    held = [ids for _, ids in tonight.images.digests_each()]
-    held += [digests(rows["image_id"]) for _, rows in tonight.rows("images", ["image_id"])]
-    known = IdSet(held)
+    published = [ids for _, ids in tonight.images.digests_each()]
+    published += [digests(rows["image_id"]) for _, rows in tonight.rows("images", ["image_id"])]
+    known = IdSet(published)
     for _, rows in tonight.rows("sources", ["image_id", "fate"]):
         doubles = rows.filter(pc.equal(rows["fate"], "duplicate"))["image_id"]  # type: ignore[attr-defined]
         if not known.has(digests(doubles)).all():
-            raise OutOfDate("images were removed meanwhile")
+            raise StalePlan("images were removed meanwhile")
 
 
 @dataclasses.dataclass
-class Leaving:
+class Removals:
     """What leaves with the source files that have gone or were replaced.
 
     homes: images that move to an older occurrence. promoted: by unit, tonight's duplicates that
     are the first occurrence now. rewrites: by table, published paths that have such rows.
     """
 
-    tonight: Tonight
+    tonight: StageState
     images: int
     removed_rows: int = 0
     removed_images: int = 0
@@ -206,7 +206,7 @@ class Leaving:
         ]
 
 
-def save_order(tonight: Tonight, order: dict[str, Any]) -> str:
+def save_order(tonight: StageState, order: dict[str, Any]) -> str:
     """Kept beside the plan: too large to be told to every unit."""
     name = f"leaving-{digest(order)}.json"
     uri = join(tonight.lake.units(tonight.plan.job_id), name)
@@ -214,14 +214,14 @@ def save_order(tonight: Tonight, order: dict[str, Any]) -> str:
     return name
 
 
-def load_order(lake: Lake, job_id: str, name: str) -> dict[str, Any]:
+def load_order(lake: LakePaths, job_id: str, name: str) -> dict[str, Any]:
     uri = join(lake.units(job_id), name)
     return parsed(dict[str, Any], read(uri), uri, AGAIN)
 
 
-def removals(tonight: Tonight, gone: list[Pair]) -> Leaving:
+def removals(tonight: StageState, gone: list[Pair]) -> Removals:
     """What has left with the files that are `gone`: pairs that the listing has no more."""
-    leaving = Leaving(tonight, tonight.images.partition_rows({}), gone=gone)
+    leaving = Removals(tonight, tonight.images.partition_rows({}), gone=gone)
     if not gone:
         return leaving
     uris = pa.array(sorted({uri for uri, _ in gone}), pa.string())
@@ -243,7 +243,7 @@ def removals(tonight: Tonight, gone: list[Pair]) -> Leaving:
     return leaving
 
 
-def _homeless(tonight: Tonight, uris: pa.Array) -> pa.Array:
+def _homeless(tonight: StageState, uris: pa.Array) -> pa.Array:
     """Ids of the published images whose first occurrence lies in one of the files."""
     found = []
     for _, rows in tonight.images.read_each(["image_id", "source_uri"]):
@@ -252,7 +252,7 @@ def _homeless(tonight: Tonight, uris: pa.Array) -> pa.Array:
 
 
 def _find_homes(
-    leaving: Leaving, homeless: pa.Array, uris: pa.Array, etags: dict[str, str]
+    leaving: Removals, homeless: pa.Array, uris: pa.Array, etags: dict[str, str]
 ) -> None:
     """The earliest published occurrence of each homeless image that stays, and the rows that go."""
     best: dict[str, tuple[str, str, int]] = {}
@@ -294,7 +294,7 @@ def leaving_rows(rows: pa.Table, uris: pa.Array, etags: dict[str, str]) -> pa.Ch
     return pc.and_(candidates, pc.fill_null(same, False))  # type: ignore[attr-defined]
 
 
-def _find_promoted(leaving: Leaving, homeless: pa.Array) -> None:
+def _find_promoted(leaving: Removals, homeless: pa.Array) -> None:
     """Homeless images that only tonight's rows still have: the earliest of those is the first."""
     left = homeless.filter(pc.invert(_in(homeless, pa.array(list(leaving.homes), pa.string()))))  # type: ignore[attr-defined]
     if not len(left):

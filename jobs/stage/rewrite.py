@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from jobs.datasets.rewrite import rewritten
 from jobs.engine.corrections import correction_details, is_correction
 from jobs.engine.plan import JobContext, Unit
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.stage.reconcile import leaving_rows, load_order
 from jobs.tables.data_file import Output
 from jobs.tables.delta import Table
@@ -22,7 +22,9 @@ Done = tuple[list[Output], dict[str, int], dict[str, Any], dict[str, list[str]]]
 class Rewriter:
     """Does the corrections and rewrites of a stage job."""
 
-    def __init__(self, lake: Lake, context: JobContext, tables: list[Table], name: str) -> None:
+    def __init__(
+        self, lake: LakePaths, context: JobContext, tables: list[Table], name: str
+    ) -> None:
         self.lake = lake
         self.context = context
         self.tables = {table.spec.name: table for table in tables}
@@ -35,7 +37,7 @@ class Rewriter:
     def _rewritten(self, unit: Unit) -> Done:
         name, path = unit.inputs["rewrite"], unit.inputs["path"]
         order = load_order(self.lake, self.context.job_id, unit.inputs["order"])
-        leaving = _Leaving(order)
+        leaving = _Removals(order)
         change = {
             "images": leaving.images,
             "quarantine": leaving.quarantine,
@@ -57,7 +59,7 @@ class Rewriter:
             for number, path in enumerate(unit.inputs["outputs"].get(name, [])):
                 output = rewritten(self.tables[name], path, f"{self.name}-{number:03d}", change)
                 outputs += [output] if output else []
-        return outputs, drop.told(), correction_details(unit), {}
+        return outputs, drop.removed_counts(), correction_details(unit), {}
 
 
 class _Drop:
@@ -90,7 +92,7 @@ class _Drop:
         self._fates.update(fate.to_pylist())
         return rows.set_column(rows.schema.get_field_index("fate"), "fate", fate)
 
-    def told(self) -> dict[str, int]:
+    def removed_counts(self) -> dict[str, int]:
         """The unit's counts. A promoted row has no image of tonight: it is the duplicate of one."""
         read = self._fates["staged"] + self._fates["duplicate"]
         return {**self.counts, "duplicates": read - self.counts["staged"]}
@@ -117,7 +119,7 @@ def _places(rows: pa.Table) -> list[tuple[str, int]]:
     return list(zip(rows["source_uri"].to_pylist(), rows["source_row"].to_pylist(), strict=True))
 
 
-class _Leaving:
+class _Removals:
     """What published files lose with the source files that have gone."""
 
     def __init__(self, order: dict[str, Any]) -> None:

@@ -16,13 +16,13 @@ import pyarrow.compute as pc
 
 from jobs.datasets.image_shards import ImageShardWriter
 from jobs.engine.plan import JobContext
-from jobs.errors import Refused
+from jobs.errors import RejectedInput
 from jobs.imaging.decode import Staged, decode
 from jobs.imaging.phash import perceptual_hashes
 from jobs.imaging.pixel_arrays import Pixels
 from jobs.imaging.target import Target
 from jobs.schemas.dataset import passthrough_of, split_of
-from jobs.sources.base import WHOLE_FILE, Image, Part, SourceBatch
+from jobs.sources.base import WHOLE_FILE, FileRange, Image, SourceBatch
 from jobs.tables.data_file import Output
 from jobs.tables.delta import Table
 from jobs.tables.image_ids import IdSet, digests
@@ -70,10 +70,10 @@ class UnitRows:
                 fates.append("duplicate")
                 continue
             try:
-                if isinstance(image, Refused):
+                if isinstance(image, RejectedInput):
                     raise image
                 result = decode(image, self.target)
-            except Refused as refusal:
+            except RejectedInput as refusal:
                 place = self._place(batch, index)
                 self._refuse(place, refusal, _bytes(image), image_id)
                 fates.append("refused")
@@ -105,7 +105,11 @@ class UnitRows:
         }
 
     def _refuse(
-        self, place: dict[str, Any], refusal: Refused, data: bytes | None, image_id: str | None
+        self,
+        place: dict[str, Any],
+        refusal: RejectedInput,
+        data: bytes | None,
+        image_id: str | None,
     ) -> None:
         self.counts[f"refused_{refusal.reason}"] += 1
         self._quarantine.append(
@@ -118,7 +122,7 @@ class UnitRows:
             }
         )
 
-    def refuse_part(self, part: Part, refusal: Refused) -> None:
+    def refuse_part(self, part: FileRange, refusal: RejectedInput) -> None:
         """Every row of a part that cannot be read; one for the file where its rows are unknown."""
         rows = [WHOLE_FILE] if part.stop is None else range(part.start, part.stop)
         self.counts["files_refused"] += part.start == 0

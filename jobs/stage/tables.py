@@ -6,12 +6,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.schemas.dataset import QUARANTINE, SOURCES, images_spec, type_named
 from jobs.tables.delta import Table
 
 
-def stage_tables(lake: Lake, dataset: str, settings: dict[str, Any]) -> list[Table]:
+def stage_tables(lake: LakePaths, dataset: str, settings: dict[str, Any]) -> list[Table]:
     """In commit order; settings are those of the plan."""
     passthrough = pa.schema(
         [pa.field(name, type_named(kind)) for name, kind in settings["passthrough"]]

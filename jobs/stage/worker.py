@@ -10,11 +10,11 @@ import pyarrow.compute as pc
 
 from jobs.engine.corrections import is_correction
 from jobs.engine.plan import Completion, JobContext, Unit
-from jobs.errors import Refused, StorageError
-from jobs.lake.paths import Lake
+from jobs.errors import RejectedInput, StorageError
+from jobs.lake.paths import LakePaths
 from jobs.sources import image_files
-from jobs.sources.base import Layout, Part, SourceBatch
-from jobs.sources.pinned_read import Replaced
+from jobs.sources.base import FileRange, Layout, SourceBatch
+from jobs.sources.pinned_read import SourceChanged
 from jobs.sources.registry import format_of
 from jobs.stage.rewrite import Rewriter
 from jobs.stage.rows import UnitRows
@@ -26,7 +26,7 @@ from jobs.tables.image_ids import IdSet, digests
 class StageWorker:
     """One a worker process; knows the images that were published when the plan was made."""
 
-    def __init__(self, lake: Lake, context: JobContext) -> None:
+    def __init__(self, lake: LakePaths, context: JobContext) -> None:
         self.context = context
         self.lake = lake
         settings = context.settings
@@ -53,7 +53,7 @@ class StageWorker:
             rewriter = Rewriter(self.lake, self.context, self.tables, name)
             outputs, counts, details, replaces = rewriter.run(unit)
         else:
-            parts = [Part.from_json(raw) for raw in unit.inputs["parts"]]
+            parts = [FileRange.from_json(raw) for raw in unit.inputs["parts"]]
             rows, skipped = self._staged(parts, unit.unit_id, name)
             outputs, counts, replaces = rows.outputs, dict(rows.counts), {}
             details = {"skipped": sorted(skipped)} if skipped else {}
@@ -67,7 +67,7 @@ class StageWorker:
             replaces=replaces,
         )
 
-    def _staged(self, parts: list[Part], unit_id: str, name: str) -> tuple[UnitRows, set[str]]:
+    def _staged(self, parts: list[FileRange], unit_id: str, name: str) -> tuple[UnitRows, set[str]]:
         """The unit's rows, and the files that were left for the next run.
 
         A file that turns out bad in its middle has given rows already: then every file is read
@@ -75,19 +75,19 @@ class StageWorker:
         """
         try:
             return self._attempt(parts, unit_id, name, {})
-        except (Refused, Replaced):
+        except (RejectedInput, SourceChanged):
             verdicts = {(p.uri, p.start): v for p in parts if (v := self._verdict(p)) is not None}
         try:
             return self._attempt(parts, unit_id, f"{name}b", verdicts)
-        except (Refused, Replaced) as error:
+        except (RejectedInput, SourceChanged) as error:
             raise StorageError(f"a source file changes while it is read: {error}") from error
 
     def _attempt(
         self,
-        parts: list[Part],
+        parts: list[FileRange],
         unit_id: str,
         name: str,
-        verdicts: dict[tuple[str, int], Refused | Replaced],
+        verdicts: dict[tuple[str, int], RejectedInput | SourceChanged],
     ) -> tuple[UnitRows, set[str]]:
         rows = UnitRows(self.context, self.tables, self.known, unit_id, name)
         skipped: set[str] = set()
@@ -97,12 +97,12 @@ class StageWorker:
                 continue
             for part in group:
                 verdict = verdicts.get((part.uri, part.start))
-                if isinstance(verdict, Replaced):
+                if isinstance(verdict, SourceChanged):
                     skipped.add(part.uri)
                     rows.counts["files_skipped"] += part.start == 0
                     continue
                 rows.counts["files_in"] += part.start == 0
-                refused = Refused(*part.refused) if part.refused else verdict
+                refused = RejectedInput(*part.refused) if part.refused else verdict
                 if refused is not None:
                     rows.refuse_part(part, refused)
                     continue
@@ -112,14 +112,14 @@ class StageWorker:
         rows.close()
         return rows, skipped
 
-    def _verdict(self, part: Part) -> Refused | Replaced | None:
+    def _verdict(self, part: FileRange) -> RejectedInput | SourceChanged | None:
         """Reads a part to its end, keeping nothing."""
         if part.refused or part.format == "files":
             return None
         try:
             for _ in format_of(part.format).read(part, self.layout, self.columns):
                 pass
-        except (Refused, Replaced) as verdict:
+        except (RejectedInput, SourceChanged) as verdict:
             return verdict
         return None
 
@@ -133,7 +133,7 @@ class StageWorker:
         )
 
 
-def _add_files(rows: UnitRows, parts: list[Part], skipped: set[str]) -> None:
+def _add_files(rows: UnitRows, parts: list[FileRange], skipped: set[str]) -> None:
     """Files that are one row each."""
     for found in image_files.read_many(parts):
         if isinstance(found, SourceBatch):

@@ -14,7 +14,7 @@ import math
 from jobs.cluster.settings import RaySettings
 from jobs.engine import runner
 from jobs.engine.report import JobReport
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import delete_tree
 from jobs.sweep.settings import SweepSettings
 from jobs.sweep.trial import Tried, draw
@@ -23,7 +23,7 @@ from jobs.train.job import TrainJob
 
 
 def sweep(
-    lake: Lake, settings: SweepSettings, night: str, ray_settings: RaySettings
+    lake: LakePaths, settings: SweepSettings, night: str, ray_settings: RaySettings
 ) -> tuple[JobReport, list[Tried]]:
     """The winner's train report, and all trials, the best one first.
 

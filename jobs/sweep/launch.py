@@ -13,7 +13,7 @@ from jobs.bundles.manifest import is_there, read_about
 from jobs.cluster import connect as cluster_connect
 from jobs.cluster.settings import RaySettings
 from jobs.errors import JobError
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.sweep.settings import SweepSettings
 from jobs.sweep.trial import METRIC, Trial, Tried
 from jobs.telemetry.listeners import listeners
@@ -27,7 +27,7 @@ MAX_FAILURES = 3  # of a trial's process; it goes on from its newest checkpoint
 
 
 def run_trials(
-    lake: Lake,
+    lake: LakePaths,
     settings: SweepSettings,
     trials: list[Trial],
     night: str,
@@ -81,7 +81,7 @@ def _tried(result: Any, numbered: dict[int, Trial]) -> Tried:
     return Tried(trial, best, epochs)
 
 
-def _train(lake: Lake, trial: Trial, night: str) -> None:
+def _train(lake: LakePaths, trial: Trial, night: str) -> None:
     """One trial, in its own process; what an earlier attempt told is told again first."""
     torch.set_num_threads(trial.settings.run.threads)
     work = TrainJob(lake, trial.settings, night, RaySettings())

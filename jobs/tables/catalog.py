@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from jobs.errors import InputError, unknown_name
 from jobs.lake.documents import damaged, parsed
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.read_ahead import read_ahead
 from jobs.lake.storage import exists, folder_names, join
 from jobs.tables import delta_log
@@ -29,21 +29,21 @@ TOLD: dict[str, dict[str, type]] = {
 }
 
 
-def datasets(lake: Lake) -> list[str]:
+def datasets(lake: LakePaths) -> list[str]:
     return folder_names(lake.datasets)
 
 
-def models(lake: Lake) -> list[str]:
+def models(lake: LakePaths) -> list[str]:
     return folder_names(lake.models)
 
 
-def bundle_versions(lake: Lake, model: str) -> list[str]:
+def bundle_versions(lake: LakePaths, model: str) -> list[str]:
     """Versions whose bundle is complete."""
     folder = join(lake.models, model, "bundles")
     return [v for v in folder_names(folder) if exists(join(folder, v, "model.json"))]
 
 
-def catalog_rows(lake: Lake, table: str) -> list[dict[str, Any]]:
+def catalog_rows(lake: LakePaths, table: str) -> list[dict[str, Any]]:
     snapshot = open_snapshot(lake.catalog(table))
     if snapshot is None:
         return []
@@ -71,7 +71,7 @@ def _shard(uri: str, columns: tuple[str, ...]) -> pa.Table:
     return read_shard(uri, columns)
 
 
-def runs(lake: Lake) -> list[dict[str, Any]]:
+def runs(lake: LakePaths) -> list[dict[str, Any]]:
     """Finished jobs, oldest first: in the order of their rows, which no clock can turn round."""
 
     def place(row: dict[str, Any]) -> tuple[int, dt.datetime]:
@@ -80,26 +80,26 @@ def runs(lake: Lake) -> list[dict[str, Any]]:
     return sorted(catalog_rows(lake, "runs"), key=place)
 
 
-def aliases(lake: Lake, model: str) -> dict[str, str]:
+def aliases(lake: LakePaths, model: str) -> dict[str, str]:
     """Version by alias, as they stand now."""
     rows = [row for row in catalog_rows(lake, "aliases") if row["model"] == model]
     return {row["alias"]: row["version"] for row in sorted(rows, key=lambda r: r["sequence"])}
 
 
-def alias_moves(lake: Lake, model: str, alias: str) -> int:
+def alias_moves(lake: LakePaths, model: str, alias: str) -> int:
     """How often the alias has been given so far."""
     rows = catalog_rows(lake, "aliases")
     return sum(row["model"] == model and row["alias"] == alias for row in rows)
 
 
-def versions_of_runs(lake: Lake) -> Iterator[tuple[str, Versions]]:
+def versions_of_runs(lake: LakePaths) -> Iterator[tuple[str, Versions]]:
     """Id of each finished job, and the versions that it published, by table."""
     for row in catalog_rows(lake, "runs"):
         where = f"{lake.uri}/catalog/runs: the versions of {row['job_id']}"
         yield row["job_id"], parsed(Versions, row["versions"], where)
 
 
-def commits_of_runs(lake: Lake) -> dict[str, dict[int, set[str]]]:
+def commits_of_runs(lake: LakePaths) -> dict[str, dict[int, set[str]]]:
     """By table, relative to the lake, and version: the finished jobs that say that they made it."""
     found: dict[str, dict[int, set[str]]] = {}
     for job_id, versions in versions_of_runs(lake):
@@ -108,7 +108,7 @@ def commits_of_runs(lake: Lake) -> dict[str, dict[int, set[str]]]:
     return found
 
 
-def published_versions(lake: Lake) -> dict[str, int]:
+def published_versions(lake: LakePaths) -> dict[str, int]:
     """By table, relative to the lake: the newest version that a finished job published."""
     newest: dict[str, int] = {}
     for _, versions in versions_of_runs(lake):
@@ -117,13 +117,13 @@ def published_versions(lake: Lake) -> dict[str, int]:
     return newest
 
 
-def require_dataset(lake: Lake, dataset: str) -> None:
+def require_dataset(lake: LakePaths, dataset: str) -> None:
     known = datasets(lake)
     if dataset not in known:
         raise unknown_name("dataset", dataset, known, f"; {lake.uri} has no datasets")
 
 
-def images_snapshot(lake: Lake, dataset: str, version: int | None = None) -> Snapshot:
+def images_snapshot(lake: LakePaths, dataset: str, version: int | None = None) -> Snapshot:
     """The images of a dataset: the newest published snapshot, or the given one."""
     require_dataset(lake, dataset)
     uri = lake.dataset(dataset, "images")
@@ -139,7 +139,7 @@ def images_snapshot(lake: Lake, dataset: str, version: int | None = None) -> Sna
     return snapshot
 
 
-def embeddings_snapshot(lake: Lake, model: str, version: str) -> Snapshot:
+def embeddings_snapshot(lake: LakePaths, model: str, version: str) -> Snapshot:
     """The published embeddings of a model. Raises InputError where the version has none."""
     uri = lake.model(model, "embeddings")
     published = published_versions(lake).get(lake.name_of(uri))
@@ -149,7 +149,7 @@ def embeddings_snapshot(lake: Lake, model: str, version: str) -> Snapshot:
     return snapshot
 
 
-def resolve_model(lake: Lake, reference: str) -> tuple[str, str]:
+def resolve_model(lake: LakePaths, reference: str) -> tuple[str, str]:
     """Model and bundle version of NAME, NAME@VERSION or NAME@ALIAS (champion if only NAME).
 
     Raises InputError that lists what is known.

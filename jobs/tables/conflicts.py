@@ -7,11 +7,11 @@ from collections.abc import Callable
 from jobs.lake.storage_errors import explain, is_transient
 
 
-class Conflict(Exception):
+class CommitConflict(Exception):
     """Another job committed to the table since the handle was read."""
 
 
-class Unanswered(Conflict):
+class CommitStateUnknown(CommitConflict):
     """Whether the commit landed is not known; the table, read again, tells."""
 
 
@@ -19,10 +19,10 @@ def commit_once(action: Callable[[], None], uri: str) -> None:
     # No retry here: whether a failed put landed is decided by reading the table again.
     try:
         action()
-    except Conflict:
+    except CommitConflict:
         raise
     except Exception as error:
         explained = explain(error, uri, "write")
         if is_transient(error):
-            raise Unanswered(str(explained)) from explained
+            raise CommitStateUnknown(str(explained)) from explained
         raise explained from error

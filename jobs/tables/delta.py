@@ -28,7 +28,7 @@ from jobs.lake.storage_errors import is_transient
 from jobs.schemas.dataset import TableSpec
 from jobs.schemas.spec import CONTRACT_KEYS
 from jobs.tables import delta_log
-from jobs.tables.conflicts import Conflict, commit_once
+from jobs.tables.conflicts import CommitConflict, commit_once
 from jobs.tables.data_file import Output
 from jobs.tables.image_ids import IdSet
 from jobs.tables.logged_schema import logged_schema, parsed_schema
@@ -124,11 +124,11 @@ class Table:
                     f"{other.type}; use another name"
                 )
             for key in CONTRACT_KEYS:
-                mine, other_value = ((f.metadata or {}).get(key.encode()) for f in (field, other))
-                if mine != other_value:
+                mine, logged = ((f.metadata or {}).get(key.encode()) for f in (field, other))
+                if mine != logged:
                     raise InputError(
                         f"{self.uri}: {name!r} has {key} "
-                        f"{(other_value or b'none').decode()} in the table, {(mine or b'none').decode()} "
+                        f"{(logged or b'none').decode()} in the table, {(mine or b'none').decode()} "
                         "in this run; use the same settings, or another name"
                     )
 
@@ -228,7 +228,7 @@ class Snapshot:
         files = {action["path"]: action for action in self._files(None)}
         missing = [path for path in paths if path not in files]
         if missing:
-            raise Conflict(f"{self.uri} version {self.version} has no {missing[0]}")
+            raise CommitConflict(f"{self.uri} version {self.version} has no {missing[0]}")
         return [
             RemoveAction(
                 path,
@@ -345,7 +345,7 @@ class Snapshot:
                     commit_properties=properties,
                 )
             except CommitFailedError as error:
-                raise Conflict(str(error)) from error
+                raise CommitConflict(str(error)) from error
 
         # deltalake would begin a log anew, with this very entry.
         if not exists(delta_log.entry_uri(self.uri, self.version)):

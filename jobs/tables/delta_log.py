@@ -84,7 +84,7 @@ def entries(table_uri: str, newest: int, oldest: int) -> Iterator[dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class _File:
+class _LogFile:
     """An entry as the store lists it. stamp: changes with its content."""
 
     version: int
@@ -100,7 +100,7 @@ class Entries:
     """
 
     uri: str
-    files: list[_File]
+    files: list[_LogFile]
     checkpoint: int
 
     def missing(self) -> int | None:
@@ -189,13 +189,13 @@ def require_readable(table_uri: str, why: str) -> None:
 
 def _listed(table_uri: str) -> Entries:
     """Raises InputError for an entry or a checkpoint that is empty."""
-    files: dict[int, _File] = {}
+    files: dict[int, _LogFile] = {}
     checkpoint = -1
     for info in list_folder(join(table_uri, "_delta_log")):
         name = str(info["name"]).rsplit("/", 1)[-1]
         if found := ENTRY.fullmatch(name):
             stamp = str(info.get("ETag") or (info.get("ino"), info.get("mtime")))
-            files[int(found[1])] = _File(int(found[1]), int(info["size"]), stamp)
+            files[int(found[1])] = _LogFile(int(found[1]), int(info["size"]), stamp)
         elif found := CHECKPOINT.fullmatch(name):
             checkpoint = max(checkpoint, int(found[1]))
             if not int(info["size"]):
@@ -208,7 +208,7 @@ def _listed(table_uri: str) -> Entries:
 
 # Asked by each job of a night, of entries that never change while they are whole.
 @functools.lru_cache(maxsize=1 << 14)
-def _job(table_uri: str, file: _File) -> str | None:
+def _job(table_uri: str, file: _LogFile) -> str | None:
     found = entry(table_uri, file.version)
     if found is None:
         require_begun(table_uri)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.schemas.catalog import ALIASES, RUNS
 from jobs.tables import catalog, delta_log
 
 
-def require_whole(lake: Lake, tables: Iterable[str], *, to_the_oldest: bool = False) -> None:
+def require_whole(lake: LakePaths, tables: Iterable[str], *, to_the_oldest: bool = False) -> None:
     """Raises InputError, with the URI, where an entry of a table's log is missing, empty or cut
     off, or is not the commit that `catalog/runs` names.
 

@@ -20,7 +20,7 @@ from jobs.schemas.dataset import PREPROCESSING
 from jobs.train import checkpoints
 from jobs.train.loop import Training
 from jobs.train.passes import final_moments
-from jobs.train.task import TrainOrder
+from jobs.train.task import TrainTask
 from jobs.train.validation import validate
 from vae_core.moments import LatentMoments
 from vae_core.size import forward_flops, parameter_count
@@ -109,7 +109,7 @@ def _write(
     checkpoints.clear(order.checkpoints)
 
 
-def _complete(order: TrainOrder, entry: dict[str, Any], seen: int, seconds: float) -> None:
+def _complete(order: TrainTask, entry: dict[str, Any], seen: int, seconds: float) -> None:
     completion = Completion(
         unit_id=order.unit_id,
         attempt=order.attempt,
@@ -124,7 +124,7 @@ def _complete(order: TrainOrder, entry: dict[str, Any], seen: int, seconds: floa
     save_completion(order.lake, order.job_id, completion)
 
 
-def is_published(order: TrainOrder) -> bool:
+def is_published(order: TrainTask) -> bool:
     """Whether an earlier attempt wrote the bundle; its completion is made up for."""
     if not is_there(order.lake, order.model, order.version):
         return False

@@ -11,11 +11,11 @@ from jobs.bundles import aliases as bundles_aliases
 from jobs.bundles.manifest import is_there
 from jobs.cluster.settings import RaySettings
 from jobs.engine.job import Job
-from jobs.engine.plan import Completion, Plan, Settled, Unit
+from jobs.engine.plan import CommitPlan, Completion, Plan, Unit
 from jobs.engine.records import load_completions, save_completion
 from jobs.errors import InputError, JobError
 from jobs.hashing import digest
-from jobs.lake.paths import Lake, valid_name
+from jobs.lake.paths import LakePaths, valid_name
 from jobs.lake.storage import delete_tree
 from jobs.schemas.catalog import ALIASES
 from jobs.schemas.dataset import PREPROCESSING, image_shape_of
@@ -23,7 +23,7 @@ from jobs.schemas.vectors import dimension_of
 from jobs.tables import catalog
 from jobs.tables.delta import Snapshot, Table, open_snapshot
 from jobs.train.settings import TrainSettings
-from jobs.train.task import TrainOrder
+from jobs.train.task import TrainTask
 
 OWN = {"workers", "run"}  # settings that an unfinished training takes from whoever finishes it
 
@@ -33,11 +33,11 @@ class TrainJob(Job):
 
     name = "train"
     rows_counted = "images_seen"
-    one_a_call = True
+    stop_after_recovery = True
 
     def __init__(
         self,
-        lake: Lake,
+        lake: LakePaths,
         settings: TrainSettings,
         night: str,
         ray_settings: RaySettings,
@@ -121,7 +121,7 @@ class TrainJob(Job):
         name = f"{self.target}@{plan.fingerprint}"
         return f"these settings and images are {name} already", {"version": plan.fingerprint}
 
-    def claims(self, plan: Plan) -> bool:
+    def owns(self, plan: Plan) -> bool:
         theirs = TrainSettings.model_validate(plan.settings)
         named = ("dataset", "alias", "promote")
         wanted = self.settings.images_version
@@ -147,10 +147,10 @@ class TrainJob(Job):
         if not load_completions(self.lake, plan.job_id, [unit.unit_id]):
             raise JobError(f"training of {self.target}@{version} ended without a bundle")
 
-    def order_of(self, plan: Plan, unit: Unit) -> TrainOrder:
+    def order_of(self, plan: Plan, unit: Unit) -> TrainTask:
         """What a new attempt at the plan's training is told."""
         images = catalog.images_snapshot(self.lake, plan.settings["dataset"], plan.base["images"])
-        return TrainOrder(
+        return TrainTask(
             lake=self.lake,
             job_id=plan.job_id,
             unit_id=unit.unit_id,
@@ -165,7 +165,7 @@ class TrainJob(Job):
             settings=plan.settings | self.settings.model_dump(mode="json", include=OWN),
         )
 
-    def fit(self, order: TrainOrder) -> None:
+    def fit(self, order: TrainTask) -> None:
         """Trains until the bundle is written and the unit completed."""
         from jobs.train.launch import fit  # brings Ray and torch: only where there is work
 
@@ -173,14 +173,14 @@ class TrainJob(Job):
 
     def settle(
         self, plan: Plan, completions: dict[str, Completion], head: Snapshot
-    ) -> list[Unit] | Settled:
+    ) -> list[Unit] | CommitPlan:
         """The alias row: the bundle gets the alias if no bundle has it, or if asked to."""
         (completion,) = completions.values()
         counts = {"version": plan.fingerprint, **completion.counts, **completion.details}
         settings = TrainSettings.model_validate(plan.settings)
         current = catalog.aliases(self.lake, self.target).get(settings.alias)
         if current is not None and not settings.promote:
-            return Settled(files={head.uri: []}, counts=counts)
+            return CommitPlan(files={head.uri: []}, counts=counts)
         row = bundles_aliases.next_row(
             self.lake,
             head,
@@ -191,7 +191,7 @@ class TrainJob(Job):
             by=bundles_aliases.user(),
         )
         files = {head.uri: [row]}
-        return Settled(files=files, counts={**counts, "alias": settings.alias})
+        return CommitPlan(files=files, counts={**counts, "alias": settings.alias})
 
 
 def _require_splits(images: Snapshot, dataset: str) -> None:

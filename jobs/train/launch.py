@@ -23,13 +23,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.cluster import connect as cluster_connect
 from jobs.cluster.settings import RaySettings
-from jobs.cluster.status_actor import Board
+from jobs.cluster.status_actor import StatusActor
 from jobs.engine.interruptible import apart
 from jobs.engine.progress import TrainingProgress
 from jobs.errors import JobError, LatentlakeError
 from jobs.telemetry.mlflow import MLFLOW
 from jobs.train.process_group import ProcessGroup
-from jobs.train.task import TrainOrder
+from jobs.train.task import TrainTask
 
 log = logging.getLogger("latentlake")
 
@@ -72,7 +72,7 @@ class _Trainer(DataParallelTrainer):
         return [c for c in super()._create_default_callbacks() if not isinstance(c, self.idle)]
 
 
-def fit(order: TrainOrder, ray_settings: RaySettings) -> None:
+def fit(order: TrainTask, ray_settings: RaySettings) -> None:
     """Trains until the bundle is written. Raises the workers' own error."""
     from jobs.train.worker import train_loop
 
@@ -84,7 +84,7 @@ def fit(order: TrainOrder, ray_settings: RaySettings) -> None:
     # Beside the driver: a node that is lost takes no more than its workers. Not soft: without CPUs,
     # Ray then takes any node (2.60).
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board: Any = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    board: Any = StatusActor.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     config = {"order": order, "started": time.time(), "board": board, "environment": passed}
     on_gpus = cluster_connect.on_gpus(run.device, least)
@@ -157,7 +157,7 @@ def _own_error(error: TrainingFailedError) -> LatentlakeError:
 
 
 @contextlib.contextmanager
-def _shown(order: TrainOrder, board: Any) -> Iterator[None]:
+def _shown(order: TrainTask, board: Any) -> Iterator[None]:
     """A line of progress now and then, from what the first rank tells."""
     progress = TrainingProgress(f"train {order.model}@{order.version}")
     over = threading.Event()

@@ -30,7 +30,7 @@ from jobs.train.data.select import loader_of, part_of, validation_of
 from jobs.train.hardware import Hardware, choose
 from jobs.train.passes import closed_form
 from jobs.train.rank import Rank
-from jobs.train.task import TrainOrder
+from jobs.train.task import TrainTask
 from jobs.train.validation import validate
 from vae_core.all_reduce import Peers
 from vae_core.autoencoder import Autoencoder, to_unit_range
@@ -50,7 +50,7 @@ class Training:
 
     def __init__(
         self,
-        order: TrainOrder,
+        order: TrainTask,
         rank: Rank,
         telemetry: Telemetry | None = None,
         after_epoch: Callable[[dict[str, Any]], None] = lambda entry: None,

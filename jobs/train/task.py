@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import join
 from jobs.train.settings import TrainSettings
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainOrder:
+class TrainTask:
     """What the training workers are told: one picklable value."""
 
-    lake: Lake
+    lake: LakePaths
     job_id: str
     unit_id: str
     attempt: str

@@ -20,7 +20,7 @@ from jobs.telemetry.metrics import Telemetry
 from jobs.train.finalize import is_published, publish
 from jobs.train.loop import Training
 from jobs.train.rank import Rank
-from jobs.train.task import TrainOrder
+from jobs.train.task import TrainTask
 
 
 def train_loop(config: dict[str, Any]) -> None:
@@ -47,7 +47,7 @@ def train_loop(config: dict[str, Any]) -> None:
         raise
 
 
-def _train(order: TrainOrder, started: float, environment: dict[str, str], board: Any) -> None:
+def _train(order: TrainTask, started: float, environment: dict[str, str], board: Any) -> None:
     begin(order.lake.uri)
     torch.set_num_threads(order.train_settings.run.threads)
     os.environ.update(environment)
@@ -70,7 +70,7 @@ def _train(order: TrainOrder, started: float, environment: dict[str, str], board
         telemetry.close()
 
 
-def _telemetry(order: TrainOrder, rank: Rank, board: Any) -> Telemetry:
+def _telemetry(order: TrainTask, rank: Rank, board: Any) -> Telemetry:
     if not rank.is_first:
         return Telemetry([])
     made = listeners(order.run_folder, order.attempt, order.model, order.version, order.settings)

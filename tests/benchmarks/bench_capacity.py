@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.engine import runner
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.stage.plan import shard_rows
 from tests.benchmarks.bench_embed import python
 from tests.benchmarks.rounds import BENCH, Round, main, write_pictures
@@ -82,7 +82,7 @@ def _base() -> Path:
     shutil.rmtree(root, ignore_errors=True)
     source, shape = root / "source.parquet", (4, 4, 1)
     write_pictures(source, shape, 1500)
-    lake = Lake((root / "lake").as_uri())
+    lake = LakePaths((root / "lake").as_uri())
     sizes = dict(zip(("height", "width", "channels"), shape, strict=True))
     runner.run(InlineStage(lake, source, **sizes, array_shape=shape, rows_per_unit=None))
     runner.run(InlineTrain(lake, **MODEL))
@@ -168,7 +168,7 @@ DISPATCH = """
     from jobs.cluster import actor_pool, executor
     from jobs.cluster.settings import RaySettings
     from jobs.cluster.worker import Workers
-    from jobs.lake.paths import Lake
+    from jobs.lake.paths import LakePaths
     from jobs.engine.progress import Progress
     from jobs.engine.plan import Plan, Unit
     from tests.benchmarks.capacity_driver import IdleWorker
@@ -193,7 +193,7 @@ DISPATCH = """
     context = plan.context
     context_s = time.perf_counter() - started
     executor.run_units(
-        IdleWorker, Lake(uri), plan, plan.units, workers=Workers(2),
+        IdleWorker, LakePaths(uri), plan, plan.units, workers=Workers(2),
         ray_settings=RaySettings(cpus=2), report_count="embedded",
     )
     assert len(times) == units
@@ -249,10 +249,10 @@ def _write_noise(path: Path, count: int) -> None:
 S3_JOB = """
     import sys
     from jobs.engine import runner
-    from jobs.lake.paths import Lake
+    from jobs.lake.paths import LakePaths
     from tests.benchmarks.bench_capacity import MODEL, SHAPE
     from tests.inline import InlineEmbed, InlineStage, InlineTrain
-    lake, step, source = Lake(sys.argv[1]), sys.argv[2], sys.argv[3]
+    lake, step, source = LakePaths(sys.argv[1]), sys.argv[2], sys.argv[3]
     if step == "embed":
         runner.run(InlineEmbed(lake, dataset="d", scores="none"))
     elif step == "train":

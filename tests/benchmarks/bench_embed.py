@@ -23,7 +23,7 @@ from jobs.bundles import bundle as bundles
 from jobs.bundles.bundle import Bundle
 from jobs.datasets.splits import pixels_of
 from jobs.engine import runner
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.tables import catalog
 from tests.benchmarks import watched
 from tests.benchmarks.rounds import BENCH, Round, main, write_pictures
@@ -45,10 +45,10 @@ MODEL = {
 }
 
 
-def lake_of(shape: tuple[int, int, int], counts: list[int], **model: Any) -> Lake:
+def lake_of(shape: tuple[int, int, int], counts: list[int], **model: Any) -> LakePaths:
     """Datasets `d<count>` of random pictures and a model `m` trained on a small one; made once."""
     name = "x".join(map(str, (*shape, *counts)))
-    lake = Lake((FOLDER / f"lake-{name}").as_uri())
+    lake = LakePaths((FOLDER / f"lake-{name}").as_uri())
     done = FOLDER / f"done-{name}"
     if not done.exists():
         shutil.rmtree(FOLDER / f"lake-{name}", ignore_errors=True)
@@ -69,7 +69,7 @@ def _sizes(shape: tuple[int, int, int]) -> dict[str, Any]:
     return dict(zip(("height", "width", "channels"), shape, strict=True)) | {"rows_per_unit": None}
 
 
-def embed(lake: Lake, count: int, *options: str, memory: bool = False) -> dict[str, Any]:
+def embed(lake: LakePaths, count: int, *options: str, memory: bool = False) -> dict[str, Any]:
     """Seconds of `latentlake embed` of a dataset that is not embedded yet, as users run it."""
     root = Path(lake.uri.removeprefix("file://"))
     for table in ("embeddings", "reconstructions", "anomalies", "batches"):
@@ -92,11 +92,11 @@ def embed(lake: Lake, count: int, *options: str, memory: bool = False) -> dict[s
     }
 
 
-def loaded(lake: Lake) -> Bundle:
+def loaded(lake: LakePaths) -> Bundle:
     return bundles.load(lake, *catalog.resolve_model(lake, "m"))
 
 
-def pixels_of_dataset(lake: Lake, count: int, most: int) -> tuple[np.ndarray, list[str]]:
+def pixels_of_dataset(lake: LakePaths, count: int, most: int) -> tuple[np.ndarray, list[str]]:
     found = catalog.images_snapshot(lake, f"d{count}").read(["image_id", "image"])
     assert found is not None
     rows = found.slice(0, most)
@@ -106,11 +106,11 @@ def pixels_of_dataset(lake: Lake, count: int, most: int) -> tuple[np.ndarray, li
 BARE = """
     import sys, time
     import torch
-    from jobs.lake.paths import Lake
+    from jobs.lake.paths import LakePaths
     from tests.benchmarks.bench_embed import loaded, pixels_of_dataset
     torch.set_num_threads(2)
-    model = loaded(Lake(sys.argv[1])).network()
-    pixels = torch.from_numpy(pixels_of_dataset(Lake(sys.argv[1]), 20_000, 20_000)[0].copy())
+    model = loaded(LakePaths(sys.argv[1])).network()
+    pixels = torch.from_numpy(pixels_of_dataset(LakePaths(sys.argv[1]), 20_000, 20_000)[0].copy())
     with torch.inference_mode():
         def run():
             for start in range(0, len(pixels), 256):
@@ -125,14 +125,14 @@ BARE = """
 TEMPLATE = """
     import sys, time
     import numpy as np, ray, torch
-    from jobs.lake.paths import Lake
+    from jobs.lake.paths import LakePaths
     from tests.benchmarks.bench_embed import loaded
     uri, source, out = sys.argv[1:]
 
     class Embedder:
         def __init__(self):
             torch.set_num_threads(1)
-            self.model = loaded(Lake(uri)).network()
+            self.model = loaded(LakePaths(uri)).network()
 
         def __call__(self, batch):
             flat = np.frombuffer(b"".join(batch["image"]), np.uint8)
@@ -274,7 +274,7 @@ def write_round() -> dict[str, float]:
             shutil.copytree(root / name, copy / name, symlinks=True)
         for table in ("embeddings", "reconstructions", "anomalies", "batches"):
             shutil.rmtree(copy / "models" / "m" / table, ignore_errors=True)
-        work = InlineEmbed(Lake(copy.as_uri()), dataset="d1500", scores=scores)
+        work = InlineEmbed(LakePaths(copy.as_uri()), dataset="d1500", scores=scores)
         worker.write_shard = timed
         try:
             report = runner.run(work)

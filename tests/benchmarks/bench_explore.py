@@ -40,11 +40,11 @@ def session(uri: str) -> None:
     from flows.explore.image_dialog import ImageDialog
     from flows.explore.images import PAGE, Images
     from flows.explore.page import prepare
-    from flows.explore.state import Held
+    from flows.explore.state import ExploreState
 
     prepare()
     lake = Lake(uri)
-    held = Held(lake)
+    held = ExploreState(lake)
     dialog = ImageDialog(held)
     found: dict[str, float] = {}
 

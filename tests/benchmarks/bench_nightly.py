@@ -25,7 +25,7 @@ from pathlib import Path
 import yaml
 
 from flows.demo import NIGHTS, night_rows, settings_of
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from tests.benchmarks.rounds import BENCH, Round, main
 from tests.helpers import LATENTLAKE, free_port
 
@@ -35,12 +35,12 @@ JOBS = """
     import json, sys
     from jobs.engine import runner
     from jobs.embed.job import EmbedJob
-    from jobs.lake.paths import Lake
+    from jobs.lake.paths import LakePaths
     from flows.nightly.settings import load_nightly
     from jobs.stage.job import StageJob
     from jobs.train.job import TrainJob
     settings, night = load_nightly(sys.argv[1]), sys.argv[2]
-    lake = Lake(settings.lake)
+    lake = LakePaths(settings.lake)
     kinds = ((StageJob, settings.stage), (TrainJob, settings.train), (EmbedJob, settings.embed))
     done = [runner.run(kind(lake, own, night, settings.ray)) for kind, own in kinds]
     print(json.dumps([{"seconds": report.seconds} for report in done]))
@@ -53,7 +53,7 @@ def config_of(name: str, judged: bool = False) -> Path:
 
     root = FOLDER / name
     shutil.rmtree(root, ignore_errors=True)
-    lake = Lake((root / "lake").as_uri())
+    lake = LakePaths((root / "lake").as_uri())
     # What judges a night is work of its own, and none of orchestration.
     unjudged = {"evaluate": None, "gate": None, "drift": None, "report": judged}
     settings = settings_of(lake).model_copy(update={} if judged else unjudged)

@@ -176,12 +176,12 @@ def idle_rerun(folder: Path) -> float:
         from jobs.engine import runner
         from jobs.cluster.settings import RaySettings
         from jobs.stage.settings import StageSettings
-        from jobs.lake.paths import Lake
+        from jobs.lake.paths import LakePaths
         from jobs.stage.job import StageJob
         settings = StageSettings(
             source={str(folder)!r}, dataset="d", height=4, width=4, channels=1, max_refused=1.0
         )
-        lake = Lake({lake.as_uri()!r})
+        lake = LakePaths({lake.as_uri()!r})
         if not {lake.exists()}:
             runner.run(StageJob(lake, settings, "2026-01-01", RaySettings(cpus=2)))
         started = time.perf_counter()

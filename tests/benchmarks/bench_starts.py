@@ -34,7 +34,7 @@ NIGHT = """
     from jobs.stage.settings import StageSettings
     from jobs.train.settings import TrainSettings
     from jobs.embed.job import EmbedJob
-    from jobs.lake.paths import Lake
+    from jobs.lake.paths import LakePaths
     from jobs.stage.job import StageJob
     from jobs.train.job import TrainJob
 
@@ -42,7 +42,7 @@ NIGHT = """
     if not forked:
         connect._start_fork_server = lambda folder: None
         connect._forked_workers = contextlib.nullcontext
-    lake, night, ray = Lake((folder / "lake").as_uri()), "2026-01-01", RaySettings(cpus=2)
+    lake, night, ray = LakePaths((folder / "lake").as_uri()), "2026-01-01", RaySettings(cpus=2)
     shape = {"height": 28, "width": 28, "channels": 1, "rows_per_unit": 150}
     tiny = {"epochs": 2, "latent_dim": 4, "network": {"kind": "mlp", "widths": [32]}}
     of = {"dataset": "d", "model": "m"}

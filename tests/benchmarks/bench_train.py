@@ -24,8 +24,8 @@ from torch import Tensor
 
 from jobs.datasets.splits import find_splits
 from jobs.engine import runner
-from jobs.lake.paths import Lake
-from jobs.train.data.loader import Part, Resident, Streamed
+from jobs.lake.paths import LakePaths
+from jobs.train.data.loader import RankShare, Resident, Streamed
 from jobs.train.data.sample_order import Order
 from tests.benchmarks import pythae_rival, ray_template
 from tests.benchmarks.bare_loop import CASES, bare_rate
@@ -37,10 +37,10 @@ from vae_core.autoencoder import to_unit_range
 FOLDER = BENCH / "train"
 
 
-def staged(shape: tuple[int, int, int], count: int) -> Lake:
+def staged(shape: tuple[int, int, int], count: int) -> LakePaths:
     """A lake with a dataset `d` of soft random pictures, made once."""
     name = "x".join(map(str, (*shape, count)))
-    lake = Lake((FOLDER / f"lake-{name}").as_uri())
+    lake = LakePaths((FOLDER / f"lake-{name}").as_uri())
     if (FOLDER / f"done-{name}").exists():
         return lake
     shutil.rmtree(FOLDER / f"lake-{name}", ignore_errors=True)
@@ -54,14 +54,14 @@ def staged(shape: tuple[int, int, int], count: int) -> Lake:
     return lake
 
 
-def train(lake: Lake, **settings: Any) -> dict[str, Any]:
+def train(lake: LakePaths, **settings: Any) -> dict[str, Any]:
     """The history's last entry of a training without Ray, in this process; nothing is kept."""
     with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
         # Its own lake, whose dataset is the other's.
         root = Path(folder)
         (root / "datasets").symlink_to(Path(lake.uri.removeprefix("file://")) / "datasets")
         (root / "catalog").symlink_to(Path(lake.uri.removeprefix("file://")) / "catalog")
-        work = InlineTrain(Lake(root.as_uri()), **settings)
+        work = InlineTrain(LakePaths(root.as_uri()), **settings)
         return _history(work)[-1]
 
 
@@ -99,7 +99,7 @@ def loader_round() -> dict[str, float]:
         streams=8,
         window_rows=16384,
     )
-    part = Part(split, order, 128)
+    part = RankShare(split, order, 128)
     resident, streamed = Resident(part), Streamed(part)
     pixels, rows = resident._pixels, torch.randperm(part.rows)
 
@@ -122,13 +122,13 @@ def loader_round() -> dict[str, float]:
     }
 
 
-def _uris(lake: Lake) -> list[str]:
+def _uris(lake: LakePaths) -> list[str]:
     from jobs.tables import catalog
 
     return catalog.images_snapshot(lake, "d", None).file_uris()
 
 
-def command(lake: Lake, settings: dict[str, Any]) -> dict[str, Any]:
+def command(lake: LakePaths, settings: dict[str, Any]) -> dict[str, Any]:
     """`latentlake train` as users run it: its bundle's history, and seconds to the first step."""
     with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
         root, held = Path(folder), Path(lake.uri.removeprefix("file://"))
@@ -181,10 +181,10 @@ def size_round() -> dict[str, float]:
         code = f"""
             import json, resource, torch
             torch.set_num_threads(1)
-            from jobs.lake.paths import Lake
+            from jobs.lake.paths import LakePaths
             from tests.benchmarks.bench_train import train
             entry = train(
-                Lake({lake.uri!r}), epochs={2 if count < 100_000 else 1}, batch_size=128,
+                LakePaths({lake.uri!r}), epochs={2 if count < 100_000 else 1}, batch_size=128,
                 network={{"kind": "mlp", "widths": [64]}}, latent_dim=8,
                 run={{"data": "streamed"}},
             )

@@ -32,7 +32,7 @@ from jobs.engine import commit as engine_commit
 from jobs.engine import records, runner
 from jobs.engine.job import Job
 from jobs.engine.plan import Completion, JobContext, Plan, Unit
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import join
 from jobs.stage.job import StageJob
 from jobs.stage.settings import StageSettings
@@ -92,7 +92,7 @@ class Steps:
             setattr(holder, name, self.timed(told, getattr(holder, name)))
         clear = self.timed("clear", records.clear)
 
-        def weighed(lake: Lake, job_id: str) -> None:
+        def weighed(lake: LakePaths, job_id: str) -> None:
             folder = Path(lake.units(job_id).removeprefix("file://"))
             self.kept = {p.name: p.stat().st_size for p in folder.rglob("*") if p.is_file()}
             clear(lake, job_id)
@@ -261,7 +261,7 @@ class SimulatedEmbed(Simulated, EmbedJob):
 class IdleWorker:
     """Whose units are done at once."""
 
-    def __init__(self, lake: Lake, context: JobContext) -> None:
+    def __init__(self, lake: LakePaths, context: JobContext) -> None:
         pass
 
     def execute(self, unit: Unit, attempt: str) -> Completion:
@@ -285,7 +285,7 @@ def source_of(folder: Path, units: int, rows: int) -> Path:
 
 def run_job(kind: str, folder: Path, units: int, rows: int) -> dict[str, Any]:
     """A job of that many units, less what has been done before."""
-    lake = Lake((folder / "lake").as_uri())
+    lake = LakePaths((folder / "lake").as_uri())
     ray = RaySettings()
     if kind == "stage":
         height, width, channels = SHAPE
@@ -331,7 +331,7 @@ def newest_entries(lake: Path) -> dict[str, int]:
 
 def opened(folder: Path) -> dict[str, Any]:
     """Tables with as many files: opening, listing, a checkpoint."""
-    lake = Lake((folder / "lake").as_uri())
+    lake = LakePaths((folder / "lake").as_uri())
     found: dict[str, Any] = {}
     for uri in (lake.dataset("big", "images"), lake.model("m", "embeddings")):
         steps, name = Steps(), uri.rsplit("/", 1)[-1]
@@ -355,7 +355,7 @@ def opened(folder: Path) -> dict[str, Any]:
 
 def ids_held(folder: Path) -> dict[str, Any]:
     """What a worker holds of the images that are there: as stage's and embed's workers do."""
-    images = open_snapshot(Lake((folder / "lake").as_uri()).dataset("big", "images"))
+    images = open_snapshot(LakePaths((folder / "lake").as_uri()).dataset("big", "images"))
     assert images is not None
     images.paths()
     begun, steps = memory_mib("VmRSS"), Steps()

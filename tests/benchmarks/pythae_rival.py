@@ -11,7 +11,7 @@ import numpy as np
 
 from jobs.datasets.splits import find_splits
 from jobs.engine import runner
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.tables import catalog
 from tests.benchmarks.rivals import environment
 from tests.helpers import ROOT
@@ -89,15 +89,15 @@ CODE = """
 """
 
 
-def fashion(folder: Path) -> Lake:
+def fashion(folder: Path) -> LakePaths:
     """The sample that ships with the project, staged."""
-    lake = Lake((folder / "lake-fashion").as_uri())
+    lake = LakePaths((folder / "lake-fashion").as_uri())
     source = ROOT / "flows" / "sample" / "fashion-mnist-t10k.parquet"
     runner.run(InlineStage(lake, source, rows_per_unit=None))
     return lake
 
 
-def run(folder: Path, lake: Lake, epochs: int) -> dict[str, float]:
+def run(folder: Path, lake: LakePaths, epochs: int) -> dict[str, float]:
     """Images a second of the last epoch; negative ELBO of the validation split, in nats."""
     splits = find_splits(catalog.images_snapshot(lake, "d", None).file_uris(), SHAPE)
     data = folder / "pythae.npz"

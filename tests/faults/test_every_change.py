@@ -20,7 +20,7 @@ import pytest
 
 from jobs.engine import records
 from jobs.lake import storage
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import folder_names
 from jobs.maintain.vacuum import vacuum
 from tests.every_job import JOBS, rows, work
@@ -55,7 +55,7 @@ class Undisturbed:
             root, told = self.folder / name.replace(" ", "-"), self.folder / "told"
             shutil.copytree(self.worked / "lake", root)
             assert ended(start(name, root.as_uri(), self.worked / "s", told=told)) == 0
-            self.rows[name] = rows(Lake(root.as_uri()), name)
+            self.rows[name] = rows(LakePaths(root.as_uri()), name)
             self.changes[name] = int(told.read_text())
             shutil.rmtree(root)
         return self.rows[name], self.changes[name]
@@ -66,7 +66,7 @@ def undisturbed(worked: Path, tmp_path_factory: pytest.TempPathFactory) -> Undis
     return Undisturbed(worked, tmp_path_factory.mktemp("undisturbed"))
 
 
-def require_as_undisturbed(lake: Lake, name: str, expected: dict[str, pa.Table]) -> None:
+def require_as_undisturbed(lake: LakePaths, name: str, expected: dict[str, pa.Table]) -> None:
     found = rows(lake, name)
     differ = [each for each, table in expected.items() if not found[each].equals(table)]
     assert differ == []
@@ -95,10 +95,10 @@ def test_killed_at_any_change_on_disk_a_rerun_completes_it(
         code = ended(start(name, uri, worked / "s", kill_at=kill_at, told=told))
         assert code == KILLED or (number == 1 and code == 0)  # a rerun has less to do
     assert ended(start(name, uri, worked / "s")) == 0
-    require_as_undisturbed(Lake(uri), name, expected)
+    require_as_undisturbed(LakePaths(uri), name, expected)
     # Nothing that holds was taken for a leftover, and no leftover is left.
-    vacuum(Lake(uri), ["d"], ["m"], keep_days=0.0, grace_s=0.0)
-    require_as_undisturbed(Lake(uri), name, expected)
+    vacuum(LakePaths(uri), ["d"], ["m"], keep_days=0.0, grace_s=0.0)
+    require_as_undisturbed(LakePaths(uri), name, expected)
     left = [path for path in (tmp_path / "lake").rglob("*") if path.name.endswith(".tmp")]
     assert not left
 
@@ -175,4 +175,4 @@ def test_killed_at_any_request_to_s3_a_rerun_completes_it(
         assert code == KILLED or (code == 0 and (number == 1 or (after and kill_at == changes)))
     code, _ = on_s3.run(name, uri)
     assert code == 0
-    require_as_undisturbed(Lake(uri), name, expected)
+    require_as_undisturbed(LakePaths(uri), name, expected)

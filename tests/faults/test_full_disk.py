@@ -17,7 +17,7 @@ import pytest
 
 from jobs.engine import runner
 from jobs.errors import LatentlakeError, StorageError
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import begin, create, folder_names
 from tests.every_job import JOBS, rows, work
 from tests.helpers import write_source
@@ -65,7 +65,7 @@ def test_wherever_the_disk_is_full_it_is_told_and_a_rerun_does_the_rest(
 ) -> None:
     generator = random.Random(name)
     root = disk.root / "lake"
-    lake = Lake(root.as_uri())
+    lake = LakePaths(root.as_uri())
 
     def anew() -> None:
         shutil.rmtree(root, ignore_errors=True)
@@ -101,7 +101,7 @@ def test_wherever_the_disk_is_full_it_is_told_and_a_rerun_does_the_rest(
 class Unplugged(InlineStage):
     """Something goes when its work is done, and is not published."""
 
-    def __init__(self, lake: Lake, source: Path, unplug: Callable[[], object]) -> None:
+    def __init__(self, lake: LakePaths, source: Path, unplug: Callable[[], object]) -> None:
         super().__init__(lake, source)
         self.unplug = unplug
 
@@ -111,13 +111,13 @@ class Unplugged(InlineStage):
         return settled
 
 
-def require_told(lake: Lake, folder: Path, unplug: Callable[[], object]) -> None:
+def require_told(lake: LakePaths, folder: Path, unplug: Callable[[], object]) -> None:
     write_source(folder / "s" / "b.parquet", range(20, 40))
     with pytest.raises(StorageError, match=r"gone|File not found"):
         runner.run(Unplugged(lake, folder / "s", unplug))
 
 
-def test_a_lake_that_went_away_is_not_made_anew_in_part(lake: Lake, tmp_path: Path) -> None:
+def test_a_lake_that_went_away_is_not_made_anew_in_part(lake: LakePaths, tmp_path: Path) -> None:
     root = tmp_path / "lake"
     require_told(lake, tmp_path, lambda: shutil.rmtree(root))
     assert not root.exists()
@@ -127,13 +127,13 @@ OF_A_TABLE = ("datasets", "datasets/d/images", "datasets/d/images/_delta_log")
 
 
 @pytest.mark.parametrize("missing", OF_A_TABLE)
-def test_nor_is_a_table(lake: Lake, tmp_path: Path, missing: str) -> None:
+def test_nor_is_a_table(lake: LakePaths, tmp_path: Path, missing: str) -> None:
     gone = tmp_path / "lake" / missing
     require_told(lake, tmp_path, lambda: shutil.rmtree(gone))
     assert not list(gone.rglob("_delta_log/*.json"))
 
 
-def test_an_empty_folder_in_its_place_is_not_the_lake(lake: Lake, tmp_path: Path) -> None:
+def test_an_empty_folder_in_its_place_is_not_the_lake(lake: LakePaths, tmp_path: Path) -> None:
     """The place that a disk was mounted on, once the disk has gone."""
     write_source(tmp_path / "s" / "a.parquet", range(20))
     runner.run(InlineStage(lake, tmp_path / "s"))
@@ -172,12 +172,12 @@ def test_a_lake_that_goes_while_a_job_plans_is_begun_nowhere_anew(
     monkeypatch.setattr("jobs.engine.job.require_whole", gone)
     monkeypatch.setattr("jobs.maintain.vacuum.require_whole", gone)
     with contextlib.suppress(LatentlakeError):
-        JOBS[name](Lake(root.as_uri()), worked / "s")
+        JOBS[name](LakePaths(root.as_uri()), worked / "s")
     assert not root.exists()
 
 
 def test_an_error_of_the_disk_itself_is_no_commit(
-    lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lake: LakePaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What could redo it stays."""
     write_source(tmp_path / "s" / "a.parquet", range(20))

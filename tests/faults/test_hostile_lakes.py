@@ -21,7 +21,7 @@ from jobs.bundles import bundle as bundles
 from jobs.datasets import card
 from jobs.engine import records, runner
 from jobs.errors import LatentlakeError
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.maintain.vacuum import vacuum
 from jobs.query import api as query_api
 from jobs.query import views
@@ -52,7 +52,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     `outside`: another lake, that nothing may touch."""
     folder = tmp_path_factory.mktemp("hostile")
     write_source(folder / "source" / "a.parquet", range(200))
-    lake = Lake((folder / "lake").as_uri())
+    lake = LakePaths((folder / "lake").as_uri())
     runner.run(InlineStage(lake, folder / "source"))
     shutil.copytree(folder / "lake", folder / "outside")
     shutil.copy(next((folder / "lake").rglob("*.parquet")), folder / "outside" / "a.parquet")
@@ -83,7 +83,7 @@ def killed_after(commits: int) -> Iterator[None]:
         yield
 
 
-def actions(lake: Lake, source: Path) -> list[Callable[[], object]]:
+def actions(lake: LakePaths, source: Path) -> list[Callable[[], object]]:
     """What people do with a lake."""
     model, (version, *_) = "m", catalog.bundle_versions(lake, "m") or ["none"]
     return [
@@ -125,7 +125,7 @@ def test_a_changed_lake_ends_in_success_or_a_sentence(
             linked(base / "lake", root)
             outside.touched()
             mutation = Mutation(f"lake-{number}", root, base / "outside")
-            lake = Lake(root.as_uri())
+            lake = LakePaths(root.as_uri())
             try:
                 ways = actions(lake, base / "source")
             except LatentlakeError:

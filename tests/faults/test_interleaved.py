@@ -18,7 +18,7 @@ import pytest
 
 from jobs.engine import commit as engine_commit
 from jobs.engine import runner
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.query import views
 from jobs.tables import catalog, delta_log
 from jobs.tables.delta import Snapshot
@@ -101,7 +101,7 @@ class Turns:
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three nights of a dataset, in shards that can be merged, and sources of a fourth."""
     folder = tmp_path_factory.mktemp("interleaved")
-    lake = Lake((folder / "lake").as_uri())
+    lake = LakePaths((folder / "lake").as_uri())
     for night in range(1, 4):
         write_source(folder / "s" / f"{night}.parquet", range(night * 20, night * 20 + 20))
         runner.run(InlineStage(lake, folder / "s", night=f"2026-01-0{night}"))
@@ -133,7 +133,7 @@ def test_runs_name_their_versions_and_views_never_show_less(
     base: Path, tmp_path: Path, turns: Turns
 ) -> None:
     shutil.copytree(base / "lake", tmp_path / "lake")
-    lake = Lake((tmp_path / "lake").as_uri())
+    lake = LakePaths((tmp_path / "lake").as_uri())
     seen: list[int] = []
     real = turns.step
 
@@ -164,5 +164,5 @@ def test_runs_name_their_versions_and_views_never_show_less(
             assert entry["job_id"] == run["job_id"], (table, version)
 
 
-def count(lake: Lake) -> int:
+def count(lake: LakePaths) -> int:
     return views.sql(lake, "SELECT count(*) AS n FROM images")["n"][0].as_py()

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pytest
 
 from jobs.engine import runner
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.query import views
 from jobs.schemas.model import MODEL_TABLES
 from tests.command_process import CommandProcess
@@ -58,7 +58,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(folder / "lake", folder / "staged")
     if "embed" not in DRIVEN:
         return folder
-    runner.run(InlineTrain(Lake((folder / "lake").as_uri())))
+    runner.run(InlineTrain(LakePaths((folder / "lake").as_uri())))
     shutil.copytree(folder / "lake", folder / "trained")
     process = start(*EMBED, *lake)
     files["embed"] = paths_seen(folder / "lake", process)
@@ -67,7 +67,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tables(folder: Path) -> dict[str, pa.Table]:
-    lake = Lake(folder.as_uri())
+    lake = LakePaths(folder.as_uri())
     rows = "source_uri, source_row"
     order = {"sources": rows, "quarantine": rows, "batches": "batch"}
     return {

@@ -16,7 +16,7 @@ import pytest
 
 from jobs.engine.runner import run as run_job
 from jobs.lake import storage
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.query import views
 from tests.command_process import CommandProcess
 from tests.fault_proxy import Fault, FaultProxy, Rule, fault_proxy, list_fails, writes
@@ -105,7 +105,7 @@ def undisturbed(
         found.agents.update(seen.agent for seen in proxy.requests)
         found.tables[job] = _tables(lake, job)
         if job == "stage":
-            run_job(InlineTrain(Lake(lake)))
+            run_job(InlineTrain(LakePaths(lake)))
     return found
 
 
@@ -125,7 +125,9 @@ def _run(commands: CommandProcess, command: tuple[str, ...], lake: str) -> Ran:
 
 def _tables(lake: str, job: str) -> Tables:
     return {
-        name: views.sql(Lake(lake), f"SELECT * FROM {name} ORDER BY {ORDER.get(name, 'image_id')}")
+        name: views.sql(
+            LakePaths(lake), f"SELECT * FROM {name} ORDER BY {ORDER.get(name, 'image_id')}"
+        )
         for name in PUBLISHES[job]
     }
 

@@ -21,7 +21,7 @@ import yaml
 from jobs.bundles import bundle
 from jobs.bundles.bundle import Bundle
 from jobs.engine import runner
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.tables import catalog
 from tests import limits
 from tests.command_process import CommandProcess
@@ -52,7 +52,9 @@ SETTINGS = {
 def staged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("train-kills")
     write_source(folder / "source" / "a.parquet", range(3000))
-    runner.run(InlineStage(Lake((folder / "lake").as_uri()), folder / "source", rows_per_unit=1000))
+    runner.run(
+        InlineStage(LakePaths((folder / "lake").as_uri()), folder / "source", rows_per_unit=1000)
+    )
     return folder / "lake"
 
 
@@ -79,7 +81,7 @@ def written(folder: Path, settings: dict) -> Path:
 
 
 def bundle_of(lake: Path) -> Bundle:
-    held = Lake(lake.as_uri())
+    held = LakePaths(lake.as_uri())
     return bundle.load(held, *catalog.resolve_model(held, "m"))
 
 

@@ -16,7 +16,7 @@ import yaml
 
 from jobs.engine import runner
 from jobs.lake import storage
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from tests.fault_proxy import Rule, fault_proxy
 from tests.faults.test_kills import ROUNDS, kill
 from tests.helpers import LATENTLAKE, S3Server, write_source
@@ -61,7 +61,7 @@ def test_a_training_goes_on_while_the_lake_is_away(
 ) -> None:
     lake = f"s3://lake/away-{uuid.uuid4().hex[:8]}"
     write_source(tmp_path / "source" / "a.parquet", range(3000))
-    runner.run(InlineStage(Lake(lake), tmp_path / "source", rows_per_unit=1000))
+    runner.run(InlineStage(LakePaths(lake), tmp_path / "source", rows_per_unit=1000))
     config = tmp_path / "train.yaml"
     config.write_text(yaml.safe_dump(SETTINGS))
     command = [str(LATENTLAKE), "train", "--config", str(config), "--lake", lake, *NIGHT]

@@ -12,7 +12,7 @@ from jobs.embed.job import EmbedJob
 from jobs.embed.settings import EmbedSettings
 from jobs.engine import runner
 from jobs.engine.report import JobReport
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.stage.job import StageJob
 from jobs.stage.settings import StageSettings
 from jobs.train.job import TrainJob
@@ -33,17 +33,17 @@ TRAIN = {
 }
 
 
-def stage(lake: Lake, source: Path, night: str = NIGHT, **settings) -> JobReport:
+def stage(lake: LakePaths, source: Path, night: str = NIGHT, **settings) -> JobReport:
     values = {"height": 28, "width": 28, "channels": 1, "rows_per_unit": 250} | settings
     staged = StageSettings(source=str(source), dataset="d", **values)
     return runner.run(StageJob(lake, staged, night, RAY))
 
 
-def train(lake: Lake, night: str = NIGHT, **settings) -> JobReport:
+def train(lake: LakePaths, night: str = NIGHT, **settings) -> JobReport:
     return runner.run(TrainJob(lake, TrainSettings.model_validate(TRAIN | settings), night, RAY))
 
 
-def embed(lake: Lake, night: str = NIGHT, **settings) -> JobReport:
+def embed(lake: LakePaths, night: str = NIGHT, **settings) -> JobReport:
     settings = {"dataset": "d", "model": "m"} | settings
     return runner.run(EmbedJob(lake, EmbedSettings.model_validate(settings), night, RAY))
 
@@ -53,13 +53,13 @@ def trained_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`source` with 1,000 images and `lake` with these staged and a model trained on two ranks."""
     folder = tmp_path_factory.mktemp("integration")
     write_source(folder / "source" / "a.parquet", range(1000))
-    lake = Lake((folder / "lake").as_uri())
+    lake = LakePaths((folder / "lake").as_uri())
     stage(lake, folder / "source")
     train(lake, workers=2)
     return folder
 
 
 @pytest.fixture
-def trained(trained_folder: Path, tmp_path: Path) -> Lake:
+def trained(trained_folder: Path, tmp_path: Path) -> LakePaths:
     shutil.copytree(trained_folder / "lake", tmp_path / "lake")
-    return Lake((tmp_path / "lake").as_uri())
+    return LakePaths((tmp_path / "lake").as_uri())

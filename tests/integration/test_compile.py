@@ -14,7 +14,7 @@ from jobs.bundles import bundle
 from jobs.bundles.device import place
 from jobs.bundles.manifest import Compute
 from jobs.engine import runner
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.query import views
 from jobs.tables import catalog
 from tests.faults.test_kills import ROUNDS
@@ -115,7 +115,7 @@ def test_each_network_compiles_as_one_graph_and_scores_agree(kind) -> None:
 def test_a_model_trained_compiled_on_a_cpu_is_calibrated_as_it_is_embedded(tmp_path) -> None:
     torch._dynamo.reset()
     write_source(tmp_path / "source" / "a.parquet", range(300))
-    lake = Lake((tmp_path / "lake").as_uri())
+    lake = LakePaths((tmp_path / "lake").as_uri())
     runner.run(InlineStage(lake, tmp_path / "source"))
     runner.run(InlineTrain(lake, epochs=1, run={"compile": True}))
     runner.run(InlineEmbed(lake))

@@ -17,7 +17,7 @@ from selenium.webdriver.common.keys import Keys
 from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.websocket import websocket_connect
 
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from tests.browser import NEEDS_BROWSER
 from tests.explored import HOSTILE, NIGHTS, Explored, exploring, make_lake
 from tests.explored_page import CARDS, NARROW, SAID, Page, explored_by
@@ -28,12 +28,12 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")
-def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
+def lake(tmp_path_factory: pytest.TempPathFactory) -> LakePaths:
     return make_lake(tmp_path_factory.mktemp("explored"))
 
 
 @pytest.fixture(scope="module")
-def explored(lake: Lake) -> Iterator[Explored]:
+def explored(lake: LakePaths) -> Iterator[Explored]:
     with exploring(lake) as held:
         yield held
 
@@ -242,7 +242,7 @@ def test_it_listens_on_loopback_alone(explored: Explored) -> None:
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_it_ends_cleanly_and_has_written_nothing(lake: Lake, stop: signal.Signals) -> None:
+def test_it_ends_cleanly_and_has_written_nothing(lake: LakePaths, stop: signal.Signals) -> None:
     root = Path(lake.uri.removeprefix("file://"))
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     port = free_port()
@@ -254,7 +254,7 @@ def test_it_ends_cleanly_and_has_written_nothing(lake: Lake, stop: signal.Signal
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
 
 
-def test_mistakes_are_told(lake: Lake, explored: Explored, tmp_path: Path) -> None:
+def test_mistakes_are_told(lake: LakePaths, explored: Explored, tmp_path: Path) -> None:
     ran = run_cli("explore", "--no-open", "--lake", tmp_path / "none")
     assert ran.code == 2
     assert "there is no lake" in ran.err
@@ -264,7 +264,7 @@ def test_mistakes_are_told(lake: Lake, explored: Explored, tmp_path: Path) -> No
     assert f"something listens on port {explored.port} already" in ran.err
 
 
-def test_without_panel_a_sentence_says_what_to_install(lake: Lake, tmp_path: Path) -> None:
+def test_without_panel_a_sentence_says_what_to_install(lake: LakePaths, tmp_path: Path) -> None:
     (tmp_path / "panel.py").write_text("raise ImportError('not here')")
     command = [str(LATENTLAKE), "explore", "--no-open", "--lake", lake.uri]
     ways = [str(tmp_path), os.environ.get("PYTHONPATH", "")]

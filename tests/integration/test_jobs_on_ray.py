@@ -17,7 +17,7 @@ from jobs.cluster import connect as cluster_connect
 from jobs.cluster.settings import RaySettings
 from jobs.cluster.worker import Workers
 from jobs.errors import InputError, JobError
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.query import views
 from jobs.tables import catalog
 from jobs.tables.delta import open_snapshot
@@ -30,11 +30,13 @@ from vae_core.scores.names import SCORES
 pytestmark = pytest.mark.integration
 
 
-def rows_of(lake: Lake, sql: str) -> list[dict]:
+def rows_of(lake: LakePaths, sql: str) -> list[dict]:
     return views.sql(lake, sql).to_pylist()
 
 
-def test_reruns_plan_nothing_and_every_image_is_there_once(trained: Lake, trained_folder) -> None:
+def test_reruns_plan_nothing_and_every_image_is_there_once(
+    trained: LakePaths, trained_folder
+) -> None:
     embed(trained)
     source = trained_folder / "source"
     assert [stage(trained, source).units, train(trained).units, embed(trained).units] == [0, 0, 0]
@@ -57,7 +59,7 @@ def test_embeddings_and_scores_are_bit_equal_for_any_worker_count(
     for workers, batch_size in ((1, None), (2, None), (2, 100)):
         folder = tmp_path / f"{workers}-{batch_size}"
         shutil.copytree(trained_folder / "lake", folder)
-        lake = Lake(folder.as_uri())
+        lake = LakePaths(folder.as_uri())
         embed(lake, workers=workers, batch_size=batch_size)
         found.append(views.sql(lake, "SELECT * FROM embeddings ORDER BY image_id"))
     one, two, other_batch = found
@@ -71,7 +73,7 @@ def test_embeddings_and_scores_are_bit_equal_for_any_worker_count(
             np.testing.assert_allclose(one[name], other_batch[name], rtol=1e-5, err_msg=name)
 
 
-def test_two_ranks_train_the_model_that_one_rank_trains(trained: Lake) -> None:
+def test_two_ranks_train_the_model_that_one_rank_trains(trained: LakePaths) -> None:
     """Same order, same noise, same global batch: equal up to the order of sums."""
     _, version = catalog.resolve_model(trained, "m")
     two = bundle.load(trained, "m", version)
@@ -86,7 +88,7 @@ def test_two_ranks_train_the_model_that_one_rank_trains(trained: Lake) -> None:
     np.testing.assert_allclose(one.calibration_scores, two.calibration_scores, rtol=1e-3)
 
 
-def test_two_ranks_find_the_closed_form_of_one(trained: Lake) -> None:
+def test_two_ranks_find_the_closed_form_of_one(trained: LakePaths) -> None:
     """Each has sums of its own share only; together they are those of the whole train split."""
     found = []
     for workers in (1, 2):
@@ -101,7 +103,7 @@ def test_two_ranks_find_the_closed_form_of_one(trained: Lake) -> None:
     np.testing.assert_allclose(one.calibration_scores, two.calibration_scores, rtol=1e-5)
 
 
-def test_a_reader_keeps_its_snapshot_while_jobs_publish(trained: Lake, tmp_path: Path) -> None:
+def test_a_reader_keeps_its_snapshot_while_jobs_publish(trained: LakePaths, tmp_path: Path) -> None:
     embed(trained)
     held = open_snapshot(trained.model("m", "embeddings"))
     assert held is not None
@@ -118,7 +120,7 @@ def test_a_reader_keeps_its_snapshot_while_jobs_publish(trained: Lake, tmp_path:
     assert newest.partition_rows({}) == 1100
 
 
-def test_nothing_of_an_embedded_ray_listens_to_the_network(trained: Lake) -> None:
+def test_nothing_of_an_embedded_ray_listens_to_the_network(trained: LakePaths) -> None:
     embed(trained)  # Ray and its workers are running
     found = {port: address for address, port in listening(descendants(os.getpid()))}
     assert len(found) > 5
@@ -126,7 +128,7 @@ def test_nothing_of_an_embedded_ray_listens_to_the_network(trained: Lake) -> Non
     assert set(found.values()) <= loopback, found
 
 
-def test_an_embedded_ray_has_no_process_that_nothing_asks(trained: Lake) -> None:
+def test_an_embedded_ray_has_no_process_that_nothing_asks(trained: LakePaths) -> None:
     embed(trained)
     commands = [command_of(pid) for pid in descendants(os.getpid())]
     assert any("gcs_server" in command for command in commands)
@@ -172,7 +174,7 @@ def listening(pids: set[int]) -> set[tuple[str, str]]:
 
 
 def test_one_percent_of_broken_images_is_quarantined(tmp_path: Path) -> None:
-    lake = Lake((tmp_path / "lake").as_uri())
+    lake = LakePaths((tmp_path / "lake").as_uri())
     write_source(tmp_path / "s" / "a.parquet", range(400), broken=[3, 150, 250, 399])
     report = stage(lake, tmp_path / "s")
     assert (report.counts["staged"], report.counts["refused"]) == (396, 4)
@@ -180,7 +182,7 @@ def test_one_percent_of_broken_images_is_quarantined(tmp_path: Path) -> None:
 
 
 def test_half_of_the_images_broken_publishes_nothing(tmp_path: Path) -> None:
-    lake = Lake((tmp_path / "lake").as_uri())
+    lake = LakePaths((tmp_path / "lake").as_uri())
     write_source(tmp_path / "s" / "a.parquet", range(200), broken=range(100))
     with pytest.raises(JobError, match="100 of 200 rows refused"):
         stage(lake, tmp_path / "s")
@@ -189,7 +191,7 @@ def test_half_of_the_images_broken_publishes_nothing(tmp_path: Path) -> None:
 
 
 def test_more_workers_than_the_cluster_has_is_refused_at_once(
-    trained: Lake, monkeypatch: pytest.MonkeyPatch
+    trained: LakePaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jobs.cluster.connect.GRACE_S", 10 * RUN_S)  # nothing is waited for
     with pytest.raises(InputError, match=r"64 workers asked for.*2 CPUs, \d of them free"):
@@ -200,7 +202,9 @@ def test_more_workers_than_the_cluster_has_is_refused_at_once(
         embed(trained, device="cuda", workers=2)
 
 
-def test_an_actor_that_is_killed_costs_its_unit_another_try(trained: Lake, monkeypatch) -> None:
+def test_an_actor_that_is_killed_costs_its_unit_another_try(
+    trained: LakePaths, monkeypatch
+) -> None:
     """The worker process kills itself in its first attempt at a unit; the table is whole."""
     from jobs.cluster import executor
 
@@ -221,7 +225,7 @@ def test_an_actor_that_is_killed_costs_its_unit_another_try(trained: Lake, monke
     assert len(ids) == len(set(ids)) == 1000
 
 
-def _embed_plan(lake: Lake):
+def _embed_plan(lake: LakePaths):
     from jobs.embed.job import EmbedJob
     from jobs.embed.settings import EmbedSettings
 
@@ -255,7 +259,7 @@ class Child:
 
 
 def test_workers_are_forked_and_start_by_themselves_where_the_server_has_ended(
-    trained: Lake, trained_folder: Path, tmp_path: Path
+    trained: LakePaths, trained_folder: Path, tmp_path: Path
 ) -> None:
     """The last one: those after it would start without."""
     embed(trained)
@@ -268,5 +272,5 @@ def test_workers_are_forked_and_start_by_themselves_where_the_server_has_ended(
     made = Child.remote()  # type: ignore[attr-defined]
     assert ray.get(made.parent.remote(), timeout=SOON_S) != server.process.pid
     ray.kill(made)
-    other = Lake((tmp_path / "other").as_uri())
+    other = LakePaths((tmp_path / "other").as_uri())
     assert stage(other, trained_folder / "source").counts["staged"] == 1000

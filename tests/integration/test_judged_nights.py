@@ -14,7 +14,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.query import views
 from jobs.tables import catalog
 from tests.command_process import CommandProcess
@@ -48,7 +48,7 @@ class Nights:
         self.folder = folder
         self.commands = commands
         self.dataset = dataset
-        self.lake = Lake((folder / "lake").as_uri())
+        self.lake = LakePaths((folder / "lake").as_uri())
         self.source = folder / "source"
         write_source(self.source / "a.parquet", range(images))
         self.settings: dict[str, Any] = {

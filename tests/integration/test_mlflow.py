@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.telemetry.metrics import BadStep, Metric
 from jobs.telemetry.mlflow import MLFLOW, Mlflow
 from tests.helpers import free_port
@@ -59,7 +59,7 @@ def _wait(process: subprocess.Popen[bytes], uri: str, log: Path) -> None:
         time.sleep(0.2)
 
 
-def test_a_training_is_a_run_of_the_server(trained: Lake, server: str, monkeypatch) -> None:
+def test_a_training_is_a_run_of_the_server(trained: LakePaths, server: str, monkeypatch) -> None:
     from mlflow import MlflowClient
 
     monkeypatch.setenv(MLFLOW, server)

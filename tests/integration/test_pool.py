@@ -19,7 +19,7 @@ from jobs.cluster import executor
 from jobs.cluster.settings import RaySettings
 from jobs.cluster.worker import Workers
 from jobs.engine.plan import Completion, JobContext, Plan, Unit
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from tests.helpers import ROOT
 from tests.limits import RUN_S, SOON_S
 
@@ -42,7 +42,7 @@ def plan_of(count: int) -> Plan:
 class Noted:
     """Each unit takes a while, and leaves a file that names it and its process."""
 
-    def __init__(self, lake: Lake, context: JobContext) -> None:
+    def __init__(self, lake: LakePaths, context: JobContext) -> None:
         self.folder = Path(lake.uri.removeprefix("file://"))
 
     def execute(self, unit: Unit, attempt: str) -> Completion:
@@ -61,10 +61,10 @@ RUN = """
     from jobs.cluster import executor
     from jobs.cluster.settings import RaySettings
     from jobs.cluster.worker import Workers
-    from jobs.lake.paths import Lake
+    from jobs.lake.paths import LakePaths
     from tests.integration.test_pool import Noted, plan_of
     plan = plan_of(30)
-    executor.run_units(Noted, Lake("file://" + sys.argv[2]), plan, plan.units,
+    executor.run_units(Noted, LakePaths("file://" + sys.argv[2]), plan, plan.units,
         workers=Workers(3, least=1), ray_settings=RaySettings(address=sys.argv[1]),
         report_count="embedded")
 """
@@ -114,7 +114,7 @@ def test_workers_join_as_a_cluster_grows_and_none_is_waited_for(
 class Paired:
     """Ends no unit before another one has begun."""
 
-    def __init__(self, lake: Lake, context: JobContext) -> None:
+    def __init__(self, lake: LakePaths, context: JobContext) -> None:
         self.both = threading.Barrier(2)
 
     def execute(self, unit: Unit, attempt: str) -> Completion:
@@ -126,7 +126,7 @@ def test_a_worker_may_have_two_units_in_hand(tmp_path: Path) -> None:
     plan = plan_of(6)
     executor.run_units(
         Paired,
-        Lake(tmp_path.as_uri()),
+        LakePaths(tmp_path.as_uri()),
         plan,
         plan.units,
         workers=Workers(1, units_at_once=2),
@@ -136,7 +136,7 @@ def test_a_worker_may_have_two_units_in_hand(tmp_path: Path) -> None:
 
 
 class Endless:
-    def __init__(self, lake: Lake, context: JobContext) -> None:
+    def __init__(self, lake: LakePaths, context: JobContext) -> None:
         pass
 
     def execute(self, unit: Unit, attempt: str) -> Completion:
@@ -162,7 +162,7 @@ def test_an_alarm_is_heard_while_units_are_at_work(tmp_path: Path) -> None:
         with pytest.raises(Alarm):
             executor.run_units(
                 Endless,
-                Lake(tmp_path.as_uri()),
+                LakePaths(tmp_path.as_uri()),
                 plan,
                 plan.units,
                 workers=Workers(1),

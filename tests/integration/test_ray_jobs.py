@@ -23,9 +23,9 @@ import yaml
 from ray.job_submission import JobDetails, JobSubmissionClient
 
 from jobs.cluster.settings import RaySettings
-from jobs.dispatch.request import Work
+from jobs.dispatch.request import JobRequest
 from jobs.errors import InputError
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.query import views
 from jobs.stage.settings import StageSettings
 from jobs.train.settings import TrainSettings
@@ -54,17 +54,17 @@ def asked(head: RayHead) -> RaySettings:
 RUN = """
     import json, sys
     from jobs.errors import LatentlakeError
-    from jobs.dispatch.request import Work
+    from jobs.dispatch.request import JobRequest
     from jobs.dispatch.run import run
     try:
-        told = {"result": run(Work.model_validate_json(sys.argv[1]), sys.argv[2])}
+        told = {"result": run(JobRequest.model_validate_json(sys.argv[1]), sys.argv[2])}
     except LatentlakeError as error:
         told = {"error": f"{type(error).__name__}: {error}"}
     print(json.dumps(told))
 """
 
 
-def told_of(work: Work, head: RayHead, asked_by: str = "") -> dict[str, Any]:
+def told_of(work: JobRequest, head: RayHead, asked_by: str = "") -> dict[str, Any]:
     """In a process of its own: Ray reads how to authenticate when it is imported."""
     command = [sys.executable, "-c", textwrap.dedent(RUN), work.model_dump_json(), asked_by]
     env = os.environ | head.environment
@@ -79,16 +79,18 @@ def submissions(head: RayHead, target: str) -> list[JobDetails]:
     return sorted(held, key=lambda job: job.start_time or 0)
 
 
-def stage_of(source: Path, lake: Lake, ray: RaySettings, dataset: str, **more: Any) -> Work:
+def stage_of(
+    source: Path, lake: LakePaths, ray: RaySettings, dataset: str, **more: Any
+) -> JobRequest:
     small = {"height": 28, "width": 28, "channels": 1}
     settings = StageSettings(source=str(source), dataset=dataset, **small, **more)
-    return Work.of(settings, lake.uri, NIGHT, ray)
+    return JobRequest.of(settings, lake.uri, NIGHT, ray)
 
 
 @dataclasses.dataclass(frozen=True)
 class ClusterNight:
     told: Ran
-    lake: Lake
+    lake: LakePaths
     exported: set[str]
     drawn: dict[str, list[list[float]]]  # by panel: the highest values of each query's series
 
@@ -120,7 +122,7 @@ def night(head: RayHead, tmp_path_factory: pytest.TempPathFactory) -> ClusterNig
             for panel in panels():
                 queries = [target["expr"] for target in panel["targets"]]
                 drawn[panel["title"]] = [asked.most(query) for query in queries]
-    return ClusterNight(told, Lake((folder / "lake").as_uri()), metrics, drawn)
+    return ClusterNight(told, LakePaths((folder / "lake").as_uri()), metrics, drawn)
 
 
 def test_a_night_on_a_cluster(head: RayHead, night: ClusterNight) -> None:
@@ -204,7 +206,7 @@ def test_a_flow_is_cancelled_with_its_job_and_finds_it_again(
 
 
 def test_asked_again_by_the_same_it_hears_what_came_of_it(
-    source: Path, lake: Lake, head: RayHead, asked: RaySettings
+    source: Path, lake: LakePaths, head: RayHead, asked: RaySettings
 ) -> None:
     work = stage_of(source, lake, asked, "again")
     first = told_of(work, head, "run 1")
@@ -217,14 +219,14 @@ def test_asked_again_by_the_same_it_hears_what_came_of_it(
 
 @contextlib.contextmanager
 def training(
-    source: Path, lake: Lake, head: RayHead, dataset: str, asked_by: str
+    source: Path, lake: LakePaths, head: RayHead, dataset: str, asked_by: str
 ) -> Iterator[tuple[JobDetails, dict[str, Any]]]:
     """One that takes long, at work, and what its caller is told when it has ended."""
     asked = RaySettings(address=head.address)
     told_of(stage_of(source, lake, asked, dataset), head)
     small = {"epochs": 500_000, "latent_dim": 4, "network": {"kind": "mlp", "widths": [32]}}
     settings = TrainSettings.model_validate({"dataset": dataset, "model": dataset, **small})
-    work = Work.of(settings, lake.uri, NIGHT, asked)
+    work = JobRequest.of(settings, lake.uri, NIGHT, asked)
     told: dict[str, Any] = {}
     thread = threading.Thread(target=lambda: told.update(told_of(work, head, asked_by)))
     thread.start()
@@ -234,14 +236,16 @@ def training(
 
 
 def test_a_driver_that_is_killed_is_a_fault_of_the_cluster(
-    source: Path, lake: Lake, head: RayHead
+    source: Path, lake: LakePaths, head: RayHead
 ) -> None:
     with training(source, lake, head, "killed", "run 1") as (job, told):
         os.kill(int(job.driver_info.pid), signal.SIGKILL)
     assert told["error"].startswith(f"ClusterError: the Ray job {job.submission_id} FAILED")
 
 
-def test_what_a_run_had_asked_for_ends_with_it(source: Path, lake: Lake, head: RayHead) -> None:
+def test_what_a_run_had_asked_for_ends_with_it(
+    source: Path, lake: LakePaths, head: RayHead
+) -> None:
     """As the hook of a cancelled flow does, whose process could not any more."""
     stop = "import sys; from jobs.dispatch.submit import stop_all_of; stop_all_of(*sys.argv[1:])"
     env = os.environ | head.environment
@@ -258,7 +262,7 @@ def test_what_a_run_had_asked_for_ends_with_it(source: Path, lake: Lake, head: R
 
 
 def test_errors_are_those_of_the_job(
-    source: Path, lake: Lake, head: RayHead, asked: RaySettings, tmp_path: Path
+    source: Path, lake: LakePaths, head: RayHead, asked: RaySettings, tmp_path: Path
 ) -> None:
     refused = run_cli(
         *("train", "--dataset", "none", "--model", "m", "--lake", tmp_path / "lake"),
@@ -270,7 +274,9 @@ def test_errors_are_those_of_the_job(
     assert "Traceback" not in refused.err
 
 
-def test_a_wrong_token_is_refused(source: Path, lake: Lake, head: RayHead, tmp_path: Path) -> None:
+def test_a_wrong_token_is_refused(
+    source: Path, lake: LakePaths, head: RayHead, tmp_path: Path
+) -> None:
     where = ("--ray-address", head.address, "--lake", tmp_path / "lake")
     refused = run_cli(
         *("stage", "--source", source, "--dataset", "d", *where),
@@ -288,7 +294,9 @@ def test_a_cluster_that_is_not_there_is_told_soon(source: Path, tmp_path: Path) 
     assert "http://127.0.0.1:9 does not answer" in refused.err
 
 
-def test_other_commands_say_that_they_need_a_node(source: Path, lake: Lake, head: RayHead) -> None:
+def test_other_commands_say_that_they_need_a_node(
+    source: Path, lake: LakePaths, head: RayHead
+) -> None:
     from jobs.cluster import connect as cluster_connect
 
     with pytest.raises(InputError, match="takes jobs"):
@@ -296,7 +304,7 @@ def test_other_commands_say_that_they_need_a_node(source: Path, lake: Lake, head
 
 
 def test_a_wheel_brings_its_own_code(
-    source: Path, lake: Lake, head: RayHead, asked: RaySettings, tmp_path: Path
+    source: Path, lake: LakePaths, head: RayHead, asked: RaySettings, tmp_path: Path
 ) -> None:
     wheel = wheel_of(tmp_path)
     brought = asked.model_copy(update={"wheel": str(wheel)})
@@ -318,7 +326,7 @@ def test_a_wheel_brings_its_own_code(
 
 
 def test_another_version_on_the_cluster_is_refused(
-    source: Path, lake: Lake, head: RayHead, asked: RaySettings, tmp_path: Path
+    source: Path, lake: LakePaths, head: RayHead, asked: RaySettings, tmp_path: Path
 ) -> None:
     brought = asked.model_copy(update={"wheel": str(wheel_of(tmp_path, "0.0.9"))})
     told = told_of(stage_of(source, lake, brought, "older"), head)["error"]

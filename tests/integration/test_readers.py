@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from tests.helpers import ROOT
 from tests.integration.conftest import embed
 
@@ -95,7 +95,7 @@ BLOCKS = dict(re.findall(r"```python (\w+)\n(.*?)```", GUIDE, re.S))
 def asked(trained_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("asked") / "lake"
     shutil.copytree(trained_folder / "lake", folder)
-    embed(Lake(folder.as_uri()), alpha=0.9)
+    embed(LakePaths(folder.as_uri()), alpha=0.9)
     return folder
 
 

@@ -12,7 +12,7 @@ import fsspec
 import pytest
 
 from jobs.engine import runner
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from tests.command_process import CommandProcess
 from tests.helpers import (
     ROOT,
@@ -111,7 +111,7 @@ def test_the_tables_on_s3_hold_what_a_local_lake_holds(
     everything, s3_server: S3Server, tmp_path: Path
 ) -> None:
     write_source(tmp_path / "a.parquet", range(300))
-    runner.run(InlineStage(Lake((tmp_path / "lake").as_uri()), tmp_path / "a.parquet"))
+    runner.run(InlineStage(LakePaths((tmp_path / "lake").as_uri()), tmp_path / "a.parquet"))
     sql = "SELECT image_id, pixels_hash, split, label, source_row FROM images ORDER BY image_id"
     local = ok(run_cli("query", "sql", sql, "--json", "--lake", tmp_path / "lake")).json
     assert local == everything["run"]("query", "sql", sql)

@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from flows.prefect_env import HEARTBEAT_S, WORKER_ASKS_S
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.query import views
 from tests.helpers import LATENTLAKE, ROOT, free_port, ok, run_cli, write_source
 from tests.limits import END_S, RUN_S, until
@@ -84,7 +84,7 @@ def test_a_scheduled_night_comes_by_itself_and_shows_what_it_did(served: Served)
     log = served.log(run["id"])
     assert "train" in log
     assert "Traceback" not in log
-    ids = views.sql(Lake((served.folder / "lake").as_uri()), "SELECT image_id FROM embeddings")
+    ids = views.sql(LakePaths((served.folder / "lake").as_uri()), "SELECT image_id FROM embeddings")
     assert len(ids) == 299
     # Events are kept by a service of the server, soon after.
     (event,) = until(lambda: served.events("latentlake.model.trained"))
@@ -212,7 +212,7 @@ def test_a_cancelled_run_stops_and_the_next_goes_on_from_it(slow: Served) -> Non
     served.call("POST", f"/flow_runs/{run_id}/set_state", cancelling)
     assert served.wait(run_id)["state_type"] == "CANCELLED"
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in held))
-    lake = Lake((served.folder / "lake").as_uri())
+    lake = LakePaths((served.folder / "lake").as_uri())
     assert len(views.sql(lake, "SELECT * FROM images WHERE dataset = 'slow'")) == 299
     assert (served.folder / "lake" / "models" / "slow").exists() is False or not list(
         (served.folder / "lake" / "models" / "slow").rglob("model.json")

@@ -14,9 +14,9 @@ import pytest
 
 from jobs.engine import runner
 from jobs.lake import storage
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.sources.listing import list_files
-from jobs.sources.pinned_read import Replaced, open_pinned, read_pinned
+from jobs.sources.pinned_read import SourceChanged, open_pinned, read_pinned
 from tests.fault_proxy import FaultProxy, Rule, fault_proxy
 from tests.helpers import S3Server, image_bytes, image_ids, staged_ids
 from tests.inline import InlineStage
@@ -100,10 +100,10 @@ def test_odd_keys_and_patterns(bucket, fs, lake) -> None:
     runner.run(InlineStage(lake, f"s3://{bucket}"))
     assert staged_ids(lake) == set(image_ids(range(6)))
     assert runner.run(InlineStage(lake, f"s3://{bucket}")).units == 0
-    other = Lake(lake.uri + "2")
+    other = LakePaths(lake.uri + "2")
     runner.run(InlineStage(other, f"s3://{bucket}/t=1/*.png"))
     assert staged_ids(other) == set(image_ids([3]))
-    third = Lake(lake.uri + "3")
+    third = LakePaths(lake.uri + "3")
     runner.run(InlineStage(third, f"s3://{bucket}/**/q.png"))
     assert staged_ids(third) == set(image_ids([4]))
 
@@ -138,13 +138,13 @@ def test_an_object_that_is_replaced_is_not_read_as_another(bucket, fs) -> None:
     with open_pinned(uri, file.etag) as opened:
         assert opened.read(10) == b"a" * 10
     fs.pipe(uri, b"b" * 200_000)
-    with pytest.raises(Replaced):
+    with pytest.raises(SourceChanged):
         read_pinned(uri, file.etag, file.size)
-    with pytest.raises(Replaced), open_pinned(uri, file.etag) as opened:
+    with pytest.raises(SourceChanged), open_pinned(uri, file.etag) as opened:
         opened.read(10)
     (file,) = list_files(uri)
     fs.rm(uri)
-    with pytest.raises(Replaced):
+    with pytest.raises(SourceChanged):
         read_pinned(uri, file.etag, file.size)
 
 
@@ -174,7 +174,7 @@ def test_an_object_replaced_between_two_ranges_is_noticed(bucket, fs, monkeypatc
         assert opened.read(1000) == b"a" * 1000
         fs.pipe(uri, b"b" * 300_000)
         opened.seek(290_000)
-        with pytest.raises(Replaced):
+        with pytest.raises(SourceChanged):
             opened.read(1000)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from jobs.control_characters import CONTROLS
 from jobs.engine import runner
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from tests.helpers import LATENTLAKE, image_bytes
 from tests.inline import InlineStage
 from tests.limits import COMMAND_S
@@ -24,7 +24,7 @@ EVIL = "\x1b]0;owned\x07\x1b[31mred\x1b[2K\r\x9b31m\u202egnp.exe"
 
 
 @pytest.fixture(scope="module")
-def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
+def lake(tmp_path_factory: pytest.TempPathFactory) -> LakePaths:
     folder = tmp_path_factory.mktemp("terminal")
     source = folder / "source"
     source.mkdir()
@@ -35,7 +35,7 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
         pa.table({"image": pa.concat_arrays([images, broken]), "label": [EVIL] * 21}),
         source / f"a{EVIL}.parquet",
     )
-    lake = Lake((folder / "lake").as_uri())
+    lake = LakePaths((folder / "lake").as_uri())
     runner.run(InlineStage(lake, source, max_refused=0.5))
     return lake
 
@@ -73,14 +73,16 @@ def at_a_terminal(*words: str) -> str:
         ("describe", "--dataset", f"d{EVIL}"),
     ],
 )
-def test_nothing_that_a_terminal_would_obey_reaches_it(lake: Lake, words: tuple[str, ...]) -> None:
+def test_nothing_that_a_terminal_would_obey_reaches_it(
+    lake: LakePaths, words: tuple[str, ...]
+) -> None:
     shown = at_a_terminal(*words, "--lake", lake.uri)
     assert len(shown) > 20
     assert "Traceback" not in shown
     assert not CONTROLS.findall(shown), shown
 
 
-def test_nor_does_it_of_what_staging_says(lake: Lake, tmp_path: Path) -> None:
+def test_nor_does_it_of_what_staging_says(lake: LakePaths, tmp_path: Path) -> None:
     source = ("--source", str(tmp_path / EVIL), "--dataset", "d")
     shown = at_a_terminal("stage", *source, "--lake", lake.uri)
     assert "owned" in shown

@@ -14,14 +14,14 @@ from jobs.bundles import bundle
 from jobs.bundles.manifest import read_about
 from jobs.cluster.settings import RaySettings
 from jobs.errors import InputError, JobError
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.settings import build
 from jobs.sweep.job import sweep
 from jobs.sweep.settings import SweepSettings
 from jobs.sweep.trial import draw
 from jobs.tables import catalog
 from jobs.train.job import TrainJob
-from jobs.train.task import TrainOrder
+from jobs.train.task import TrainTask
 from tests.integration.conftest import train
 from tests.limits import SOON_S
 
@@ -30,11 +30,11 @@ pytestmark = pytest.mark.integration
 TINY = {"latent_dim": 4, "network": {"kind": "mlp", "widths": [32]}, "batch_size": 64}
 
 
-def folder_of(lake: Lake) -> Path:
+def folder_of(lake: LakePaths) -> Path:
     return Path(lake.uri.removeprefix("file://"))
 
 
-def test_a_training_says_what_it_chose_and_how_far_it_is(trained: Lake, caplog) -> None:
+def test_a_training_says_what_it_chose_and_how_far_it_is(trained: LakePaths, caplog) -> None:
     caplog.set_level("INFO", "latentlake")
     train(trained, model="telling", epochs=40, run={"log_s": 0.0})
     assert "cpu, float32, eager, 1 thread" in caplog.text
@@ -52,7 +52,7 @@ def test_a_training_says_what_it_chose_and_how_far_it_is(trained: Lake, caplog) 
     assert not (run / "checkpoints").exists()
 
 
-def test_a_mistake_is_told_at_once_and_not_tried_again(trained: Lake) -> None:
+def test_a_mistake_is_told_at_once_and_not_tried_again(trained: LakePaths) -> None:
     with pytest.raises(InputError, match="batch_size 100000 is more than the"):
         train(trained, model="wrong", batch_size=100_000)
     assert worker_groups("wrong") <= 2  # a second one only hears that there is nothing to do
@@ -67,9 +67,9 @@ def worker_groups(model: str) -> int:
 
 
 def test_an_error_of_ours_that_comes_again_and_again_is_not_tried_for_ever(
-    trained: Lake, monkeypatch
+    trained: LakePaths, monkeypatch
 ) -> None:
-    class Broken(TrainOrder):
+    class Broken(TrainTask):
         """By value to the workers, who find it broken."""
 
         @property
@@ -78,7 +78,7 @@ def test_an_error_of_ours_that_comes_again_and_again_is_not_tried_for_ever(
 
     real = TrainJob.order_of
 
-    def order_of(self: TrainJob, *arguments) -> TrainOrder:
+    def order_of(self: TrainJob, *arguments) -> TrainTask:
         order = real(self, *arguments)
         return Broken(**{f.name: getattr(order, f.name) for f in dataclasses.fields(order)})
 
@@ -87,7 +87,7 @@ def test_an_error_of_ours_that_comes_again_and_again_is_not_tried_for_ever(
         train(trained, model="broken")
 
 
-def test_a_loss_that_is_not_finite_ends_it_with_the_images_named(trained: Lake) -> None:
+def test_a_loss_that_is_not_finite_ends_it_with_the_images_named(trained: LakePaths) -> None:
     with pytest.raises(JobError, match=r"steps had no finite loss, run.max_bad_steps is 0"):
         train(trained, model="nan", learning_rate=1e30, epochs=5, run={"max_bad_steps": 0})
     (run,) = (folder_of(trained) / "runs").glob("nan-*")
@@ -101,7 +101,7 @@ def test_a_loss_that_is_not_finite_ends_it_with_the_images_named(trained: Lake) 
     assert all(len(image_id) == 64 for image_id in bad[0]["image_ids"])
 
 
-def test_ray_serves_the_metrics(trained: Lake) -> None:
+def test_ray_serves_the_metrics(trained: LakePaths) -> None:
     train(trained, model="measured", epochs=30, run={"log_s": 0.0})
     port = ray.nodes()[0]["MetricsExportPort"]
     deadline, text = time.monotonic() + SOON_S, ""
@@ -113,7 +113,7 @@ def test_ray_serves_the_metrics(trained: Lake) -> None:
     assert "latentlake_train_images_per_s" in text
 
 
-def test_a_sweep_publishes_the_best_of_its_trials(trained: Lake) -> None:
+def test_a_sweep_publishes_the_best_of_its_trials(trained: LakePaths) -> None:
     settings = build(
         SweepSettings,
         {

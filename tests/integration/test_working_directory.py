@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.query import views
 from tests.helpers import ROOT, ok, run_cli, write_source
 from tests.limits import COMMAND_S, RUN_S
@@ -88,7 +88,9 @@ def test_a_server_its_worker_and_a_run_in_a_folder_of_modules_import_none(tmp_pa
         run = served.wait(served.start("nightly/d", night="2026-01-01"))
     # Too few images for a model; but they were found, and staged.
     assert "no images in its validation split" in run["state"]["message"]
-    assert len(views.sql(Lake((tmp_path / "lake").as_uri()), "SELECT image_id FROM images")) == 3
+    assert (
+        len(views.sql(LakePaths((tmp_path / "lake").as_uri()), "SELECT image_id FROM images")) == 3
+    )
     assert imported(tmp_path) == []
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from jobs.engine import runner
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import local_path
 from jobs.tables.delta import Snapshot
 from tests import drifted, reported
@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     write_source(folder / "source" / "a.parquet", range(600))
-    lake = Lake((folder / "lake").as_uri())
+    lake = LakePaths((folder / "lake").as_uri())
     runner.run(InlineStage(lake, folder / "source", rows_per_unit=200))
     shutil.copytree(folder / "lake", folder / "staged")
     runner.run(InlineTrain(lake))
@@ -48,9 +48,9 @@ def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def trained(trained_once: Path, tmp_path: Path) -> Lake:
+def trained(trained_once: Path, tmp_path: Path) -> LakePaths:
     shutil.copytree(trained_once / "lake", tmp_path / "lake")
-    return Lake((tmp_path / "lake").as_uri())
+    return LakePaths((tmp_path / "lake").as_uri())
 
 
 @pytest.fixture
@@ -59,17 +59,17 @@ def trained_source(trained_once: Path) -> Path:
 
 
 @pytest.fixture
-def staged(trained_once: Path, tmp_path: Path) -> Lake:
+def staged(trained_once: Path, tmp_path: Path) -> LakePaths:
     """The trained lake before it was: staged images only."""
     shutil.copytree(trained_once / "staged", tmp_path / "lake")
-    return Lake((tmp_path / "lake").as_uri())
+    return LakePaths((tmp_path / "lake").as_uri())
 
 
 @pytest.fixture(scope="session")
 def judged_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("judged")
     write_labelled(folder / "source" / "a.parquet", range(1300))
-    lake = Lake((folder / "lake").as_uri())
+    lake = LakePaths((folder / "lake").as_uri())
     runner.run(InlineStage(lake, folder / "source", rows_per_unit=400))
     runner.run(InlineTrain(lake))
     runner.run(InlineEvaluate(lake))
@@ -89,47 +89,47 @@ def reported_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def judged(judged_once: Path, tmp_path: Path) -> Lake:
+def judged(judged_once: Path, tmp_path: Path) -> LakePaths:
     """1,300 images with labels and anomalies; a model that has been evaluated."""
     shutil.copytree(judged_once / "lake", tmp_path / "lake")
-    return Lake((tmp_path / "lake").as_uri())
+    return LakePaths((tmp_path / "lake").as_uri())
 
 
 @pytest.fixture
-def nights(reported_once: Path, tmp_path: Path) -> Lake:
+def nights(reported_once: Path, tmp_path: Path) -> LakePaths:
     shutil.copytree(reported_once / "lake", tmp_path / "reported")
-    return Lake((tmp_path / "reported").as_uri())
+    return LakePaths((tmp_path / "reported").as_uri())
 
 
 @pytest.fixture(scope="session")
 def embedded_once(trained_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("embedded")
     shutil.copytree(trained_once / "lake", folder / "lake")
-    runner.run(InlineEmbed(Lake((folder / "lake").as_uri()), alpha=drifted.ALPHA))
+    runner.run(InlineEmbed(LakePaths((folder / "lake").as_uri()), alpha=drifted.ALPHA))
     return folder
 
 
 @pytest.fixture
-def embedded(embedded_once: Path, tmp_path: Path) -> Lake:
+def embedded(embedded_once: Path, tmp_path: Path) -> LakePaths:
     shutil.copytree(embedded_once / "lake", tmp_path / "lake")
-    return Lake((tmp_path / "lake").as_uri())
+    return LakePaths((tmp_path / "lake").as_uri())
 
 
 @pytest.fixture(scope="session")
 def changed_once(embedded_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("changed")
     shutil.copytree(embedded_once / "lake", folder / "lake")
-    lake = Lake((folder / "lake").as_uri())
+    lake = LakePaths((folder / "lake").as_uri())
     drifted.arrive(lake, folder, range(600, 700), drifted.negative)
     return folder
 
 
 @pytest.fixture
-def changed(changed_once: Path, tmp_path: Path) -> Lake:
+def changed(changed_once: Path, tmp_path: Path) -> LakePaths:
     """A second night of the same things as negatives, embedded."""
     shutil.copytree(changed_once / "lake", tmp_path / "lake")
     shutil.copytree(changed_once / "more", tmp_path / "more")
-    return Lake((tmp_path / "lake").as_uri())
+    return LakePaths((tmp_path / "lake").as_uri())
 
 
 class Killed(KeyboardInterrupt):
@@ -137,7 +137,7 @@ class Killed(KeyboardInterrupt):
 
 
 @pytest.fixture
-def half_done(lake: Lake, source: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def half_done(lake: LakePaths, source: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The root of a lake whose first commit has reached one table of three."""
     root = local_path(lake.uri)
     assert root is not None

@@ -30,7 +30,7 @@ from jobs.report.data_uris import (
     rgb,
     smaller,
 )
-from jobs.report.night import Night, Row
+from jobs.report.night import ReportNight, Row
 
 if TYPE_CHECKING:
     from jobs.report.model_pictures import Paintings
@@ -39,7 +39,7 @@ SHOWN = 12
 FRAME = 96  # pixels of a cell, about
 
 
-def anomalies_section(night: Night, paintings: Paintings | None, limits: Limits) -> Section:
+def anomalies_section(night: ReportNight, paintings: Paintings | None, limits: Limits) -> Section:
     """Worst first. paintings: None where the model can make nothing of the images."""
     _ = night.name
     if not night.batches:
@@ -60,7 +60,7 @@ def anomalies_section(night: Night, paintings: Paintings | None, limits: Limits)
     return Section("anomalies", "Anomalies", blocks)
 
 
-def _warning(night: Night) -> list[Block]:
+def _warning(night: ReportNight) -> list[Block]:
     if night.calibration_is_valid:
         return []
     why = f"{night.why_not_valid}{' (see Drift)' if night.drifted else ''}"
@@ -68,7 +68,7 @@ def _warning(night: Night) -> list[Block]:
     return [Say(text, "bad")]
 
 
-def _batches(night: Night) -> Rows:
+def _batches(night: ReportNight) -> Rows:
     columns = ("batch", "scored", "flagged", "level", "calibration images", "fewest", "score")
     rows = [
         (
@@ -101,7 +101,7 @@ def _drawn(paintings: Paintings | None) -> dict[str, Drawn]:
     return {i: (image, made, heat(error, paintings.top)) for i, image, made, error in parts}
 
 
-def _evidence(night: Night, row: Row, drawn: Drawn | None) -> Picture:
+def _evidence(night: ReportNight, row: Row, drawn: Drawn | None) -> Picture:
     facts = _facts(night, row)
     caption = f"{row['rank']}. {row['image_id'][:12]}"
     if drawn is None:
@@ -136,7 +136,7 @@ def _place(row: Row) -> str:
     )
 
 
-def _facts(night: Night, row: Row) -> Sequence[tuple[str, str]]:
+def _facts(night: ReportNight, row: Row) -> Sequence[tuple[str, str]]:
     score = row["decision_score"]
     facts = [
         (score, number(row[score])),

@@ -9,7 +9,7 @@ import numpy as np
 from jobs.datasets.card import dataset_card
 from jobs.report.blocks import LEFT_OUT, FoldedRows, Limits, Pictures, Rows, Say, Section, number
 from jobs.report.data_uris import cell
-from jobs.report.night import Night
+from jobs.report.night import ReportNight
 
 SHOWN = 72  # of the contact sheet
 REASONS = 20
@@ -17,7 +17,7 @@ NAMES = ("splits", "labels", "source_sizes", "formats", "modes")
 TITLES = {"source_sizes": "sizes of the sources", "modes": "colour modes"}
 
 
-def data_section(night: Night, limits: Limits) -> Section:
+def data_section(night: ReportNight, limits: Limits) -> Section:
     """Raises InputError where nothing was ever published."""
     card = dataset_card(night.lake, night.dataset, night.images_version)
     height, width, channels = card["image_shape"]
@@ -61,7 +61,7 @@ def _counts(title: str, counts: dict[str, int], shown: int = 30) -> Rows:
     return Rows(f"Images by {title}", (title, "images"), rows)
 
 
-def shown_images(night: Night, most: int) -> tuple[str, list[str]]:
+def shown_images(night: ReportNight, most: int) -> tuple[str, list[str]]:
     """What the contact sheet is of, and the ids: of the night's arrivals, if there are any."""
     # An id is a hash: its order is that of no source.
     found = night.ask(
@@ -78,7 +78,7 @@ def shown_images(night: Night, most: int) -> tuple[str, list[str]]:
     return "images of the dataset; none arrived this night", [row["image_id"] for row in found]
 
 
-def _sheet(night: Night, limits: Limits) -> Pictures | Say:
+def _sheet(night: ReportNight, limits: Limits) -> Pictures | Say:
     most = limits.of(SHOWN)
     if not most:
         return Say(LEFT_OUT)
@@ -90,13 +90,13 @@ def _sheet(night: Night, limits: Limits) -> Pictures | Say:
     return Pictures(f"Contact sheet: {len(pictures)} {title}", pictures, "sheet")
 
 
-def sheet_images(night: Night) -> tuple[str, list[np.ndarray]]:
+def sheet_images(night: ReportNight) -> tuple[str, list[np.ndarray]]:
     """The same for a PNG."""
     title, ids = shown_images(night, SHOWN)
     return title, list(night.images(ids).values())
 
 
-def _refusals(night: Night) -> list[Rows | Say]:
+def _refusals(night: ReportNight) -> list[Rows | Say]:
     rows = night.ask(
         """SELECT reason, count(*) AS n,
                   min({'uri': source_uri, 'row': source_row, 'member': source_member,

@@ -18,7 +18,7 @@ from jobs.report.blocks import (
     p_text,
 )
 from jobs.report.figures import p_values_figure
-from jobs.report.night import Night, Row
+from jobs.report.night import ReportNight, Row
 
 NIGHTS = 60
 
@@ -33,7 +33,7 @@ TESTS = {
 }
 
 
-def drift_section(night: Night) -> Section:
+def drift_section(night: ReportNight) -> Section:
     """The night's verdict, its tests, and the nights before. Raises Missing."""
     _ = night.name
     if night.verdict is None:
@@ -48,11 +48,11 @@ def drift_section(night: Night) -> Section:
     return Section("drift", "Drift", blocks)
 
 
-def _target(night: Night) -> str:
+def _target(night: ReportNight) -> str:
     return f"--dataset {night.dataset} --model {night.model}"
 
 
-def _verdict(night: Night, row: Row) -> Say:
+def _verdict(night: ReportNight, row: Row) -> Say:
     note = f" {row['note']}" if row["note"] else ""
     if row["drifted"] is None:
         return Say(f"Not tested.{note or ' No reason was given.'}", "bad")

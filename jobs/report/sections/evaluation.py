@@ -19,7 +19,7 @@ from jobs.report.blocks import (
     percent,
 )
 from jobs.report.figures import bars_figure
-from jobs.report.night import Night, Row
+from jobs.report.night import ReportNight, Row
 from jobs.report.sections.drift import _target, _yes
 
 METRICS = {
@@ -45,7 +45,7 @@ METRICS = {
 PER_DIMENSION = "kl_dimension"
 
 
-def evaluation_section(night: Night) -> Section:
+def evaluation_section(night: ReportNight) -> Section:
     """The bundle's numbers beside those of the champion before it. Raises Missing."""
     rows = night.evaluated(night.version) if night.name else []
     if not rows:
@@ -78,7 +78,7 @@ def evaluation_section(night: Night) -> Section:
     return Section("evaluation", "Evaluation", blocks)
 
 
-def _gate(night: Night) -> list[Block]:
+def _gate(night: ReportNight) -> list[Block]:
     """What the night's challenger had to show, by `latentlake promote`."""
     found: list[Block] = []
     for run in night.runs:
@@ -94,7 +94,7 @@ def _passed(value: bool | None) -> str:
     return "not asked" if value is None else _yes(value)
 
 
-def _measures(night: Night) -> list[str]:
+def _measures(night: ReportNight) -> list[str]:
     """What the likelihoods of both champions are of: two where they do not compare."""
     both = (night.version, night.previous)
     found = [about for version, about in night.versions.items() if version in both]
@@ -111,7 +111,9 @@ SIDE_BY_SIDE = (
 )
 
 
-def _compared_with(night: Night, is_there: bool, same_images: bool, measures: Sequence[str]) -> str:
+def _compared_with(
+    night: ReportNight, is_there: bool, same_images: bool, measures: Sequence[str]
+) -> str:
     if night.previous is None:
         return f"There was no {night.alias} before this one to compare with."
     if not is_there:

@@ -12,7 +12,7 @@ import numpy as np
 from jobs.report.blocks import LEFT_OUT, Block, Chart, Limits, Missing, Say, Section, p_text
 from jobs.report.data_uris import data_uri, rgb, smaller
 from jobs.report.figures import COLOURS, FLAGGED, Points, float32, map_figure
-from jobs.report.night import Night, Row
+from jobs.report.night import ReportNight, Row
 from jobs.tables import catalog
 
 POINTS = 2000
@@ -23,7 +23,7 @@ LABELS = 10  # that have a colour each
 METHODS = ("umap", "pca")  # a map by the first of these that there is
 
 
-def map_section(night: Night, limits: Limits) -> Section:
+def map_section(night: ReportNight, limits: Limits) -> Section:
     """A sample by id, with the night's anomalies. Raises Missing where nothing is embedded."""
     most = limits.of(POINTS)
     rows = _sample(night, most)
@@ -58,7 +58,7 @@ def _told_of_flagged(flagged: set[str]) -> str:
     )
 
 
-def _sample(night: Night, most: int) -> list[Row]:
+def _sample(night: ReportNight, most: int) -> list[Row]:
     """Rows of the embeddings, with the coordinates of the newest map where it has them."""
     _ = night.name
     return night.ask(
@@ -81,7 +81,7 @@ def _sample(night: Night, most: int) -> list[Row]:
     )
 
 
-def _plane(night: Night, rows: Sequence[Row]) -> tuple[np.ndarray, str]:
+def _plane(night: ReportNight, rows: Sequence[Row]) -> tuple[np.ndarray, str]:
     """(N, 2), and how they were laid out."""
     ids = [row["image_id"] for row in rows]
     for method in METHODS:
@@ -101,7 +101,7 @@ def _plane(night: Night, rows: Sequence[Row]) -> tuple[np.ndarray, str]:
     return plane, "on the plane of their largest variance (PCA)"
 
 
-def _of_the_map(night: Night, method: str, ids: list[str]) -> dict[str, tuple[float, float]]:
+def _of_the_map(night: ReportNight, method: str, ids: list[str]) -> dict[str, tuple[float, float]]:
     if not catalog.published_versions(night.lake).get(f"models/{night.model}/maps"):
         return {}
     rows = night.ask(
@@ -137,7 +137,7 @@ class Sprites:
     pixelated: bool
 
 
-def _thumbs(night: Night, ids: Sequence[str]) -> dict[str, np.ndarray]:
+def _thumbs(night: ReportNight, ids: Sequence[str]) -> dict[str, np.ndarray]:
     """By image id; read once for pages of all sizes, and never all images in full."""
     new = [image_id for image_id in ids if image_id not in night.thumbs]
     for at in range(0, len(new), AT_ONCE):
@@ -146,7 +146,7 @@ def _thumbs(night: Night, ids: Sequence[str]) -> dict[str, np.ndarray]:
     return {image_id: night.thumbs[image_id] for image_id in ids if image_id in night.thumbs}
 
 
-def _sprites(night: Night, ids: Sequence[str]) -> Sprites:
+def _sprites(night: ReportNight, ids: Sequence[str]) -> Sprites:
     thumbs = _thumbs(night, ids)
     height, width, channels = next(iter(thumbs.values())).shape
     columns = math.ceil(math.sqrt(len(thumbs)))
@@ -166,7 +166,7 @@ def _sprites(night: Night, ids: Sequence[str]) -> Sprites:
 class _Drawn:
     """The sample as it is drawn: rows of the embeddings, their places, what is told of each."""
 
-    night: Night
+    night: ReportNight
     rows: Sequence[Row]
     points_N2: np.ndarray
     flagged: set[str]
@@ -216,7 +216,7 @@ def _in_order(name: str) -> tuple[int, float, str]:
     return (0, float(name), name) if name.isdecimal() else (1, 0.0, name)
 
 
-def _kind(row: Row, night: Night) -> str:
+def _kind(row: Row, night: ReportNight) -> str:
     if night.has_labels:
         return "no label" if row["label"] is None else str(row["label"])[:40]
     return "arrived this night" if row["night"] == night.night else "earlier"

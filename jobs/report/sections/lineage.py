@@ -7,12 +7,12 @@ import shlex
 
 from jobs.lake.documents import json_column
 from jobs.report.blocks import Block, Commands, Fold, Missing, Rows, Say, Section, counted, number
-from jobs.report.night import Night
+from jobs.report.night import ReportNight
 
 SOURCES = 20
 
 
-def lineage_section(night: Night) -> Section:
+def lineage_section(night: ReportNight) -> Section:
     """Source → images → bundle → jobs. What there is not is said, the others are still told."""
     blocks: list[Block] = [_sources(night), _chain(night)]
     try:
@@ -23,7 +23,7 @@ def lineage_section(night: Night) -> Section:
     return Section("lineage", "Lineage", blocks)
 
 
-def _sources(night: Night) -> Rows | Say:
+def _sources(night: ReportNight) -> Rows | Say:
     rows = night.ask(
         """SELECT source_uri, count(*) AS n FROM images WHERE dataset = ? AND night = ?
            GROUP BY source_uri ORDER BY n DESC, source_uri""",
@@ -39,7 +39,7 @@ def _sources(night: Night) -> Rows | Say:
     return Rows("Source files of the night's images", ("file", "images"), rows_shown)
 
 
-def _chain(night: Night) -> Rows:
+def _chain(night: ReportNight) -> Rows:
     steps = [("lake", night.lake.uri), ("dataset", night.dataset)]
     if night.images_version is not None:
         steps.append(("images", f"version {night.images_version}"))
@@ -52,7 +52,7 @@ def _chain(night: Night) -> Rows:
     return Rows("From source to tables", ("step", "what"), steps)
 
 
-def _bundle(night: Night) -> list[Block]:
+def _bundle(night: ReportNight) -> list[Block]:
     about = night.about
     data, metrics = about["data"], about["metrics"]
     libraries = ", ".join(f"{name} {version}" for name, version in about["libraries"].items())
@@ -76,7 +76,7 @@ def _bundle(night: Night) -> list[Block]:
     return [Rows("The bundle", ("", "value"), facts), Fold("The bundle's config (JSON)", folded)]
 
 
-def _jobs(night: Night) -> Rows | Say:
+def _jobs(night: ReportNight) -> Rows | Say:
     if not night.runs:
         return Say("No job finished on this night.")
     rows = [
@@ -93,12 +93,12 @@ def _jobs(night: Night) -> Rows | Say:
     return Rows(f"{counted(len(rows), 'job')} of the night", columns, rows)
 
 
-def commands_section(night: Night) -> Section:
+def commands_section(night: ReportNight) -> Section:
     """Three commands of `latentlake`, as they may be pasted into a shell."""
     return Section("commands", "Dig further", [Commands(commands_of(night))])
 
 
-def commands_of(night: Night) -> list[tuple[str, str]]:
+def commands_of(night: ReportNight) -> list[tuple[str, str]]:
     """What each tells, and the command."""
     at = ["--lake", night.lake.uri]
     found = [("The dataset in full", ["describe", "--dataset", night.dataset, *at])]
@@ -129,7 +129,7 @@ def _quoted(word: str) -> str:
     return shlex.quote(word)
 
 
-def _refused_sql(night: Night) -> str:
+def _refused_sql(night: ReportNight) -> str:
     return (
         "SELECT source_uri, source_row, reason, message FROM quarantine "
         f"WHERE dataset = '{night.dataset}' AND night = '{night.night}'"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.report.blocks import Block, Limits, Missing, Pictures, Section, number
 from jobs.report.data_uris import cell, heat, strip
-from jobs.report.night import Night
+from jobs.report.night import ReportNight
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +24,7 @@ REFERENCES = 64  # images that the traversals' order stands on
 FLAGGED = 12
 
 
-def paintings_of(night: Night) -> Paintings:
+def paintings_of(night: ReportNight) -> Paintings:
     """What the model makes of test images and of the night's anomalies. Raises Missing."""
     from jobs.report.model_pictures import image_shape, paint  # brings torch
 
@@ -48,7 +48,7 @@ def _size(shape: Sequence[int]) -> str:
     return "×".join(map(str, shape))
 
 
-def _test_images(night: Night) -> dict[str, np.ndarray]:
+def _test_images(night: ReportNight) -> dict[str, np.ndarray]:
     """Of the test split; where it is empty, of what there is."""
     _ = night.name
     rows = night.ask(
@@ -61,7 +61,7 @@ def _test_images(night: Night) -> dict[str, np.ndarray]:
     return night.images([row["image_id"] for row in rows])
 
 
-def reconstructions_section(night: Night, paintings: Paintings, limits: Limits) -> Section:
+def reconstructions_section(night: ReportNight, paintings: Paintings, limits: Limits) -> Section:
     """Originals, reconstructions and error maps side by side."""
     count = limits.of(USUAL)
     pictures = [
@@ -81,7 +81,7 @@ def reconstructions_section(night: Night, paintings: Paintings, limits: Limits) 
     return Section("reconstructions", "Reconstructions", [Pictures(caption, pictures)])
 
 
-def _whose(night: Night) -> str:
+def _whose(night: ReportNight) -> str:
     count = "SELECT count(*) AS n FROM images WHERE dataset = ? AND night <= ? AND split = 'test'"
     (row,) = night.ask(count, night.dataset, night.night)
     return "Test images" if row["n"] else "The test split is empty. Images of the other splits"

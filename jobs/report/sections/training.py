@@ -17,7 +17,7 @@ from jobs.report.blocks import (
     number,
 )
 from jobs.report.figures import Line, lines_figure, plane_figure
-from jobs.report.night import Night, Row
+from jobs.report.night import ReportNight, Row
 
 if TYPE_CHECKING:
     pass
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 VERSIONS = 4  # of the model beside each other
 
 
-def training_section(night: Night) -> Section:
+def training_section(night: ReportNight) -> Section:
     """Loss by epoch in nats, of training and validation. Raises Missing."""
     about = night.about
     history = about["history"]
@@ -63,7 +63,7 @@ def _epochs(history: Sequence[Row]) -> FoldedRows:
     return FoldedRows("The same as a table", Rows("Nats by epoch", list(names.values()), rows))
 
 
-def rate_section(night: Night) -> Section:
+def rate_section(night: ReportNight) -> Section:
     """KL against reconstruction on validation, of this version and those before. Raises Missing."""
     if night.about["metrics"]["validation_kl_nats"] is None:
         raise Missing(f"{night.name} has no prior: it has no rate (KL) to set against distortion.")

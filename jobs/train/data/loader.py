@@ -37,7 +37,7 @@ class Share:
 class Loader(Protocol):
     """waited_s: how long shares were waited for, since the loader was made."""
 
-    part: Part
+    part: RankShare
     waited_s: float
 
     def shares(self, epoch: int, first_batch: int = 0) -> Iterator[Share]:
@@ -46,7 +46,7 @@ class Loader(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class RankShare:
     """What one rank loads: the streams that are its own."""
 
     split: Split
@@ -84,7 +84,7 @@ class Part:
         return min(self.batch_size, self.order.rows - batch * self.batch_size)
 
 
-def image_ids(part: Part, epoch: int, batch: int) -> list[str]:
+def image_ids(part: RankShare, epoch: int, batch: int) -> list[str]:
     """The ids of a whole global batch, in its order, whoever has which of them."""
     taken = part.order.take(batch, part.batch_size, slice(0, part.order.streams))
     found: dict[int, str] = {}
@@ -111,7 +111,7 @@ class Resident:
     A step costs an index; an epoch, one permutation.
     """
 
-    def __init__(self, part: Part, device: torch.device | str = "cpu") -> None:
+    def __init__(self, part: RankShare, device: torch.device | str = "cpu") -> None:
         self.part = part
         self.device = torch.device(device)
         self.waited_s = 0.0
@@ -176,7 +176,7 @@ class Resident:
 class Streamed:
     """The rank's pixels read as they are needed: of each stream one window, and the next one."""
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: RankShare) -> None:
         self.part = part
         self.waited_s = 0.0
 
@@ -210,7 +210,7 @@ class _Stream:
     """One stream's epoch from a batch on: a window at hand, the next one on its way."""
 
     def __init__(
-        self, part: Part, stream: int, epoch: int, first_batch: int, pool: ThreadPoolExecutor
+        self, part: RankShare, stream: int, epoch: int, first_batch: int, pool: ThreadPoolExecutor
     ) -> None:
         self.split = part.split
         self.pool = pool

@@ -40,7 +40,7 @@ class Window:
 
 
 @dataclasses.dataclass(frozen=True)
-class Taken:
+class Position:
     """A rank's part of one global batch, (n,) each: place in the batch, stream, row of that."""
 
     positions: np.ndarray
@@ -108,7 +108,7 @@ class Order:
         if window:
             yield Window(tuple(window), generator.permutation(sum(p.rows for p in window)))
 
-    def take(self, batch: int, batch_size: int, mine: slice) -> Taken:
+    def take(self, batch: int, batch_size: int, mine: slice) -> Position:
         """What of a global batch comes from the streams [mine.start, mine.stop)."""
         first = batch * batch_size
         places = np.arange(first, min(first + batch_size, self.rows))
@@ -120,7 +120,7 @@ class Order:
         if late.any():
             streams[late] = self._longer()[beyond[late]]
         own = (streams >= mine.start) & (streams < mine.stop)
-        return Taken(places[own] - first, streams[own], depths[own])
+        return Position(places[own] - first, streams[own], depths[own])
 
     def depth(self, batch: int, batch_size: int, stream: int) -> int:
         """How many of a stream's rows come before a global batch."""

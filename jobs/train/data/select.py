@@ -6,7 +6,7 @@ import torch
 
 from jobs.datasets.splits import KeptSplit, Split
 from jobs.errors import InputError
-from jobs.train.data.loader import Loader, Part, Resident, Streamed
+from jobs.train.data.loader import Loader, RankShare, Resident, Streamed
 from jobs.train.data.sample_order import Order
 from jobs.train.rank import Rank
 from jobs.train.settings import TrainRun, TrainSettings
@@ -14,7 +14,7 @@ from jobs.train.settings import TrainRun, TrainSettings
 GIB = 1 << 30
 
 
-def part_of(train: Split, settings: TrainSettings, rank: Rank) -> Part:
+def part_of(train: Split, settings: TrainSettings, rank: Rank) -> RankShare:
     """The rank's part of the train split. Raises InputError where batch or crop do not fit it."""
     if settings.fit == "gradient" and settings.batch_size > len(train):
         raise InputError(
@@ -30,10 +30,10 @@ def part_of(train: Split, settings: TrainSettings, rank: Rank) -> Part:
         streams=settings.streams,
         window_rows=settings.shuffle_rows,
     )
-    return Part(train, order, settings.batch_size, rank.index, rank.world_size)
+    return RankShare(train, order, settings.batch_size, rank.index, rank.world_size)
 
 
-def loader_of(part: Part, run: TrainRun, device: torch.device) -> tuple[Loader, str]:
+def loader_of(part: RankShare, run: TrainRun, device: torch.device) -> tuple[Loader, str]:
     """Resident where that fits the budget and nothing else is asked for; and what was chosen."""
     fits = part.bytes <= run.memory_gib * GIB
     resident = run.data == "resident" or (run.data == "auto" and fits)

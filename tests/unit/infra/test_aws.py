@@ -12,7 +12,7 @@ import pytest
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from flows.nightly.settings import load_nightly
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import join
 from jobs.search.index import index_folder
 from tests.unit.infra.files import INFRA, ROOT, document
@@ -198,7 +198,7 @@ def test_the_pipeline_may_make_every_call_that_the_code_makes() -> None:
     calls = calls_of_storage()
     assert {"ls", "cat_file", "pipe_file", "rm", "open", "list_objects_v2"} <= calls
     asked = DELTALAKE.union(*(ASKS[call] for call in calls))
-    lake = Lake(SETTINGS.lake)
+    lake = LakePaths(SETTINGS.lake)
     for place in (lake.dataset("d", "images"), lake.models, lake.units("j"), lake.catalog("runs")):
         assert all(allows(PIPELINE, action, f"{place}/a.parquet") for action in asked), place
         assert allows(PIPELINE, "s3:ListBucket", place)
@@ -208,14 +208,14 @@ def test_the_pipeline_may_make_every_call_that_the_code_makes() -> None:
 
 
 def places_of_tables() -> list[str]:
-    lake = Lake(SETTINGS.lake)
+    lake = LakePaths(SETTINGS.lake)
     tables = [lake.dataset("d", "images"), lake.model("m", "embeddings"), lake.catalog("runs")]
     return [*tables, lake.bundle("m", "v"), index_folder(lake, "m", "v")]
 
 
 def test_a_missing_key_is_missing_and_not_forbidden() -> None:
     """The first run asks for tables that are not there yet; a source's file may go meanwhile."""
-    lake = Lake(SETTINGS.lake)
+    lake = LakePaths(SETTINGS.lake)
     kept = [*places_of_tables(), lake.units("j"), lake.run("r"), join(lake.uri, "config")]
     source = SETTINGS.stage.source.replace("*", "a")
     for uri in [*(f"{place}/_delta_log/_last_checkpoint" for place in kept), source]:
@@ -253,7 +253,7 @@ def test_the_pipeline_only_reads_its_source_and_nothing_else() -> None:
 
 
 def test_readers_read_the_tables_and_write_nothing() -> None:
-    lake = Lake(SETTINGS.lake)
+    lake = LakePaths(SETTINGS.lake)
     for place in places_of_tables():
         assert allows(READERS, "s3:GetObject", f"{place}/_delta_log/0.json")
         assert allows(READERS, "s3:ListBucket", f"{place}/_delta_log/")

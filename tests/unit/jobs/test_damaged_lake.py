@@ -14,7 +14,7 @@ from flows.inventory import inventory, inventory_text
 from jobs.bundles import bundle as bundles
 from jobs.engine import records, runner
 from jobs.errors import InputError, LatentlakeError
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import local_path
 from jobs.maintain.vacuum import vacuum
 from jobs.query import views
@@ -29,7 +29,7 @@ DAMAGES = [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: b
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("what", ["plan.json", "units.json", "completions/*.json"])
 def test_a_record_that_was_cut_off_counts_as_not_there(
-    lake: Lake, source: Path, what: str, damage
+    lake: LakePaths, source: Path, what: str, damage
 ) -> None:
     root = worked(lake, source.parent)
     file = sorted(root.glob(f"units/*/{what}"))[0]
@@ -43,7 +43,7 @@ def test_a_record_that_was_cut_off_counts_as_not_there(
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_record_of_one_job_stops_no_other(
-    lake: Lake, source: Path, tmp_path: Path, damage
+    lake: LakePaths, source: Path, tmp_path: Path, damage
 ) -> None:
     waiting = InlineStage(lake, source.parent, dataset="other")
     plan = records.save_plan(lake, waiting.plan())
@@ -59,7 +59,7 @@ def test_a_damaged_record_of_one_job_stops_no_other(
 
 
 def test_a_damaged_commit_record_keeps_vacuum_from_its_dataset(
-    lake: Lake, half_done: Path, source: Path
+    lake: LakePaths, half_done: Path, source: Path
 ) -> None:
     """Its files are nobody else's yet: they may be all that is left of the night."""
     record = commit_record(half_done)
@@ -76,7 +76,7 @@ def test_a_damaged_commit_record_keeps_vacuum_from_its_dataset(
 
 
 def test_a_bundle_that_cannot_be_read_keeps_the_images_that_it_may_need(
-    trained: Lake, tmp_path: Path
+    trained: LakePaths, tmp_path: Path
 ) -> None:
     """It is copied back, perhaps: until then nobody knows which those are."""
     write_source(tmp_path / "s" / "a.parquet", range(100))
@@ -101,7 +101,7 @@ def put_into(about: dict, path: str, value) -> dict:
 
 
 def test_a_moved_lake_of_an_older_release_is_maintained(
-    lake: Lake, source: Path, tmp_path: Path
+    lake: LakePaths, source: Path, tmp_path: Path
 ) -> None:
     """What a plan that was given up left there names the place that the lake had."""
     runner.run(InlineStage(lake, source.parent))
@@ -116,7 +116,7 @@ def test_a_moved_lake_of_an_older_release_is_maintained(
     assert not left.exists()
 
 
-def test_folders_that_we_would_not_write_stop_nothing(lake: Lake, source: Path) -> None:
+def test_folders_that_we_would_not_write_stop_nothing(lake: LakePaths, source: Path) -> None:
     runner.run(InlineStage(lake, source.parent))
     root = local_path(lake.uri)
     assert root is not None
@@ -148,7 +148,7 @@ def test_a_checkpoint_that_was_cut_off_gives_way_to_the_one_before_it(
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_broken_bundle_costs_its_model_a_line(trained: Lake, damage) -> None:
+def test_a_broken_bundle_costs_its_model_a_line(trained: LakePaths, damage) -> None:
     root = local_path(trained.uri)
     assert root is not None
     shutil.copytree(root / "models" / "m", root / "models" / "n")
@@ -167,7 +167,7 @@ def damaged_shard(root: Path, table: str) -> Path:
     return file
 
 
-def test_a_damaged_shard_of_images_is_named_and_may_be_copied_back(trained: Lake) -> None:
+def test_a_damaged_shard_of_images_is_named_and_may_be_copied_back(trained: LakePaths) -> None:
     root = local_path(trained.uri)
     assert root is not None
     (file, *_) = sorted((root / "datasets/d/images").glob("*.parquet"))
@@ -179,7 +179,7 @@ def test_a_damaged_shard_of_images_is_named_and_may_be_copied_back(trained: Lake
     assert runner.run(InlineEmbed(trained)).counts["embedded"] == 600
 
 
-def test_a_damaged_shard_of_embeddings_is_named_and_made_again(trained: Lake) -> None:
+def test_a_damaged_shard_of_embeddings_is_named_and_made_again(trained: LakePaths) -> None:
     runner.run(InlineEmbed(trained))
     root = local_path(trained.uri)
     assert root is not None

@@ -13,7 +13,7 @@ from jobs.bundles import bundle
 from jobs.datasets.splits import find_splits
 from jobs.engine import runner
 from jobs.errors import InputError
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import local_path
 from jobs.query import views
 from jobs.settings import build
@@ -68,7 +68,7 @@ FAMILIES: dict[str, tuple[dict, str, set[str]]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_family_goes_from_images_to_scores(family: str, staged: Lake) -> None:
+def test_a_family_goes_from_images_to_scores(family: str, staged: LakePaths) -> None:
     settings, decisive, missing = FAMILIES[family]
     runner.run(InlineTrain(staged, **settings))
     held = bundle.load(staged, *catalog.resolve_model(staged, "m"))
@@ -93,13 +93,13 @@ def test_a_family_goes_from_images_to_scores(family: str, staged: Lake) -> None:
     assert rows[rows.split == "test"].p_value.notna().all()
 
 
-def train_pixels(lake: Lake) -> torch.Tensor:
+def train_pixels(lake: LakePaths) -> torch.Tensor:
     images = catalog.images_snapshot(lake, "d")
     (split,) = find_splits(images.file_uris(), (28, 28, 1))["train"].batches(1 << 20)
     return to_unit_range(torch.from_numpy(split.pixels_NHWC))
 
 
-def test_ppca_in_the_table_is_the_closed_form_s_likelihood(staged: Lake) -> None:
+def test_ppca_in_the_table_is_the_closed_form_s_likelihood(staged: LakePaths) -> None:
     runner.run(InlineTrain(staged, **FAMILIES["ppca"][0]))
     model = bundle.load(staged, *catalog.resolve_model(staged, "m")).network()
     x = train_pixels(staged).flatten(1)
@@ -119,7 +119,7 @@ def test_ppca_in_the_table_is_the_closed_form_s_likelihood(staged: Lake) -> None
     torch.testing.assert_close(log_prob - spread - kl.double().sum(1), exact, rtol=1e-4, atol=0.05)
 
 
-def test_the_optimal_sigma_is_frozen_at_the_train_split_s_error(staged: Lake) -> None:
+def test_the_optimal_sigma_is_frozen_at_the_train_split_s_error(staged: LakePaths) -> None:
     from vae_core.noise import ImageNoise, image_keys
 
     runner.run(InlineTrain(staged, **FAMILIES["optimal-sigma"][0]))
@@ -134,7 +134,7 @@ def test_the_optimal_sigma_is_frozen_at_the_train_split_s_error(staged: Lake) ->
     torch.testing.assert_close(model.likelihood.scale().exp(), error.sqrt(), rtol=1e-4, atol=0.0)
 
 
-def test_settings_that_do_not_go_together_are_refused_before_any_work(staged: Lake) -> None:
+def test_settings_that_do_not_go_together_are_refused_before_any_work(staged: LakePaths) -> None:
     with pytest.raises(InputError, match="deterministic one has no KL and takes reconstruction"):
         build(TrainSettings, {"dataset": "d", "model": "m", "posterior": "deterministic"})
     with pytest.raises(InputError, match="closed_form needs"):
@@ -159,14 +159,14 @@ def test_settings_that_do_not_go_together_are_refused_before_any_work(staged: La
 
 @pytest.mark.parametrize("family", ["ppca", "optimal-sigma"])
 def test_a_killed_training_of_any_fit_ends_bit_for_bit_the_same(
-    family: str, staged: Lake, tmp_path: Path, monkeypatch
+    family: str, staged: LakePaths, tmp_path: Path, monkeypatch
 ) -> None:
     """Killed after the last checkpoint, before the bundle: σ and the closed form come again."""
     settings = FAMILIES[family][0]
     root = local_path(staged.uri)
     assert root is not None
     shutil.copytree(root, tmp_path / "other")
-    whole = Lake((tmp_path / "other").as_uri())
+    whole = LakePaths((tmp_path / "other").as_uri())
     runner.run(InlineTrain(whole, **settings))
 
     def die(*_: object, **__: object) -> None:

@@ -20,13 +20,13 @@ import pytest
 from PIL import Image
 
 from jobs.engine import runner
-from jobs.errors import InputError, Refused
+from jobs.errors import InputError, RejectedInput
 from jobs.imaging.decode import decode
 from jobs.imaging.pixel_arrays import Pixels
 from jobs.imaging.target import Target
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.query import views
-from jobs.sources.base import Layout, Part
+from jobs.sources.base import FileRange, Layout
 from jobs.sources.listing import Scope, list_files
 from tests.helpers import ROOT, image_bytes, image_ids, staged_ids
 from tests.inline import InlineStage
@@ -99,7 +99,7 @@ def test_a_column_named_twice(lake, tmp_path) -> None:
     assert staged_ids(lake) == set(image_ids(range(2)))
     write_columns(tmp_path / "b.parquet", ["image", "image"], [images, images])
     with pytest.raises(InputError, match="no image column"):
-        runner.run(InlineStage(Lake(lake.uri + "2"), tmp_path / "b.parquet"))
+        runner.run(InlineStage(LakePaths(lake.uri + "2"), tmp_path / "b.parquet"))
 
 
 def test_text_that_is_not_utf8_is_kept_readable(lake, tmp_path) -> None:
@@ -153,7 +153,7 @@ def test_no_program_is_started_for_an_image(tmp_path, monkeypatch) -> None:
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\n{ } loop\n%%EOF\n"
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(RejectedInput) as refusal:
         decode(eps, Target(image_shape=(8, 8, 3)))
     assert refusal.value.reason == "not_an_image"
     assert not (tmp_path / "called").exists()
@@ -172,22 +172,22 @@ def test_a_footer_that_claims_more_rows_than_there_are(tmp_path) -> None:
     (file,) = list_files(str(path))
     rows = parquet.look(file, Layout()).rows
     assert rows == 120
-    part = Part(file.uri, file.etag, file.size, "parquet", 0, rows, "image")
-    with pytest.raises(Refused, match=r"claims rows up to 120, there are 100|not a readable"):
+    part = FileRange(file.uri, file.etag, file.size, "parquet", 0, rows, "image")
+    with pytest.raises(RejectedInput, match=r"claims rows up to 120, there are 100|not a readable"):
         list(parquet.read(part, Layout(), []))
 
 
 BOMBS = """
 import resource, sys
 from pathlib import Path
-from jobs.errors import Refused
+from jobs.errors import RejectedInput
 from jobs.sources.pinned_read import local_etag
-from jobs.sources.base import Layout, Part
+from jobs.sources.base import Layout, FileRange
 from jobs.sources import {module}
 path = Path(sys.argv[1])
 status = path.stat()
 rows = {{"stop": int(sys.argv[2]), "image_column": "image"}} if len(sys.argv) > 2 else {{}}
-part = Part(path.as_uri(), local_etag(status), status.st_size, "parquet", **rows)
+part = FileRange(path.as_uri(), local_etag(status), status.st_size, "parquet", **rows)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
     for batch in {module}.read(part, Layout(), []):
@@ -339,7 +339,7 @@ def test_the_bound_is_of_bytes_as_they_are_decoded(data, fits: bool) -> None:
     if fits:
         assert decode(given, FEW).pixels_HWC.shape == (8, 8, 3)
         return
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(RejectedInput) as refused:
         decode(given, FEW)
     assert refused.value.reason == "too_many_pixels"
 
@@ -351,7 +351,7 @@ def test_a_jpeg_of_many_scans_is_refused() -> None:
     for copies, refused in ((20, False), (200, True)):
         bomb = data[:last] + scan * copies + b"\xff\xd9"
         if refused:
-            with pytest.raises(Refused, match="scans; at most"):
+            with pytest.raises(RejectedInput, match="scans; at most"):
                 decode(bomb, FEW)
         else:
             decode(bomb, FEW)
@@ -365,7 +365,7 @@ def test_what_a_decoder_passes_over_hides_no_scans_and_no_coefficients(junk: byt
             last = changed.rindex(b"\xff\xda")
             scan = changed[last : changed.rindex(b"\xff\xd9")]
             changed, reason = changed[:last] + scan * 200 + b"\xff\xd9", "decode_error"
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(RejectedInput) as refused:
             decode(changed, FEW)
         assert refused.value.reason == reason
 

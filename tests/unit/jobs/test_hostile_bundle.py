@@ -15,7 +15,7 @@ import torch
 
 from jobs.bundles import bundle as bundles
 from jobs.errors import InputError
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from tests.damaged import bundle_of, put
 
 
@@ -58,7 +58,7 @@ SAID = [
 
 @pytest.mark.parametrize(("path", "value"), SAID)
 def test_a_bundle_that_says_what_cannot_be_is_told_in_a_sentence(
-    trained: Lake, path: str, value
+    trained: LakePaths, path: str, value
 ) -> None:
     file = bundle_of(trained)
     about = json.loads(file.read_text())
@@ -71,7 +71,7 @@ def test_a_bundle_that_says_what_cannot_be_is_told_in_a_sentence(
 
 
 @pytest.mark.parametrize("text", [nested(100_000), '{"format": 1, "config": ' + nested(5000) + "}"])
-def test_json_that_never_ends_is_told_in_a_sentence(trained: Lake, text: str) -> None:
+def test_json_that_never_ends_is_told_in_a_sentence(trained: LakePaths, text: str) -> None:
     bundle_of(trained).write_text(text)
     with pytest.raises(InputError, match="is damaged, or not ours"):
         bundles.load(trained, "m", bundle_of(trained).parent.name)
@@ -124,7 +124,7 @@ def parquet(table: pa.Table) -> bytes:
         ("calibration", lambda folder: parquet(pa.table({"score": [1.0, float("nan")]}))),
     ],
 )
-def test_files_of_a_bundle_that_hold_something_else(trained: Lake, kind: str, data) -> None:
+def test_files_of_a_bundle_that_hold_something_else(trained: LakePaths, kind: str, data) -> None:
     folder = bundle_of(trained).parent
     as_written(folder, kind, data(folder))
     with pytest.raises(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from jobs.engine import runner
 from jobs.errors import InputError, LatentlakeError
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import join, local_path
 from jobs.lake.uri import is_inner
 from jobs.maintain.vacuum import vacuum
@@ -47,13 +47,13 @@ def test_a_lake_copied_in_the_middle_of_a_commit_completes_into_the_copy(
     copy = tmp_path / "copy"
     shutil.copytree(half_done, copy)
     before = tree(half_done)
-    runner.run(InlineStage(Lake(copy.as_uri()), source.parent))
-    assert staged_labels(Lake(copy.as_uri())) == labels_of(range(300))
+    runner.run(InlineStage(LakePaths(copy.as_uri()), source.parent))
+    assert staged_labels(LakePaths(copy.as_uri())) == labels_of(range(300))
     assert tree(half_done) == before
 
 
 def test_the_record_of_an_older_release_is_completed_in_its_own_lake(
-    lake: Lake, half_done: Path, source: Path
+    lake: LakePaths, half_done: Path, source: Path
 ) -> None:
     renamed(commit_record(half_done), lambda table: join(lake.uri, table))
     runner.run(InlineStage(lake, source.parent))
@@ -73,9 +73,9 @@ def test_the_record_of_an_older_release_is_completed_in_its_own_lake(
     ],
 )
 def test_a_commit_record_that_names_another_lake_is_refused_and_told(
-    lake: Lake, half_done: Path, source: Path, tmp_path: Path, name
+    lake: LakePaths, half_done: Path, source: Path, tmp_path: Path, name
 ) -> None:
-    other = Lake((tmp_path / "other").as_uri())
+    other = LakePaths((tmp_path / "other").as_uri())
     write_source(tmp_path / "theirs" / "a.parquet", range(300, 350))
     runner.run(InlineStage(other, tmp_path / "theirs"))
     before = tree(tmp_path / "other")
@@ -112,7 +112,7 @@ OUTSIDE = [
 
 @pytest.mark.parametrize("path", OUTSIDE)
 def test_a_completion_whose_file_lies_outside_is_refused(
-    lake: Lake, source: Path, path: str
+    lake: LakePaths, source: Path, path: str
 ) -> None:
     root = worked(lake, source.parent)
     one = sorted(root.glob("units/*/completions/*.json"))[0]
@@ -125,7 +125,9 @@ def test_a_completion_whose_file_lies_outside_is_refused(
 
 
 @pytest.mark.parametrize("path", OUTSIDE)
-def test_a_table_s_log_never_leads_outside_its_table(lake: Lake, source: Path, path: str) -> None:
+def test_a_table_s_log_never_leads_outside_its_table(
+    lake: LakePaths, source: Path, path: str
+) -> None:
     runner.run(InlineStage(lake, source.parent))
     root = local_path(lake.uri)
     assert root is not None

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from flows.cli.main import cli
 from jobs.engine import runner
 from jobs.evaluate.job import EvaluateJob
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.tables import catalog
 from tests.helpers import write_source
 from tests.inline import Inline, InlineStage, InlineTrain
@@ -20,23 +20,23 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lake:
+def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LakePaths:
     """Two models of a few images; evaluate runs in this process."""
     monkeypatch.setattr(EvaluateJob, "execute", Inline.execute)
     monkeypatch.setattr(EvaluateJob, "executed", [], raising=False)
     write_source(tmp_path / "source" / "a.parquet", range(300))
-    lake = Lake((tmp_path / "lake").as_uri())
+    lake = LakePaths((tmp_path / "lake").as_uri())
     runner.run(InlineStage(lake, tmp_path / "source"))
     for model in ("m", "n"):
         runner.run(InlineTrain(lake, model=model, seed=len(model), epochs=1 + (model == "n")))
     return lake
 
 
-def latentlake(lake: Lake, *arguments: str) -> Result:
+def latentlake(lake: LakePaths, *arguments: str) -> Result:
     return CliRunner().invoke(cli, [*arguments, "--lake", lake.uri])
 
 
-def test_both_print_tables_and_json(lake: Lake) -> None:
+def test_both_print_tables_and_json(lake: LakePaths) -> None:
     asked = ("evaluate", "--dataset", "d", "--samples", "3", "--anomaly", "label=9", "--model")
     shown = latentlake(lake, *asked, "m")
     assert shown.exit_code == 0, shown.output
@@ -66,20 +66,20 @@ def test_both_print_tables_and_json(lake: Lake) -> None:
     assert json.loads(found.stdout)[0]["n"] == 2 * len(result["metrics"])
 
 
-def test_a_number_that_could_not_be_had_is_one_line_not_a_row(lake: Lake) -> None:
+def test_a_number_that_could_not_be_had_is_one_line_not_a_row(lake: LakePaths) -> None:
     shown = latentlake(lake, "evaluate", "--dataset", "d", "--model", "m", "--samples", "2").stdout
     assert shown.count("has no column 'is_anomaly' (name one with --anomaly)") == 1
     assert "auroc, average_precision: dataset 'd' has no column 'is_anomaly'" in shown
 
 
-def test_a_dry_run_prints_the_units_and_writes_nothing(lake: Lake) -> None:
+def test_a_dry_run_prints_the_units_and_writes_nothing(lake: LakePaths) -> None:
     shown = latentlake(lake, "evaluate", "--dataset", "d", "--model", "m", "--dry-run", "--json")
     units = json.loads(shown.stdout)["units"]
     assert [unit["split"] for unit in units] == ["test", "train"]
     assert not Path(lake.model("m", "evaluated").removeprefix("file://")).exists()
 
 
-def test_mistakes_are_told_in_a_sentence(lake: Lake) -> None:
+def test_mistakes_are_told_in_a_sentence(lake: LakePaths) -> None:
     from jobs.errors import InputError
 
     for arguments, told in (
@@ -92,7 +92,7 @@ def test_mistakes_are_told_in_a_sentence(lake: Lake) -> None:
         assert told in str(error)
 
 
-def test_an_older_snapshot_shows_its_own_numbers(lake: Lake, tmp_path: Path) -> None:
+def test_an_older_snapshot_shows_its_own_numbers(lake: LakePaths, tmp_path: Path) -> None:
     asked = ("evaluate", "--dataset", "d", "--model", "m", "--samples", "2", "--json")
     old = json.loads(latentlake(lake, *asked).stdout)["metrics"]
     write_source(tmp_path / "more" / "b.parquet", range(1000, 1200))

@@ -13,7 +13,7 @@ from flows.cli.main import cli
 from jobs.engine import commit as engine_commit
 from jobs.errors import InputError, JobError
 from jobs.evaluate.compare import Comparison, Difference
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import local_path
 from jobs.schemas.catalog import ALIASES
 from jobs.tables import catalog
@@ -33,9 +33,9 @@ ABOUT = {
 
 
 @pytest.fixture
-def lake(tmp_path: Path) -> Lake:
+def lake(tmp_path: Path) -> LakePaths:
     """Model `m` of two bundles; the first is champion."""
-    lake = Lake((tmp_path / "lake").as_uri())
+    lake = LakePaths((tmp_path / "lake").as_uri())
     for version in (FIRST, SECOND):
         folder = local_path(lake.bundle("m", version))
         assert folder is not None
@@ -62,11 +62,11 @@ def judging(monkeypatch: pytest.MonkeyPatch) -> Judging:
     return held
 
 
-def called(lake: Lake, *words: str) -> None:
+def called(lake: LakePaths, *words: str) -> None:
     cli.main([*words, "--lake", lake.uri], standalone_mode=False)
 
 
-def champion(lake: Lake) -> str:
+def champion(lake: LakePaths) -> str:
     return catalog.aliases(lake, "m")["champion"]
 
 
@@ -74,7 +74,7 @@ def out(capsys: pytest.CaptureFixture[str]) -> Any:
     return json.loads(capsys.readouterr().out)
 
 
-def test_a_promotion_tells_every_check(lake: Lake, judging, capsys) -> None:
+def test_a_promotion_tells_every_check(lake: LakePaths, judging, capsys) -> None:
     called(lake, "promote", f"m@{SECOND}")
     told = capsys.readouterr().out.splitlines()
     assert told[0] == f"promote: champion is now m@{SECOND}, after {FIRST}"
@@ -83,7 +83,7 @@ def test_a_promotion_tells_every_check(lake: Lake, judging, capsys) -> None:
     assert champion(lake) == SECOND
 
 
-def test_a_refusal_ends_with_1_and_the_way_round_it(lake: Lake, judging, capsys) -> None:
+def test_a_refusal_ends_with_1_and_the_way_round_it(lake: LakePaths, judging, capsys) -> None:
     judging.found = differences((1.0, 2.0, 3.0))
     with pytest.raises(JobError) as refused:
         called(lake, "promote", f"m@{SECOND}", "--json")
@@ -103,7 +103,7 @@ def test_a_refusal_ends_with_1_and_the_way_round_it(lake: Lake, judging, capsys)
 
 @pytest.mark.parametrize("passes", [True, False])
 def test_a_dry_run_tells_the_verdict_and_writes_nothing(
-    lake: Lake, judging, capsys, passes: bool
+    lake: LakePaths, judging, capsys, passes: bool
 ) -> None:
     judging.found = differences() if passes else differences((1.0, 2.0, 3.0))
     root = local_path(lake.uri)
@@ -119,7 +119,7 @@ def test_a_dry_run_tells_the_verdict_and_writes_nothing(
     assert sorted(root.rglob("*")) == before
 
 
-def test_the_rule_is_that_of_the_config(lake: Lake, judging, capsys, tmp_path: Path) -> None:
+def test_the_rule_is_that_of_the_config(lake: LakePaths, judging, capsys, tmp_path: Path) -> None:
     config = tmp_path / "nightly.yaml"
 
     def told(gate: str) -> bool:
@@ -140,13 +140,13 @@ def test_the_rule_is_that_of_the_config(lake: Lake, judging, capsys, tmp_path: P
         told("gate: yes")
 
 
-def test_force_asks_for_a_reason(lake: Lake) -> None:
+def test_force_asks_for_a_reason(lake: LakePaths) -> None:
     with pytest.raises(click.UsageError, match="say why with --reason"):
         called(lake, "promote", f"m@{SECOND}", "--force")
     assert champion(lake) == FIRST
 
 
-def test_a_rollback_and_the_history_of_an_alias(lake: Lake, judging, capsys) -> None:
+def test_a_rollback_and_the_history_of_an_alias(lake: LakePaths, judging, capsys) -> None:
     called(lake, "promote", f"m@{SECOND}", "--by", "ann", "--night", "2026-01-02")
     called(lake, "rollback", "m", "--reason", "too many alarms", "--by", "bob", "--dry-run")
     assert f"would be m@{FIRST}, after {SECOND}" in capsys.readouterr().out
@@ -169,20 +169,20 @@ def test_a_rollback_and_the_history_of_an_alias(lake: Lake, judging, capsys) -> 
         called(lake, "rollback", "m")
 
 
-def test_what_holds_already_is_nothing_to_do(lake: Lake, capsys) -> None:
+def test_what_holds_already_is_nothing_to_do(lake: LakePaths, capsys) -> None:
     called(lake, "promote", f"m@{FIRST}")
     told = capsys.readouterr().out
     assert told == f"promote: m@{FIRST} is champion already; nothing to do\n"
 
 
-def test_unknown_names_are_told_with_those_that_are_known(lake: Lake) -> None:
+def test_unknown_names_are_told_with_those_that_are_known(lake: LakePaths) -> None:
     with pytest.raises(InputError, match="unknown model 'x'; known: m"):
         called(lake, "aliases", "x")
     with pytest.raises(InputError, match="unknown alias of model 'm': 'canary'; known: champion"):
         called(lake, "aliases", "m", "--alias", "canary")
 
 
-def test_moving_an_alias_needs_neither_ray_nor_torch(lake: Lake) -> None:
+def test_moving_an_alias_needs_neither_ray_nor_torch(lake: LakePaths) -> None:
     from tests.unit.test_house import loaded_after
 
     run = f"cli.main(['rollback', 'm', '--lake', {lake.uri!r}], standalone_mode=False)"

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from flows.cli.main import cli
 from jobs.engine import runner
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from tests.helpers import write_source
 from tests.inline import InlineStage
 
@@ -21,9 +21,9 @@ NIGHT = "2026-01-01"
 
 
 @pytest.fixture
-def lake(tmp_path: Path) -> Lake:
+def lake(tmp_path: Path) -> LakePaths:
     """With one night, of few images, and no model."""
-    lake = Lake((tmp_path / "lake").as_uri())
+    lake = LakePaths((tmp_path / "lake").as_uri())
     write_source(tmp_path / "source" / "a.parquet", range(40), broken=[3])
     runner.run(InlineStage(lake, tmp_path / "source"))
     return lake
@@ -37,12 +37,12 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
-def report(lake: Lake, *more: str) -> Result:
+def report(lake: LakePaths, *more: str) -> Result:
     asked = ["report", "--dataset", "d", "--model", "m", "--lake", lake.uri, *more]
     return CliRunner().invoke(cli, asked)
 
 
-def test_the_last_night_is_reported_in_sentences(lake: Lake, shown: list[str]) -> None:
+def test_the_last_night_is_reported_in_sentences(lake: LakePaths, shown: list[str]) -> None:
     ran = report(lake)
     assert ran.exit_code == 0, ran.output
     assert "39 new images arrived and 1 was refused." in ran.output
@@ -50,7 +50,7 @@ def test_the_last_night_is_reported_in_sentences(lake: Lake, shown: list[str]) -
     assert shown == []
 
 
-def test_json_tells_the_same(lake: Lake) -> None:
+def test_json_tells_the_same(lake: LakePaths) -> None:
     told = json.loads(report(lake, "--json").stdout)
     assert told["night"] == NIGHT
     assert told["uri"] == f"{lake.uri}/runs/night-d-{NIGHT}/report-m.html"
@@ -59,7 +59,7 @@ def test_json_tells_the_same(lake: Lake) -> None:
     assert told["file"] is None
 
 
-def test_out_is_a_copy_and_open_shows_it(lake: Lake, shown: list[str], tmp_path: Path) -> None:
+def test_out_is_a_copy_and_open_shows_it(lake: LakePaths, shown: list[str], tmp_path: Path) -> None:
     out = tmp_path / "mail.html"
     told = json.loads(report(lake, "--out", str(out), "--open", "--json").stdout)
     assert out.read_bytes().startswith(b"<!doctype html>")
@@ -67,13 +67,13 @@ def test_out_is_a_copy_and_open_shows_it(lake: Lake, shown: list[str], tmp_path:
     assert shown == [out.as_uri()]
 
 
-def test_open_shows_the_page_itself_where_it_lies_here(lake: Lake, shown: list[str]) -> None:
+def test_open_shows_the_page_itself_where_it_lies_here(lake: LakePaths, shown: list[str]) -> None:
     assert report(lake, "--open").exit_code == 0
     assert shown == [f"{lake.uri}/runs/night-d-{NIGHT}/report-m.html"]
 
 
 def test_without_a_browser_it_says_where_the_page_is(
-    lake: Lake, monkeypatch: pytest.MonkeyPatch
+    lake: LakePaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(webbrowser, "open", lambda url: False)
     ran = report(lake, "--open")
@@ -90,7 +90,7 @@ def test_without_a_browser_it_says_where_the_page_is(
         (("--out", "/no/such/folder/a.html"), "--out /no/such/folder/a.html: No such file"),
     ],
 )
-def test_mistakes_are_sentences(lake: Lake, more: tuple[str, str], told: str) -> None:
+def test_mistakes_are_sentences(lake: LakePaths, more: tuple[str, str], told: str) -> None:
     ran = report(lake, *more)
     assert told in str(ran.exception)
     assert getattr(ran.exception, "exit_code", None) == 2

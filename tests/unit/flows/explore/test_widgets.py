@@ -13,7 +13,7 @@ from flows.explore.image_dialog import ImageDialog
 from flows.explore.page import contents
 from flows.explore.sql import Sql
 from flows.explore.widgets import LONGEST, Notice
-from jobs.query.nights import Night
+from jobs.query.nights import NightCounts
 
 FAR = pa.table({"at": pa.array([2**62], pa.timestamp("s"))})  # no date of Python's
 
@@ -74,7 +74,7 @@ def test_a_calibration_is_called_valid_only_where_drift_was_tested(
 ) -> None:
     page = SimpleNamespace(validity=Notice(), notice=Notice())
     why = "" if valid else "drift was found"
-    night = Night("2026-01-01", 900, 2, 0.004, valid, why, tested)
+    night = NightCounts("2026-01-01", 900, 2, 0.004, valid, why, tested)
     Anomalies._say(cast(Anomalies, page), night, any_rows=True, flagged=True)
     assert page.validity.kind == kind
     assert page.validity.text.startswith(told)

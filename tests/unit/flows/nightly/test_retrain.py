@@ -11,7 +11,7 @@ from flows.nightly.retrain import Champion, champion_of, reason_to_train, why_tr
 from flows.nightly.settings import NightlySettings, RetrainSettings, load_nightly
 from jobs.engine import records, runner
 from jobs.errors import InputError
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.settings import build
 from jobs.tables import catalog
 from jobs.train.settings import TrainSettings
@@ -52,7 +52,7 @@ def test_drift_is_a_reason_where_the_rule_says_so() -> None:
     assert why_train(RetrainSettings(), drifted, "2026-01-02", 100, False) is None
 
 
-def test_a_training_that_was_given_up_is_gone_on_with(trained: Lake, tmp_path: Path) -> None:
+def test_a_training_that_was_given_up_is_gone_on_with(trained: LakePaths, tmp_path: Path) -> None:
     write_source(tmp_path / "more" / "b.parquet", range(600, 650))
     runner.run(InlineStage(trained, tmp_path / "more", night="2026-01-02"))
     given_up = InlineTrain(trained)
@@ -66,7 +66,7 @@ def test_a_training_that_was_given_up_is_gone_on_with(trained: Lake, tmp_path: P
 
 
 def test_a_challenger_that_was_refused_is_not_trained_again_each_night(
-    trained: Lake, tmp_path: Path
+    trained: LakePaths, tmp_path: Path
 ) -> None:
     write_source(tmp_path / "more" / "b.parquet", range(600, 650))
     runner.run(InlineStage(trained, tmp_path / "more", night="2026-01-08"))
@@ -79,7 +79,9 @@ def test_a_challenger_that_was_refused_is_not_trained_again_each_night(
     assert why.endswith("7 nights old")
 
 
-def test_a_plan_that_the_night_would_not_go_on_with_is_no_reason(trained: Lake, tmp_path) -> None:
+def test_a_plan_that_the_night_would_not_go_on_with_is_no_reason(
+    trained: LakePaths, tmp_path
+) -> None:
     write_source(tmp_path / "more" / "b.parquet", range(600, 650))
     runner.run(InlineStage(trained, tmp_path / "more", night="2026-01-02"))
     by_hand = InlineTrain(trained, promote=True)
@@ -98,7 +100,7 @@ def test_a_champion_of_an_unknown_night_is_never_too_old() -> None:
     assert why_train(rule, unknown, "2027-01-01", 100, False) is None
 
 
-def test_the_facts_of_a_lake(trained: Lake, tmp_path: Path) -> None:
+def test_the_facts_of_a_lake(trained: LakePaths, tmp_path: Path) -> None:
     assert champion_of(trained, TrainSettings(dataset="d", model="nobody")) is None
     held = champion_of(trained, MODEL)
     assert held is not None

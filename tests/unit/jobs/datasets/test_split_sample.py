@@ -7,13 +7,13 @@ import pytest
 
 from jobs.datasets.split_sample import packed, read_pieces, sample_of
 from jobs.engine import runner
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.query import views
 from jobs.tables import catalog
 from tests.inline import InlineCompact
 
 
-def ids_of(lake: Lake, split: str, most: int) -> list[str]:
+def ids_of(lake: LakePaths, split: str, most: int) -> list[str]:
     images = catalog.images_snapshot(lake, "d")
     sample = sample_of(images, split, most)
     schema = pa.schema([images.schema.field("image_id")])
@@ -24,7 +24,7 @@ def ids_of(lake: Lake, split: str, most: int) -> list[str]:
     return sorted(found)
 
 
-def test_a_sample_is_the_first_ids_of_the_split(staged: Lake) -> None:
+def test_a_sample_is_the_first_ids_of_the_split(staged: LakePaths) -> None:
     every = views.sql(staged, "SELECT image_id FROM images WHERE split = 'train'")
     expected = sorted(every["image_id"].to_pylist())
     assert sample_of(catalog.images_snapshot(staged, "d"), "train", 9).of == len(expected)
@@ -32,13 +32,13 @@ def test_a_sample_is_the_first_ids_of_the_split(staged: Lake) -> None:
         assert ids_of(staged, "train", most) == expected[:most]
 
 
-def test_compaction_does_not_change_it(staged: Lake) -> None:
+def test_compaction_does_not_change_it(staged: LakePaths) -> None:
     before = ids_of(staged, "test", 10)
     assert runner.run(InlineCompact.of(staged)).counts["rows_merged"]
     assert ids_of(staged, "test", 10) == before
 
 
-def test_a_split_that_is_not_there_is_empty(staged: Lake) -> None:
+def test_a_split_that_is_not_there_is_empty(staged: LakePaths) -> None:
     found = sample_of(catalog.images_snapshot(staged, "d"), "none", 5)
     assert (len(found), found.of, found.pieces) == (0, 0, [])
 
@@ -55,7 +55,7 @@ def test_packing_keeps_every_row_once_and_fills_each_group(rows: int) -> None:
     assert packed([], rows) == []
 
 
-def test_rows_of_a_file_come_with_where_they_lie(staged: Lake, monkeypatch) -> None:
+def test_rows_of_a_file_come_with_where_they_lie(staged: LakePaths, monkeypatch) -> None:
     images = catalog.images_snapshot(staged, "d")
     path = images.paths()[0]
     schema = pa.schema([images.schema.field("image_id"), pa.field("later", pa.int64())])

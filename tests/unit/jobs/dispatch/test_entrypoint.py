@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from jobs.dispatch.log_protocol import VERSION, WORK, Heard, version
+from jobs.dispatch.log_protocol import VERSION, WORK, LogReader, version
 from jobs.errors import InputError
 from tests.limits import COMMAND_S
 
@@ -18,7 +18,7 @@ def test_work_of_another_release_is_refused_with_both_versions(module: str) -> N
     env = os.environ | {VERSION: "0.1.0", WORK: "{}"}
     command = [sys.executable, "-P", "-m", module]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=COMMAND_S)
-    heard = Heard()
+    heard = LogReader()
     heard.text(done.stdout, all_of_it=True)
     assert done.returncode == InputError.exit_code
     assert isinstance(heard.error, InputError)

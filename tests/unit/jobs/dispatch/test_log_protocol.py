@@ -11,8 +11,8 @@ from jobs.engine.progress import Progress, listening
 from jobs.errors import ClusterError, InputError, JobError, LatentlakeError, StorageError
 
 
-def heard(text: str) -> log_protocol.Heard:
-    found = log_protocol.Heard()
+def heard(text: str) -> log_protocol.LogReader:
+    found = log_protocol.LogReader()
     found.text(text, all_of_it=True)
     return found
 
@@ -93,7 +93,7 @@ def test_a_log_that_grows_is_heard_once_and_only_whole_lines(
         log_protocol.tell_progress(progress)
     log_protocol.tell("result", {"a": 1})
     log = capsys.readouterr().out
-    found, seen = log_protocol.Heard(), []
+    found, seen = log_protocol.LogReader(), []
     with listening(lambda p: seen.append(p.done)):
         for end in range(0, len(log), 10):
             found.text(log[:end])
@@ -103,7 +103,7 @@ def test_a_log_that_grows_is_heard_once_and_only_whole_lines(
         assert seen == [0, 1, 2, 3, 4]
         # Who comes later hears how far it is, not how it came there.
         seen.clear()
-        log_protocol.Heard().text(log)
+        log_protocol.LogReader().text(log)
     assert seen == [4]
 
 

@@ -15,7 +15,7 @@ import pytest
 from jobs.cluster.settings import RaySettings
 from jobs.dispatch import ray_jobs_client
 from jobs.dispatch.ray_jobs_client import JobApi
-from jobs.dispatch.request import Work
+from jobs.dispatch.request import JobRequest
 from jobs.dispatch.submit import run_on_cluster
 from jobs.errors import ClusterError, InputError
 from jobs.stage.settings import StageSettings
@@ -129,6 +129,8 @@ def test_no_password_of_an_address_is_told() -> None:
 
 def test_a_wrong_name_is_refused_before_anything_is_submitted() -> None:
     far = RaySettings(address="http://127.0.0.1:9")
-    work = Work.of(StageSettings(source="s", dataset="d" * 200), "file:///l", "2026-01-01", far)
+    work = JobRequest.of(
+        StageSettings(source="s", dataset="d" * 200), "file:///l", "2026-01-01", far
+    )
     with pytest.raises(InputError, match="dataset name"):
         run_on_cluster(work)

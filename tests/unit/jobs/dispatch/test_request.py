@@ -9,13 +9,13 @@ import pytest
 
 from flows.nightly.settings import NightlySettings
 from jobs.cluster.settings import RaySettings
-from jobs.dispatch.request import Work
+from jobs.dispatch.request import JobRequest
 from jobs.dispatch.run import job_of
 from jobs.dispatch.submit import submission_name
 from jobs.embed.job import EmbedJob
 from jobs.embed.settings import EmbedSettings
 from jobs.errors import InputError
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.maintain.settings import MaintainSettings
 from jobs.settings import build
 from jobs.stage.job import StageJob
@@ -27,27 +27,29 @@ FAR = RaySettings(address="http://head:8265")
 STAGE = StageSettings(source="s3://b/photos/*.parquet", dataset="photos")
 
 
-def work(settings: Any = STAGE, night: str = "2026-01-01", ray: RaySettings = FAR) -> Work:
-    return Work.of(settings, "s3://b/lake", night, ray)
+def work(settings: Any = STAGE, night: str = "2026-01-01", ray: RaySettings = FAR) -> JobRequest:
+    return JobRequest.of(settings, "s3://b/lake", night, ray)
 
 
 def test_it_survives_the_way_to_another_process() -> None:
     train = TrainSettings(dataset="photos", model="m", epochs=3)
     for settings in (STAGE, train, EmbedSettings(dataset="photos", model="m@champion")):
         told = work(settings)
-        assert Work.model_validate_json(told.model_dump_json()) == told
+        assert JobRequest.model_validate_json(told.model_dump_json()) == told
 
 
-def test_its_job_is_the_one_that_was_asked_for(lake: Lake) -> None:
-    stage = job_of(Work.of(STAGE, lake.uri, "2026-01-01", RaySettings()))
+def test_its_job_is_the_one_that_was_asked_for(lake: LakePaths) -> None:
+    stage = job_of(JobRequest.of(STAGE, lake.uri, "2026-01-01", RaySettings()))
     assert isinstance(stage, StageJob)
     assert (stage.settings, stage.night, stage.lake) == (STAGE, "2026-01-01", lake)
     settings = TrainSettings(dataset="photos", model="m", epochs=3)
-    train = job_of(Work.of(settings, lake.uri, "2026-01-01", RaySettings(), fresh=True))
+    train = job_of(JobRequest.of(settings, lake.uri, "2026-01-01", RaySettings(), fresh=True))
     assert isinstance(train, TrainJob)
     assert (train.settings, train.fresh) == (settings, True)
     with pytest.raises(InputError, match="unknown dataset 'photos'"):
-        job_of(Work.of(EmbedSettings(dataset="photos", model="m"), lake.uri, "2026-01-01", FAR))
+        job_of(
+            JobRequest.of(EmbedSettings(dataset="photos", model="m"), lake.uri, "2026-01-01", FAR)
+        )
     assert EmbedJob.name == "embed"
 
 
@@ -72,7 +74,7 @@ def test_other_work_has_another_name(tmp_path: Path) -> None:
     changed = STAGE.model_copy(update={"height": 32})
     names = [submission_name(work()), submission_name(work(changed)), one, two]
     names += [submission_name(work(night="2026-01-02"))]
-    names += [submission_name(Work.of(STAGE, "s3://b/other", "2026-01-01", FAR))]
+    names += [submission_name(JobRequest.of(STAGE, "s3://b/other", "2026-01-01", FAR))]
     assert len(set(names)) == len(names)
 
 

@@ -15,14 +15,16 @@ from ray.job_submission import JobDetails, JobStatus, JobType
 from jobs.cluster.settings import RaySettings
 from jobs.dispatch import submit
 from jobs.dispatch.log_protocol import MARK
-from jobs.dispatch.ray_jobs_client import Taken
-from jobs.dispatch.request import Work
+from jobs.dispatch.ray_jobs_client import SubmissionExists
+from jobs.dispatch.request import JobRequest
 from jobs.dispatch.submit import run_on_cluster, stop_all_of, submission_name
 from jobs.errors import ClusterError, InputError, JobError
 from jobs.stage.settings import StageSettings
 
 FAR = RaySettings(address="http://head:8265")
-WORK = Work.of(StageSettings(source="s3://b/p", dataset="d"), "s3://b/lake", "2026-01-01", FAR)
+WORK = JobRequest.of(
+    StageSettings(source="s3://b/p", dataset="d"), "s3://b/lake", "2026-01-01", FAR
+)
 NAME = submission_name(WORK)
 DONE = f"{MARK}{json.dumps({'result': {'job': 'stage'}})}\n"
 
@@ -49,7 +51,7 @@ class Cluster:
 
     def submit(self, submission: str, metadata: dict[str, str], **_: Any) -> None:
         if submission in self.held:
-            raise Taken
+            raise SubmissionExists
         self.submitted.append(submission.removeprefix(f"{NAME}-"))
         if self.interrupted:
             raise KeyboardInterrupt

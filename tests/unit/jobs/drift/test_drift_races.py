@@ -9,7 +9,7 @@ import pytest
 from jobs.drift.job import DriftJob
 from jobs.embed.drop import DropJob
 from jobs.engine import records, runner
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.tables.delta import Snapshot
 from tests.drifted import (
     ALPHA,
@@ -28,7 +28,9 @@ from tests.inline import InlineCompact, InlineEmbed, InlineStage, Overtaken
 
 
 @pytest.mark.parametrize("name", ["reconstructions", "anomalies", "batches", "drift"])
-def test_a_crash_between_two_tables_is_made_good(changed: Lake, monkeypatch, name: str) -> None:
+def test_a_crash_between_two_tables_is_made_good(
+    changed: LakePaths, monkeypatch, name: str
+) -> None:
     rows = rows_of(changed, "anomalies", "batch, rank")
     real = Snapshot.commit
 
@@ -53,7 +55,7 @@ def test_a_crash_between_two_tables_is_made_good(changed: Lake, monkeypatch, nam
     assert records.unfinished_plans(changed, "drift", "m") == []
 
 
-def test_of_two_at_once_one_judges(changed: Lake) -> None:
+def test_of_two_at_once_one_judges(changed: LakePaths) -> None:
     rival = drift_job(changed, NIGHTS[1], seed=7)
     report = runner.run(OvertakenDrift.of(changed, rival))
     assert report.job_ids == []
@@ -61,7 +63,7 @@ def test_of_two_at_once_one_judges(changed: Lake) -> None:
     assert believed(changed, "anomalies")[NIGHTS[0]] == {False}
 
 
-def test_an_embed_meanwhile_is_judged_next(changed: Lake, tmp_path: Path) -> None:
+def test_an_embed_meanwhile_is_judged_next(changed: LakePaths, tmp_path: Path) -> None:
     write_changed(tmp_path / "more" / "late.parquet", range(700, 760), negative)
     runner.run(InlineStage(changed, tmp_path / "more", night=NIGHTS[1]))
     rival = InlineEmbed(changed, night=NIGHTS[1], alpha=ALPHA)
@@ -74,7 +76,7 @@ def test_an_embed_meanwhile_is_judged_next(changed: Lake, tmp_path: Path) -> Non
     assert believed(changed, "batches")[NIGHTS[1]] == {False}
 
 
-def test_a_compaction_meanwhile_loses_nothing(changed: Lake) -> None:
+def test_a_compaction_meanwhile_loses_nothing(changed: LakePaths) -> None:
     before = rows_of(changed, "anomalies", "batch, rank").drop_columns(["calibration_valid"])
     compaction = InlineCompact.of(changed, "model", "m", NIGHTS[1])
     runner.run(OvertakenDrift.of(changed, compaction))
@@ -84,7 +86,7 @@ def test_a_compaction_meanwhile_loses_nothing(changed: Lake) -> None:
     assert believed(changed, "batches") == {"2026-01-01": {True}, NIGHTS[0]: {False}}
 
 
-def test_a_compaction_that_drift_overtakes_loses_nothing(changed: Lake) -> None:
+def test_a_compaction_that_drift_overtakes_loses_nothing(changed: LakePaths) -> None:
     class OvertakenCompact(Overtaken, InlineCompact):
         pass
 
@@ -95,7 +97,7 @@ def test_a_compaction_that_drift_overtakes_loses_nothing(changed: Lake) -> None:
     assert len(rows_of(changed, "batches", "batch")) == 2
 
 
-def test_images_that_are_embedded_again_are_judged_again(changed: Lake) -> None:
+def test_images_that_are_embedded_again_are_judged_again(changed: LakePaths) -> None:
     """Their new batch says that its p-values hold, and is not to be believed either."""
     judge(changed)
     runner.run(InlineEmbed(changed, night=NIGHTS[1], alpha=ALPHA, redo=True))
@@ -104,7 +106,9 @@ def test_images_that_are_embedded_again_are_judged_again(changed: Lake) -> None:
     assert believed(changed, "batches") == {NIGHTS[1]: {False}}
 
 
-def test_images_that_are_embedded_again_meanwhile_are_judged_as_they_are(changed: Lake) -> None:
+def test_images_that_are_embedded_again_meanwhile_are_judged_as_they_are(
+    changed: LakePaths,
+) -> None:
     rival = InlineEmbed(changed, night=NIGHTS[1], alpha=ALPHA, redo=True)
     report = runner.run(OvertakenDrift.of(changed, rival))
     assert report.counts["drifted"]
@@ -112,7 +116,7 @@ def test_images_that_are_embedded_again_meanwhile_are_judged_as_they_are(changed
     assert len(combined(changed)) == 1
 
 
-def test_a_plan_whose_embeddings_were_dropped_is_given_up(changed: Lake, monkeypatch) -> None:
+def test_a_plan_whose_embeddings_were_dropped_is_given_up(changed: LakePaths, monkeypatch) -> None:
     monkeypatch.setattr(DriftJob, "execute", _die)
     with pytest.raises(KeyboardInterrupt):
         judge(changed)

@@ -12,7 +12,7 @@ from flows.cli.main import cli
 from jobs.drift import results as drift_results
 from jobs.engine import runner
 from jobs.errors import InputError
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.query import views
 from jobs.tables import catalog
 from tests.drifted import (
@@ -32,7 +32,7 @@ from tests.helpers import write_source
 from tests.inline import InlineEmbed, InlineStage, InlineTrain
 
 
-def test_a_changed_camera_is_found_and_its_anomalies_are_not_believed(changed: Lake) -> None:
+def test_a_changed_camera_is_found_and_its_anomalies_are_not_believed(changed: LakePaths) -> None:
     before = rows_of(changed, "anomalies", "batch, rank")
     assert set(before["night"].to_pylist()) >= {NIGHTS[0]}
     report = judge(changed)
@@ -49,7 +49,7 @@ def test_a_changed_camera_is_found_and_its_anomalies_are_not_believed(changed: L
     assert drift_results.drift_found(changed, "m", version(changed), "d")
 
 
-def test_a_night_like_the_others_marks_nothing(embedded: Lake, tmp_path: Path) -> None:
+def test_a_night_like_the_others_marks_nothing(embedded: LakePaths, tmp_path: Path) -> None:
     arrive(embedded, tmp_path, range(600, 700), same)
     before = {name: rows_of(embedded, name, "night") for name in ("anomalies", "batches")}
     report = judge(embedded)
@@ -59,7 +59,7 @@ def test_a_night_like_the_others_marks_nothing(embedded: Lake, tmp_path: Path) -
     assert not drift_results.drift_found(embedded, "m", version(embedded), "d")
 
 
-def test_the_table_tells_where_the_change_lies(changed: Lake) -> None:
+def test_the_table_tells_where_the_change_lies(changed: LakePaths) -> None:
     judge(changed)
     rows = drift_results.latest(changed, "m", version(changed), "d")
     assert rows == drift_results.latest(changed, "m", version(changed), "d", NIGHTS[0])
@@ -80,7 +80,7 @@ def test_the_table_tells_where_the_change_lies(changed: Lake) -> None:
     assert all(row["p_value"] <= 0.05 for row in others if row["test"] == "ks" and row["of"])
 
 
-def test_what_was_judged_is_not_judged_again(changed: Lake) -> None:
+def test_what_was_judged_is_not_judged_again(changed: LakePaths) -> None:
     first = judge(changed)
     assert first.units > 0
     again = judge(changed, NIGHTS[1], alpha=0.04)
@@ -89,7 +89,7 @@ def test_what_was_judged_is_not_judged_again(changed: Lake) -> None:
     assert judge(changed, NIGHTS[1]).units == 0
 
 
-def test_rows_of_another_version_are_left_alone(changed: Lake) -> None:
+def test_rows_of_another_version_are_left_alone(changed: LakePaths) -> None:
     runner.run(InlineTrain(changed, night=NIGHTS[0], epochs=1, alias="other"))
     runner.run(InlineEmbed(changed, night=NIGHTS[0], model="m@other", alpha=ALPHA))
     other = catalog.resolve_model(changed, "m@other")[1]
@@ -104,7 +104,7 @@ def test_rows_of_another_version_are_left_alone(changed: Lake) -> None:
     assert drift_results.latest(changed, "m", other, "d") == []
 
 
-def test_nights_too_small_to_test_are_tested_together(embedded: Lake, tmp_path: Path) -> None:
+def test_nights_too_small_to_test_are_tested_together(embedded: LakePaths, tmp_path: Path) -> None:
     arrive(embedded, tmp_path, range(600, 606), negative)
     report = judge(embedded)
     assert report.counts["drifted"] is None
@@ -123,7 +123,7 @@ def test_nights_too_small_to_test_are_tested_together(embedded: Lake, tmp_path: 
     assert held["2026-01-01"] == {True}
 
 
-def test_images_that_both_sides_have_are_left_out(embedded: Lake, tmp_path: Path) -> None:
+def test_images_that_both_sides_have_are_left_out(embedded: LakePaths, tmp_path: Path) -> None:
     """The same pixels as other bytes: of 300 images of the snapshot, and of 60 new ones."""
     shared = views.sql(
         embedded,
@@ -137,11 +137,11 @@ def test_images_that_both_sides_have_are_left_out(embedded: Lake, tmp_path: Path
     assert counts["reference"] == held_out(embedded) - shared
 
 
-def test_the_largest_sample_is_what_the_rule_says(changed: Lake) -> None:
+def test_the_largest_sample_is_what_the_rule_says(changed: LakePaths) -> None:
     assert judge(changed, max_images=50).counts["arrivals"] == 50
 
 
-def test_a_model_that_has_embedded_nothing(trained: Lake) -> None:
+def test_a_model_that_has_embedded_nothing(trained: LakePaths) -> None:
     report = judge(trained)
     assert report.counts["drifted"] is None
     assert "has embedded no images of the dataset yet" in report.counts["note"]
@@ -149,13 +149,15 @@ def test_a_model_that_has_embedded_nothing(trained: Lake) -> None:
     assert judge(trained).job_ids == []
 
 
-def test_a_model_without_arrivals_has_nothing_to_do(embedded: Lake) -> None:
+def test_a_model_without_arrivals_has_nothing_to_do(embedded: LakePaths) -> None:
     assert judge(embedded).job_ids == []
     assert drift_results.latest(embedded, "m", version(embedded), "d") == []
     assert not drift_results.drift_found(embedded, "m", version(embedded), "d")
 
 
-def test_arrivals_without_scores_are_tested_by_the_rest(embedded: Lake, tmp_path: Path) -> None:
+def test_arrivals_without_scores_are_tested_by_the_rest(
+    embedded: LakePaths, tmp_path: Path
+) -> None:
     arrive(embedded, tmp_path, range(600, 700), negative, scores="none")
     report = judge(embedded)
     assert report.counts["drifted"]
@@ -164,12 +166,12 @@ def test_arrivals_without_scores_are_tested_by_the_rest(embedded: Lake, tmp_path
     assert {row["sample"] for row in rows} == {None, "embeddings", "pixels", "source"}
 
 
-def test_rows_of_an_older_release_are_told(changed: Lake, monkeypatch) -> None:
+def test_rows_of_an_older_release_are_told(changed: LakePaths, monkeypatch) -> None:
     monkeypatch.setattr("jobs.drift.samples.UNKNOWN", "test")
     assert "embedded by an older release" in judge(changed).counts["note"]
 
 
-def test_too_few_blocks_are_told(changed: Lake) -> None:
+def test_too_few_blocks_are_told(changed: LakePaths) -> None:
     report = judge(changed, block_images=16, nights=10, relabellings=999)
     assert "blocks of arrivals" in report.counts["note"]
     assert "it takes 192 images of each, in blocks of 16, or smaller" in report.counts["note"]
@@ -178,7 +180,7 @@ def test_too_few_blocks_are_told(changed: Lake) -> None:
 
 @pytest.mark.parametrize("together", [1, 2])
 def test_of_neighbours_no_more_are_taken_than_arrived(
-    embedded: Lake, tmp_path: Path, together: int
+    embedded: LakePaths, tmp_path: Path, together: int
 ) -> None:
     """More would alarm too often: see test_drift_decision."""
     arrive(embedded, tmp_path, range(600, 620), negative)
@@ -189,7 +191,7 @@ def test_of_neighbours_no_more_are_taken_than_arrived(
 
 
 def test_of_arrivals_further_apart_than_the_reference_no_more_are_taken(
-    changed: Lake, monkeypatch: pytest.MonkeyPatch
+    changed: LakePaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = held_out(changed)
     assert 10 <= held < 50
@@ -198,19 +200,19 @@ def test_of_arrivals_further_apart_than_the_reference_no_more_are_taken(
     assert (counts["arrivals"], counts["reference"]) == (held, held)
 
 
-def test_of_arrivals_as_near_as_the_reference_all_are_taken(changed: Lake) -> None:
+def test_of_arrivals_as_near_as_the_reference_all_are_taken(changed: LakePaths) -> None:
     counts = judge(changed, block_images=2, max_images=50).counts
     assert (counts["arrivals"], counts["reference"]) == (50, held_out(changed))
 
 
-def test_blocks_by_a_column(changed: Lake) -> None:
+def test_blocks_by_a_column(changed: LakePaths) -> None:
     """Ten labels a side: 512 ways to relabel them in pairs."""
     with pytest.raises(InputError, match="no column 'camera' to make blocks by; it has job_id, l"):
         judge(changed, block_by="camera")
     assert judge(changed, block_by="label").counts["drifted"] is True
 
 
-def test_refusals_alone_can_be_drift(embedded: Lake, tmp_path: Path) -> None:
+def test_refusals_alone_can_be_drift(embedded: LakePaths, tmp_path: Path) -> None:
     write_source(tmp_path / "more" / "b.parquet", range(600, 1000), broken=range(0, 400, 4))
     runner.run(InlineStage(embedded, tmp_path / "more", night=NIGHTS[0], max_refused=0.5))
     runner.run(InlineEmbed(embedded, night=NIGHTS[0], alpha=ALPHA))
@@ -226,7 +228,7 @@ def test_refusals_alone_can_be_drift(embedded: Lake, tmp_path: Path) -> None:
     assert report.counts["drifted"] is True
 
 
-def test_the_command_says_what_was_found(changed: Lake) -> None:
+def test_the_command_says_what_was_found(changed: LakePaths) -> None:
     options = ["--lake", changed.uri, "--dataset", "d", "--model", "m"]
     easy = ["--nights", "1", "--relabellings", "99", "--block-images", "1", "--least-images", "10"]
 

@@ -18,7 +18,7 @@ from jobs.embed.sampling import in_sample
 from jobs.engine import commit as engine_commit
 from jobs.engine import runner
 from jobs.engine.report import JobReport
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.query import views
 from jobs.tables import catalog
 from jobs.tables.delta import Snapshot
@@ -32,7 +32,7 @@ PROVENANCE = ("night", "job_id", "unit_id")
 
 
 @pytest.fixture
-def embedded(trained: Lake, tmp_path: Path) -> Lake:
+def embedded(trained: LakePaths, tmp_path: Path) -> LakePaths:
     """A first night embedded, and a second one staged: trousers among the shoes it brings."""
     runner.run(InlineEmbed(trained))
     write_source(tmp_path / "more" / "b.parquet", range(600, 900))
@@ -40,19 +40,21 @@ def embedded(trained: Lake, tmp_path: Path) -> Lake:
     return trained
 
 
-def embed(lake: Lake, **settings) -> JobReport:
+def embed(lake: LakePaths, **settings) -> JobReport:
     return runner.run(InlineEmbed(lake, night=NIGHTS[0], **({"alpha": ALPHA} | settings)))
 
 
-def table(lake: Lake, name: str, order: str, where: str = "true") -> pa.Table:
+def table(lake: LakePaths, name: str, order: str, where: str = "true") -> pa.Table:
     return views.sql(lake, f"SELECT * FROM {name} WHERE {where} ORDER BY {order}")
 
 
-def anomalies(lake: Lake) -> pa.Table:
+def anomalies(lake: LakePaths) -> pa.Table:
     return table(lake, "anomalies", "batch, rank")
 
 
-def test_the_flagged_images_are_those_of_benjamini_hochberg_over_the_batch(embedded: Lake) -> None:
+def test_the_flagged_images_are_those_of_benjamini_hochberg_over_the_batch(
+    embedded: LakePaths,
+) -> None:
     report = embed(embedded)
     rows = table(embedded, "embeddings", "image_id", f"night = '{NIGHTS[0]}'")
     p = rows["p_value"].to_numpy()
@@ -76,11 +78,11 @@ def test_the_flagged_images_are_those_of_benjamini_hochberg_over_the_batch(embed
     assert report.counts["fewest_flaggable"] == math.ceil(300 / ((calibrated + 1) * ALPHA))
 
 
-def model(lake: Lake) -> tuple[str, str]:
+def model(lake: LakePaths) -> tuple[str, str]:
     return catalog.resolve_model(lake, "m")
 
 
-def test_an_anomaly_carries_its_evidence(embedded: Lake) -> None:
+def test_an_anomaly_carries_its_evidence(embedded: LakePaths) -> None:
     embed(embedded)
     found = anomalies(embedded).to_pylist()[0]
     where = f"image_id = '{found['image_id']}'"
@@ -107,7 +109,7 @@ def test_an_anomaly_carries_its_evidence(embedded: Lake) -> None:
     assert here == max(patches)
 
 
-def test_images_that_made_the_model_enter_no_batch(trained: Lake) -> None:
+def test_images_that_made_the_model_enter_no_batch(trained: LakePaths) -> None:
     report = runner.run(InlineEmbed(trained, alpha=0.9))
     rows = table(trained, "embeddings", "image_id")
     splits = rows["model_split"].to_pylist()
@@ -116,7 +118,9 @@ def test_images_that_made_the_model_enter_no_batch(trained: Lake) -> None:
     assert {fair[i] for i in anomalies(trained)["image_id"].to_pylist()} <= {"test"}
 
 
-def test_batches_are_named_by_the_versions_that_they_cover(embedded: Lake, tmp_path: Path) -> None:
+def test_batches_are_named_by_the_versions_that_they_cover(
+    embedded: LakePaths, tmp_path: Path
+) -> None:
     embed(embedded)
     runner.run(InlineEmbed(embedded, night=NIGHTS[1], alpha=ALPHA))  # nothing to do
     write_source(tmp_path / "third" / "c.parquet", range(900, 930))
@@ -135,22 +139,24 @@ def test_batches_are_named_by_the_versions_that_they_cover(embedded: Lake, tmp_p
     assert {row["calibration_valid"] for row in batches} == {True}
 
 
-def test_scores_that_were_computed_otherwise_mark_the_calibration(embedded: Lake) -> None:
+def test_scores_that_were_computed_otherwise_mark_the_calibration(embedded: LakePaths) -> None:
     embed(embedded, batch_size=50)
     assert set(anomalies(embedded)["calibration_valid"].to_pylist()) == {False}
 
 
-def test_a_crash_at_any_commit_changes_nothing_of_it(embedded: Lake, tmp_path, monkeypatch) -> None:
+def test_a_crash_at_any_commit_changes_nothing_of_it(
+    embedded: LakePaths, tmp_path, monkeypatch
+) -> None:
     root = Path(embedded.uri.removeprefix("file://"))
     shutil.copytree(root, tmp_path / "undisturbed")
-    whole = Lake((tmp_path / "undisturbed").as_uri())
+    whole = LakePaths((tmp_path / "undisturbed").as_uri())
     embed(whole)
     expected = anomalies(whole).drop_columns(["job_id"])
     assert expected.num_rows
     real = Snapshot.commit
     for name in ("reconstructions", "anomalies", "batches", "embeddings"):
         shutil.copytree(root, tmp_path / name)
-        lake = Lake((tmp_path / name).as_uri())
+        lake = LakePaths((tmp_path / name).as_uri())
 
         def commit(self, *arguments, at=name, **how):
             if self.uri.endswith(at):
@@ -166,12 +172,12 @@ def test_a_crash_at_any_commit_changes_nothing_of_it(embedded: Lake, tmp_path, m
         assert table(lake, "batches", "batch").num_rows == 2
 
 
-def batches_of(lake: Lake) -> list[dict]:
+def batches_of(lake: LakePaths) -> list[dict]:
     """Those after the first night's."""
     return table(lake, "batches", "last_version").to_pylist()[1:]
 
 
-def test_each_of_many_commits_is_a_batch_of_its_own(embedded: Lake, monkeypatch) -> None:
+def test_each_of_many_commits_is_a_batch_of_its_own(embedded: LakePaths, monkeypatch) -> None:
     monkeypatch.setattr("jobs.embed.job.UNIT_ROWS", 40)
     report = embed(embedded, commit_every=3)
     assert len(report.job_ids) == 3
@@ -189,7 +195,7 @@ def test_each_of_many_commits_is_a_batch_of_its_own(embedded: Lake, monkeypatch)
         assert sorted(one["rank"] for one in here) == list(range(1, len(here) + 1))
 
 
-def publish_one_part(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+def publish_one_part(lake: LakePaths, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three units of the night are published, then the job dies."""
     monkeypatch.setattr("jobs.embed.job.UNIT_ROWS", 40)
     real, done = engine_commit.commit, []
@@ -206,7 +212,7 @@ def publish_one_part(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_crash_between_two_commits_leaves_the_rest_to_the_next_batch(
-    embedded: Lake, monkeypatch
+    embedded: LakePaths, monkeypatch
 ) -> None:
     publish_one_part(embedded, monkeypatch)
     embed(embedded)
@@ -216,7 +222,7 @@ def test_a_crash_between_two_commits_leaves_the_rest_to_the_next_batch(
 
 
 def test_a_part_whose_rest_has_left_keeps_its_batch(
-    embedded: Lake, tmp_path: Path, monkeypatch
+    embedded: LakePaths, tmp_path: Path, monkeypatch
 ) -> None:
     """A part is published, then the job dies, then images of both parts leave."""
     publish_one_part(embedded, monkeypatch)
@@ -234,7 +240,7 @@ def test_a_part_whose_rest_has_left_keeps_its_batch(
     assert embed(embedded).job_ids == []
 
 
-def test_of_two_embeds_at_once_each_image_is_flagged_once(embedded: Lake) -> None:
+def test_of_two_embeds_at_once_each_image_is_flagged_once(embedded: LakePaths) -> None:
     rival = InlineEmbed(embedded, night=NIGHTS[1], alpha=ALPHA)
     runner.run(OvertakenEmbed(embedded, rival, night=NIGHTS[0], alpha=ALPHA))
     ids = anomalies(embedded)["image_id"].to_pylist()
@@ -242,7 +248,7 @@ def test_of_two_embeds_at_once_each_image_is_flagged_once(embedded: Lake) -> Non
     assert table(embedded, "batches", "batch")["tested"].to_pylist()[1:] == [300]
 
 
-def test_an_anomaly_whose_image_leaves_leaves_too(embedded: Lake, tmp_path: Path) -> None:
+def test_an_anomaly_whose_image_leaves_leaves_too(embedded: LakePaths, tmp_path: Path) -> None:
     embed(embedded)
     before = anomalies(embedded)["image_id"].to_pylist()
     (tmp_path / "more" / "b.parquet").unlink()
@@ -253,11 +259,11 @@ def test_an_anomaly_whose_image_leaves_leaves_too(embedded: Lake, tmp_path: Path
     assert anomalies(embedded)["image_id"].to_pylist() == [i for i in before if i in left]
 
 
-def drawn(lake: Lake) -> set[str]:
+def drawn(lake: LakePaths) -> set[str]:
     return set(views.sql(lake, "SELECT image_id FROM reconstructions")["image_id"].to_pylist())
 
 
-def test_reconstructions_of_anomalies_alone(embedded: Lake) -> None:
+def test_reconstructions_of_anomalies_alone(embedded: LakePaths) -> None:
     embed(embedded, reconstructions="anomalies")
     rows = views.sql(embedded, f"SELECT image_id FROM embeddings WHERE p_value <= {ALPHA}")
     # Those of the first night, too, which were embedded without.
@@ -266,7 +272,7 @@ def test_reconstructions_of_anomalies_alone(embedded: Lake) -> None:
     assert set(anomalies(embedded)["image_id"].to_pylist()) <= drawn(embedded)
 
 
-def test_reconstructions_of_a_sample(embedded: Lake, monkeypatch) -> None:
+def test_reconstructions_of_a_sample(embedded: LakePaths, monkeypatch) -> None:
     monkeypatch.setattr("jobs.embed.sampling.SAMPLE", 7)
     embed(embedded, reconstructions="sample")
     ids = views.sql(embedded, "SELECT image_id FROM embeddings")["image_id"]

@@ -10,7 +10,7 @@ from jobs.embed.settings import EmbedSettings
 from jobs.engine import commit as engine_commit
 from jobs.engine import runner
 from jobs.errors import InputError
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.query import views
 from jobs.settings import build
 from jobs.tables import catalog
@@ -19,7 +19,7 @@ from tests.inline import InlineEmbed, InlineStage, InlineTrain, OvertakenEmbed
 
 
 @pytest.fixture
-def retrained(trained: Lake, tmp_path: Path) -> Lake:
+def retrained(trained: LakePaths, tmp_path: Path) -> LakePaths:
     """600 images that a first version has embedded, 50 of a second night, and a new champion."""
     runner.run(InlineEmbed(trained))
     write_source(tmp_path / "more" / "b.parquet", range(600, 650))
@@ -28,7 +28,7 @@ def retrained(trained: Lake, tmp_path: Path) -> Lake:
     return trained
 
 
-def nights_of_champion(lake: Lake) -> dict[str, int]:
+def nights_of_champion(lake: LakePaths) -> dict[str, int]:
     """Rows of the champion by the night that their image was staged in; each image once."""
     _, version = catalog.resolve_model(lake, "m")
     rows = views.sql(
@@ -40,7 +40,7 @@ def nights_of_champion(lake: Lake) -> dict[str, int]:
     return {row["night"]: row["n"] for row in rows}
 
 
-def batches_of_champion(lake: Lake) -> list[dict]:
+def batches_of_champion(lake: LakePaths) -> list[dict]:
     """In which each of its images that may be tested was tested once."""
     _, version = catalog.resolve_model(lake, "m")
     batches = views.sql(lake, f"FROM batches WHERE model_version = '{version}'").to_pylist()
@@ -51,7 +51,7 @@ def batches_of_champion(lake: Lake) -> list[dict]:
 
 
 def test_history_stays_with_the_version_that_embedded_it_until_it_is_asked_for(
-    retrained: Lake,
+    retrained: LakePaths,
 ) -> None:
     night = {"night": "2026-01-02"}
     arrivals = InlineEmbed(retrained, backfill=False, reconstructions="all", **night)
@@ -64,7 +64,7 @@ def test_history_stays_with_the_version_that_embedded_it_until_it_is_asked_for(
     assert len(batches_of_champion(retrained)) == 2
 
 
-def test_a_range_of_nights(retrained: Lake) -> None:
+def test_a_range_of_nights(retrained: LakePaths) -> None:
     assert runner.run(InlineEmbed(retrained, until="2025-12-31")).job_ids == []
     runner.run(InlineEmbed(retrained, since="2026-01-02", until="2026-01-02"))
     assert nights_of_champion(retrained) == {"2026-01-02": 50}
@@ -79,7 +79,7 @@ def test_a_range_of_nights(retrained: Lake) -> None:
 
 
 def test_a_long_backfill_decides_every_image_and_none_of_another_run(
-    retrained: Lake, monkeypatch
+    retrained: LakePaths, monkeypatch
 ) -> None:
     """In parts, stopped half-way, with a nightly in between."""
     monkeypatch.setattr("jobs.embed.job.UNIT_ROWS", 40)
@@ -108,7 +108,7 @@ def test_a_long_backfill_decides_every_image_and_none_of_another_run(
     assert len(batches_of_champion(retrained)) >= 4
 
 
-def test_a_backfill_beside_a_nightly_leaves_every_image_once(retrained: Lake) -> None:
+def test_a_backfill_beside_a_nightly_leaves_every_image_once(retrained: LakePaths) -> None:
     nightly = InlineEmbed(retrained, backfill=False, night="2026-01-02")
     runner.run(OvertakenEmbed(retrained, nightly, night="2026-01-03"))
     assert nights_of_champion(retrained) == {"2026-01-01": 600, "2026-01-02": 50}

@@ -18,7 +18,7 @@ from jobs.embed.drop import DropJob
 from jobs.engine import commit as engine_commit
 from jobs.engine import runner
 from jobs.errors import InputError
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.query import api as query_api
 from jobs.query import views
 from jobs.schemas.model import RECONSTRUCTIONS, embeddings_spec
@@ -32,11 +32,11 @@ from vae_core.stats.conformal import p_values
 PNGS = "SELECT image_id, png FROM reconstructions"
 
 
-def embedded(lake: Lake, extra: str = "") -> pa.Table:
+def embedded(lake: LakePaths, extra: str = "") -> pa.Table:
     return views.sql(lake, f"SELECT * FROM embeddings {extra} ORDER BY image_id")
 
 
-def test_every_image_is_embedded_once_and_a_rerun_has_nothing_to_do(trained: Lake) -> None:
+def test_every_image_is_embedded_once_and_a_rerun_has_nothing_to_do(trained: LakePaths) -> None:
     report = runner.run(InlineEmbed(trained))
     assert report.counts["embedded"] == 600
     rows = embedded(trained)
@@ -47,7 +47,7 @@ def test_every_image_is_embedded_once_and_a_rerun_has_nothing_to_do(trained: Lak
     assert again.executed == []
 
 
-def test_rows_of_a_file_are_sorted_by_id(trained: Lake) -> None:
+def test_rows_of_a_file_are_sorted_by_id(trained: LakePaths) -> None:
     runner.run(InlineEmbed(trained, reconstructions="all"))
     for table in ("embeddings", "reconstructions"):
         snapshot = open_snapshot(trained.model("m", table))
@@ -57,7 +57,7 @@ def test_rows_of_a_file_are_sorted_by_id(trained: Lake) -> None:
             assert ids == sorted(ids)
 
 
-def test_only_new_images_are_embedded_the_next_night(trained: Lake, tmp_path: Path) -> None:
+def test_only_new_images_are_embedded_the_next_night(trained: LakePaths, tmp_path: Path) -> None:
     runner.run(InlineEmbed(trained))
     before = embedded(trained)
     write_source(tmp_path / "more" / "b.parquet", range(600, 650))
@@ -70,7 +70,7 @@ def test_only_new_images_are_embedded_the_next_night(trained: Lake, tmp_path: Pa
     assert old.equals(before)
 
 
-def test_the_numbers_are_the_models_own_and_deterministic(trained: Lake) -> None:
+def test_the_numbers_are_the_models_own_and_deterministic(trained: LakePaths) -> None:
     runner.run(InlineEmbed(trained))
     rows = embedded(trained)
     held = bundle.load(trained, *catalog.resolve_model(trained, "m"))
@@ -92,7 +92,7 @@ def test_the_numbers_are_the_models_own_and_deterministic(trained: Lake) -> None
             assert np.array_equal(rows[name].to_numpy(), values[back]), name
 
 
-def test_p_values_follow_the_rules_of_who_is_fair(trained: Lake, tmp_path: Path) -> None:
+def test_p_values_follow_the_rules_of_who_is_fair(trained: LakePaths, tmp_path: Path) -> None:
     write_source(tmp_path / "more" / "b.parquet", range(600, 800))
     runner.run(InlineStage(trained, tmp_path / "more", night="2026-01-02"))
     runner.run(InlineEmbed(trained))
@@ -118,7 +118,7 @@ def test_p_values_follow_the_rules_of_who_is_fair(trained: Lake, tmp_path: Path)
     np.testing.assert_allclose(own.p_value, by_hand)
 
 
-def test_reconstructions_are_pngs_in_a_table_of_their_own(trained: Lake) -> None:
+def test_reconstructions_are_pngs_in_a_table_of_their_own(trained: LakePaths) -> None:
     runner.run(InlineEmbed(trained, reconstructions="all"))
     rows = views.sql(trained, "SELECT image_id, png FROM reconstructions")
     assert len(rows) == 600
@@ -126,7 +126,7 @@ def test_reconstructions_are_pngs_in_a_table_of_their_own(trained: Lake) -> None
     assert (image.size, image.mode) == ((28, 28), "L")
 
 
-def test_reconstructions_can_be_asked_for_later(trained: Lake) -> None:
+def test_reconstructions_can_be_asked_for_later(trained: LakePaths) -> None:
     runner.run(InlineEmbed(trained))
     before = embedded(trained)
     report = runner.run(InlineEmbed(trained, night="2026-01-02", reconstructions="all"))
@@ -136,11 +136,13 @@ def test_reconstructions_can_be_asked_for_later(trained: Lake) -> None:
     assert runner.run(InlineEmbed(trained, night="2026-01-03", reconstructions="all")).units == 0
 
 
-def test_a_piece_of_a_shard_is_of_its_own_rows(trained: Lake, tmp_path: Path, monkeypatch) -> None:
+def test_a_piece_of_a_shard_is_of_its_own_rows(
+    trained: LakePaths, tmp_path: Path, monkeypatch
+) -> None:
     """Units that begin in the middle of a shard, and want some of its images."""
     folder = tmp_path / "other"
     shutil.copytree(trained.uri.removeprefix("file://"), folder)
-    other = Lake(folder.as_uri())
+    other = LakePaths(folder.as_uri())
     runner.run(InlineEmbed(trained, reconstructions="all"))
     monkeypatch.setattr("jobs.embed.job.UNIT_ROWS", 1)
     monkeypatch.setattr("jobs.embed.sampling.SAMPLE", 10)
@@ -157,7 +159,7 @@ def test_a_piece_of_a_shard_is_of_its_own_rows(trained: Lake, tmp_path: Path, mo
 
 
 def test_an_image_that_was_trained_on_has_no_p_value_in_any_dataset(
-    trained: Lake, trained_source: Path
+    trained: LakePaths, trained_source: Path
 ) -> None:
     copy = InlineStage(trained, trained_source)
     copy.target = "copy"
@@ -180,7 +182,7 @@ def test_an_image_that_was_trained_on_has_no_p_value_in_any_dataset(
 
 
 def test_a_killed_embed_of_one_dataset_is_left_alone_by_another(
-    trained: Lake, trained_source: Path, monkeypatch
+    trained: LakePaths, trained_source: Path, monkeypatch
 ) -> None:
     from jobs.engine import commit as engine_commit
     from jobs.engine import records
@@ -202,14 +204,14 @@ def test_a_killed_embed_of_one_dataset_is_left_alone_by_another(
     assert len(embedded(trained)) == 1200
 
 
-def test_another_batch_shape_than_the_calibrations_is_said(trained: Lake, caplog) -> None:
+def test_another_batch_shape_than_the_calibrations_is_said(trained: LakePaths, caplog) -> None:
     InlineEmbed(trained).plan()
     assert "bit for bit" not in caplog.text
     InlineEmbed(trained, batch_size=50).plan()
     assert "agree to about 1e-5, not bit for bit" in caplog.text
 
 
-def test_p_values_hold_where_scores_were_computed_as_the_calibrations(trained: Lake) -> None:
+def test_p_values_hold_where_scores_were_computed_as_the_calibrations(trained: LakePaths) -> None:
     def valid() -> list[bool]:
         return views.sql(trained, "SELECT calibration_valid AS v FROM batches")["v"].to_pylist()
 
@@ -230,7 +232,7 @@ def test_p_values_hold_where_scores_were_computed_as_the_calibrations(trained: L
     assert valid() == [False]
 
 
-def test_a_crash_between_the_two_tables_is_completed(trained: Lake, monkeypatch) -> None:
+def test_a_crash_between_the_two_tables_is_completed(trained: LakePaths, monkeypatch) -> None:
     real = Snapshot.commit
 
     def commit(self, job_id, outputs, metadata, *more, **how):
@@ -251,7 +253,7 @@ def test_a_crash_between_the_two_tables_is_completed(trained: Lake, monkeypatch)
         assert set(rows["night"].to_pylist()) == {"2026-01-01"}
 
 
-def test_two_embeds_at_once_leave_every_image_once(trained: Lake, tmp_path: Path) -> None:
+def test_two_embeds_at_once_leave_every_image_once(trained: LakePaths, tmp_path: Path) -> None:
     runner.run(InlineStage(trained, _more(tmp_path), night="2026-01-02"))
     rival = InlineEmbed(trained, night="2026-01-03")
     runner.run(OvertakenEmbed(trained, rival, night="2026-01-02", reconstructions="all"))
@@ -266,7 +268,7 @@ def _more(tmp_path: Path) -> Path:
     return tmp_path / "more"
 
 
-def test_a_model_of_another_image_size_is_refused(trained: Lake, tmp_path: Path) -> None:
+def test_a_model_of_another_image_size_is_refused(trained: LakePaths, tmp_path: Path) -> None:
     other = InlineStage(trained, _more(tmp_path), height=16, width=16)
     other.target = "small"
     runner.run(other)
@@ -274,7 +276,7 @@ def test_a_model_of_another_image_size_is_refused(trained: Lake, tmp_path: Path)
         runner.run(InlineEmbed(trained, dataset="small"))
 
 
-def test_a_new_version_embeds_into_its_own_partition(trained: Lake) -> None:
+def test_a_new_version_embeds_into_its_own_partition(trained: LakePaths) -> None:
     runner.run(InlineEmbed(trained))
     runner.run(InlineTrain(trained, seed=5, promote=True))
     runner.run(InlineEmbed(trained))
@@ -294,7 +296,7 @@ def test_every_score_column_states_its_unit_and_direction() -> None:
         assert all(field.metadata[b"comment"] for field in spec.schema)
 
 
-def test_neighbours_and_anomalies_agree_with_plain_numpy(trained: Lake) -> None:
+def test_neighbours_and_anomalies_agree_with_plain_numpy(trained: LakePaths) -> None:
     runner.run(InlineEmbed(trained))
     rows = embedded(trained)
     matrix = np.array(rows["embedding"].to_pylist(), np.float64)
@@ -321,7 +323,7 @@ def test_neighbours_and_anomalies_agree_with_plain_numpy(trained: Lake) -> None:
         query_api.Lake(trained.uri).embeddings("m").neighbours("zz")
 
 
-def test_codes_alone_are_the_same_codes_and_nothing_else(trained: Lake) -> None:
+def test_codes_alone_are_the_same_codes_and_nothing_else(trained: LakePaths) -> None:
     runner.run(InlineEmbed(trained, scores="none"))
     codes = embedded(trained)
     for name in (*SCORES, "p_value", "max_patch_y"):
@@ -335,7 +337,7 @@ def test_codes_alone_are_the_same_codes_and_nothing_else(trained: Lake) -> None:
 
 
 def test_redone_embeddings_replace_the_old_ones_in_one_commit(
-    trained: Lake, tmp_path: Path, monkeypatch
+    trained: LakePaths, tmp_path: Path, monkeypatch
 ) -> None:
     runner.run(InlineEmbed(trained, reconstructions="all", alpha=0.9))
     runner.run(InlineStage(trained, _more(tmp_path), night="2026-01-02"))
@@ -370,7 +372,9 @@ def test_redone_embeddings_replace_the_old_ones_in_one_commit(
     assert runner.run(InlineEmbed(trained, **redo)).counts["embedded"] == 650
 
 
-def test_a_redo_begins_anew_where_another_embed_came_first(trained: Lake, tmp_path: Path) -> None:
+def test_a_redo_begins_anew_where_another_embed_came_first(
+    trained: LakePaths, tmp_path: Path
+) -> None:
     runner.run(InlineEmbed(trained))
     runner.run(InlineStage(trained, _more(tmp_path), night="2026-01-02"))
     rival = InlineEmbed(trained, night="2026-01-03")
@@ -379,7 +383,7 @@ def test_a_redo_begins_anew_where_another_embed_came_first(trained: Lake, tmp_pa
     assert len(ids) == len(set(ids)) == 650
 
 
-def test_a_dropped_version_leaves_every_table_and_can_be_embedded_again(trained: Lake) -> None:
+def test_a_dropped_version_leaves_every_table_and_can_be_embedded_again(trained: LakePaths) -> None:
     runner.run(InlineEmbed(trained, reconstructions="all", alpha=0.9))
     report = runner.run(DropJob(trained, "m@champion", None, "2026-01-02"))
     assert report.counts["dropped"] == 600

@@ -21,7 +21,7 @@ from jobs.embed.drop import DropJob
 from jobs.embed.map import MapJob
 from jobs.engine import job, runner
 from jobs.errors import InputError
-from jobs.lake.paths import Lake as Places
+from jobs.lake.paths import LakePaths as Places
 from jobs.query.api import Lake
 from jobs.schemas.vectors import vectors_of
 from tests.helpers import write_source

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from jobs.embed import worker as embed_worker
 from jobs.embed.worker import EmbedWorker
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import join
 from jobs.tables.shards import read_shard
 from tests.inline import InlineEmbed
@@ -16,7 +16,7 @@ from vae_core.scores.per_image import Scorer
 
 
 def test_a_unit_is_read_while_another_is_computed_and_none_is_computed_beside_it(
-    trained: Lake, monkeypatch
+    trained: LakePaths, monkeypatch
 ) -> None:
     plan = InlineEmbed(trained).plan()
     worker = EmbedWorker(trained, plan.context)

@@ -14,14 +14,14 @@ import pytest
 
 from jobs.engine import commit as engine_commit
 from jobs.engine import records, runner
-from jobs.engine.job import OutOfDate
+from jobs.engine.job import StalePlan
 from jobs.errors import JobError
 from jobs.evaluate.results import standing
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import begin, create_or_keep, delete_tree, folder_names
 from jobs.schemas.catalog import ALIASES
 from jobs.tables import catalog
-from jobs.tables.conflicts import Conflict
+from jobs.tables.conflicts import CommitConflict
 from jobs.tables.delta import Table
 from tests.helpers import labels_of, staged_labels, write_source
 from tests.inline import InlineEvaluate, InlineStage
@@ -46,7 +46,7 @@ def together(*acts: Any) -> list[BaseException]:
     return errors
 
 
-def test_clearing_and_creating_in_one_folder_disturb_each_other_never(lake: Lake) -> None:
+def test_clearing_and_creating_in_one_folder_disturb_each_other_never(lake: LakePaths) -> None:
     create_or_keep(f"{lake.uri}/x", b"")
     begin(lake.uri)
 
@@ -65,7 +65,7 @@ def test_clearing_and_creating_in_one_folder_disturb_each_other_never(lake: Lake
 
 def staged(uri: str, source: Path, gate: Any) -> None:
     gate.wait(SOON_S)
-    runner.run(InlineStage(Lake(uri), source, rows_per_unit=20))
+    runner.run(InlineStage(LakePaths(uri), source, rows_per_unit=20))
 
 
 @pytest.mark.slow
@@ -73,7 +73,7 @@ def test_several_processes_of_one_job_all_end_well(tmp_path: Path) -> None:
     write_source(tmp_path / "s" / "a.parquet", range(100), broken=[7])
     forked = multiprocessing.get_context("forkserver")
     for number in range(2 * ROUNDS):
-        lake = Lake((tmp_path / f"lake{number}").as_uri())
+        lake = LakePaths((tmp_path / f"lake{number}").as_uri())
         gate = forked.Barrier(3)
         processes = [
             forked.Process(target=staged, args=(lake.uri, tmp_path / "s", gate)) for _ in range(3)
@@ -89,7 +89,9 @@ def test_several_processes_of_one_job_all_end_well(tmp_path: Path) -> None:
         assert not [one for one in left if records.load_plan(lake, one) is not None]
 
 
-def test_a_plan_is_the_last_thing_that_is_cleared(lake: Lake, source: Path, monkeypatch) -> None:
+def test_a_plan_is_the_last_thing_that_is_cleared(
+    lake: LakePaths, source: Path, monkeypatch
+) -> None:
     """Cut short anywhere, the next run sees that it was done."""
     waiting = InlineStage(lake, source.parent)
     plan = records.save_plan(lake, waiting.plan())
@@ -108,20 +110,20 @@ def test_a_plan_is_the_last_thing_that_is_cleared(lake: Lake, source: Path, monk
     assert folder_names(lake.all_units) == []
 
 
-def test_a_job_that_loses_every_time_says_to_whom(lake: Lake, monkeypatch) -> None:
+def test_a_job_that_loses_every_time_says_to_whom(lake: LakePaths, monkeypatch) -> None:
     monkeypatch.setattr(engine_commit.time, "sleep", lambda seconds: None)
     table = Table(lake.catalog("aliases"), ALIASES)
     engine_commit.append_rows(table, "promote-0123456789abcdef", [])
 
     def lose() -> None:
-        raise Conflict
+        raise CommitConflict
 
     with pytest.raises(JobError, match="the last of them promote-0123456789abcdef; run it again"):
         engine_commit.retrying(lose, "promote m", table.uri)
 
 
 def test_a_job_whose_plans_are_always_out_of_date_waits_longer_each_time(
-    lake: Lake, source: Path, monkeypatch
+    lake: LakePaths, source: Path, monkeypatch
 ) -> None:
     slept: list[float] = []
     monkeypatch.setattr(engine_commit.time, "sleep", slept.append)
@@ -129,7 +131,7 @@ def test_a_job_whose_plans_are_always_out_of_date_waits_longer_each_time(
 
     class Late(InlineStage):
         def settle(self, plan, completions, head):
-            raise OutOfDate("somebody was first")
+            raise StalePlan("somebody was first")
 
     with pytest.raises(JobError, match="3 plans were out of date before they were done"):
         runner.run(Late(lake, source.parent))
@@ -148,7 +150,7 @@ class Clock(dt.datetime):
         return cls.at
 
 
-def test_a_clock_that_is_set_back_turns_no_order_round(trained: Lake, monkeypatch) -> None:
+def test_a_clock_that_is_set_back_turns_no_order_round(trained: LakePaths, monkeypatch) -> None:
     monkeypatch.setattr(engine_commit.dt, "datetime", Clock)
     Clock.at = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
     first = runner.run(InlineEvaluate(trained, samples=4))
@@ -164,7 +166,7 @@ def test_a_clock_that_is_set_back_turns_no_order_round(trained: Lake, monkeypatc
 
 
 def test_rows_of_an_older_release_come_before_those_that_are_numbered(
-    trained: Lake, monkeypatch
+    trained: LakePaths, monkeypatch
 ) -> None:
     rows = [
         {"job_id": "c", "sequence": 8, "finished_at": dt.datetime(2020, 1, 1, tzinfo=dt.UTC)},
@@ -180,7 +182,7 @@ def test_rows_of_an_older_release_come_before_those_that_are_numbered(
 
 
 def test_a_commit_is_on_disk_before_what_could_redo_it_goes(
-    lake: Lake, source: Path, monkeypatch
+    lake: LakePaths, source: Path, monkeypatch
 ) -> None:
     """Each file that a commit names and the commit itself, with their names in their folders."""
     done: list[str] = []
@@ -190,7 +192,7 @@ def test_a_commit_is_on_disk_before_what_could_redo_it_goes(
         real_sync(handle)
         done.append(str(Path(f"/proc/self/fd/{handle}").readlink()))
 
-    def clear(lake: Lake, job_id: str) -> None:
+    def clear(lake: LakePaths, job_id: str) -> None:
         done.append("clear")
         real_clear(lake, job_id)
 
@@ -210,7 +212,7 @@ def test_a_commit_is_on_disk_before_what_could_redo_it_goes(
 
 
 def test_what_a_killed_process_committed_is_synced_by_the_next(
-    lake: Lake, half_done: Path, source: Path, monkeypatch
+    lake: LakePaths, half_done: Path, source: Path, monkeypatch
 ) -> None:
     synced: list[str] = []
     real = engine_commit.sync_commit

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jobs.engine.plan import Completion, Plan, Unit, slices, total_counts
 from jobs.hashing import digest
 from jobs.lake.documents import parsed
-from jobs.sources.base import Part
+from jobs.sources.base import FileRange
 from jobs.stage.plan import _grouped
 from jobs.tables.data_file import Output
 
@@ -26,12 +26,12 @@ def test_slices_cover_every_row_once_and_are_even(rows: int, size: int) -> None:
 @given(st.lists(st.integers(0, 300), max_size=20), st.integers(1, 120))
 def test_a_stage_plan_holds_every_row_of_every_file_once(rows: list[int], size: int) -> None:
     parts = [
-        Part(f"file:///s/{i:03}.parquet", f"e{i}", count, "parquet", start, stop)
+        FileRange(f"file:///s/{i:03}.parquet", f"e{i}", count, "parquet", start, stop)
         for i, count in enumerate(rows)
         for start, stop in slices(count, size)
     ]
     units = list(_grouped(iter(parts), size, "f"))
-    held = [Part.from_json(raw) for unit in units for raw in unit.inputs["parts"]]
+    held = [FileRange.from_json(raw) for unit in units for raw in unit.inputs["parts"]]
     assert held == parts
     ranges = [[p["stop"] - p.get("start", 0) for p in unit.inputs["parts"]] for unit in units]
     filled = [sum(counts) for counts in ranges]

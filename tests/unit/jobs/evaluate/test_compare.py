@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from jobs.engine import runner
 from jobs.errors import InputError
 from jobs.evaluate.compare import Comparison, Difference, compare
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.query import views
 from tests.helpers import write_source
 from tests.inline import InlineEvaluate, InlineStage, InlineTrain
@@ -25,24 +25,24 @@ from tests.labelled import write_labelled
 def two_once(judged_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     shutil.copytree(judged_once / "lake", folder / "lake")
-    lake = Lake((folder / "lake").as_uri())
+    lake = LakePaths((folder / "lake").as_uri())
     runner.run(InlineTrain(lake, model="wide", latent_dim=8, epochs=4))
     runner.run(InlineEvaluate(lake, model="wide"))
     return folder
 
 
 @pytest.fixture
-def lake(two_once: Path, tmp_path: Path) -> Lake:
+def lake(two_once: Path, tmp_path: Path) -> LakePaths:
     """Two models, evaluated on the same images."""
     shutil.copytree(two_once / "lake", tmp_path / "two")
-    return Lake((tmp_path / "two").as_uri())
+    return LakePaths((tmp_path / "two").as_uri())
 
 
 def by_metric(found: Comparison) -> dict[tuple[str, str | None], Difference]:
     return {(row.metric, row.of): row for row in found.differences}
 
 
-def pairs(lake: Lake, column: str) -> tuple[np.ndarray, np.ndarray]:
+def pairs(lake: LakePaths, column: str) -> tuple[np.ndarray, np.ndarray]:
     rows = views.sql(
         lake,
         f"SELECT a.{column} AS a, b.{column} AS b FROM evaluated a JOIN evaluated b "
@@ -51,7 +51,7 @@ def pairs(lake: Lake, column: str) -> tuple[np.ndarray, np.ndarray]:
     return tuple(rows[side].to_numpy(zero_copy_only=False).astype(float) for side in "ab")
 
 
-def test_differences_are_those_of_the_pairs_with_intervals_of_pairs(lake: Lake) -> None:
+def test_differences_are_those_of_the_pairs_with_intervals_of_pairs(lake: LakePaths) -> None:
     found = by_metric(compare(lake, "m", "wide"))
     for name in ("log_likelihood", "neg_elbo", "recon_nll", "kl", "recon_mse"):
         first, second = pairs(lake, name)
@@ -83,7 +83,7 @@ def test_differences_are_those_of_the_pairs_with_intervals_of_pairs(lake: Lake) 
     assert active.difference == active.second - active.first
 
 
-def test_the_other_way_round_it_is_the_negative(lake: Lake) -> None:
+def test_the_other_way_round_it_is_the_negative(lake: LakePaths) -> None:
     there, back = (by_metric(compare(lake, *names)) for names in (("m", "wide"), ("wide", "m")))
     assert there.keys() == back.keys()
     for key, row in there.items():
@@ -93,13 +93,13 @@ def test_the_other_way_round_it_is_the_negative(lake: Lake) -> None:
             assert (other.low, other.high) == pytest.approx((-row.high, -row.low))
 
 
-def test_against_itself_nothing_differs(lake: Lake) -> None:
+def test_against_itself_nothing_differs(lake: LakePaths) -> None:
     for row in compare(lake, "m", "m@champion").differences:
         assert row.difference == 0.0
         assert (row.low, row.high) in ((0.0, 0.0), (None, None))
 
 
-def test_only_images_that_both_have_are_compared(lake: Lake, tmp_path: Path) -> None:
+def test_only_images_that_both_have_are_compared(lake: LakePaths, tmp_path: Path) -> None:
     write_labelled(tmp_path / "more" / "b.parquet", range(3000, 3200))
     runner.run(InlineStage(lake, tmp_path / "more", night="2026-01-02"))
     before = by_metric(compare(lake, "m", "wide"))
@@ -120,7 +120,7 @@ def test_only_images_that_both_have_are_compared(lake: Lake, tmp_path: Path) -> 
         ({"kind": "optimal_gaussian"}, None),
     ],
 )
-def test_nats_of_other_measures_are_marked(lake: Lake, likelihood: dict, measure: str) -> None:
+def test_nats_of_other_measures_are_marked(lake: LakePaths, likelihood: dict, measure: str) -> None:
     runner.run(InlineTrain(lake, model="other", likelihood=likelihood, epochs=1))
     runner.run(InlineEvaluate(lake, model="other"))
     found = by_metric(compare(lake, "m", "other"))
@@ -137,7 +137,7 @@ def test_nats_of_other_measures_are_marked(lake: Lake, likelihood: dict, measure
         assert "has none" in bits.note
 
 
-def test_what_one_family_does_not_have_is_told_of_it(lake: Lake) -> None:
+def test_what_one_family_does_not_have_is_told_of_it(lake: LakePaths) -> None:
     plain = {"posterior": "deterministic", "objective": {"kind": "reconstruction"}}
     runner.run(InlineTrain(lake, model="plain", **plain))
     runner.run(InlineEvaluate(lake, model="plain", samples=8, label="kind", anomaly="kind=scratch"))
@@ -160,14 +160,14 @@ def test_what_one_family_does_not_have_is_told_of_it(lake: Lake) -> None:
     assert row.first == pytest.approx(roc_auc_score(marked.is_anomaly, marked.recon_nll))
 
 
-def test_samples_of_another_number_are_marked(lake: Lake) -> None:
+def test_samples_of_another_number_are_marked(lake: LakePaths) -> None:
     runner.run(InlineEvaluate(lake, model="wide", samples=9))
     found = by_metric(compare(lake, "m", "wide"))
     assert "different numbers of samples" in found["log_likelihood", None].note
     assert found["neg_elbo", None].note is None
 
 
-def test_who_has_not_been_evaluated_is_told_how(lake: Lake, tmp_path: Path) -> None:
+def test_who_has_not_been_evaluated_is_told_how(lake: LakePaths, tmp_path: Path) -> None:
     runner.run(InlineTrain(lake, model="new"))
     told = r"new@\w+ has not been evaluated on 'd'; run latentlake evaluate --dataset d --model new"
     with pytest.raises(InputError, match=told):
@@ -180,7 +180,7 @@ def test_who_has_not_been_evaluated_is_told_how(lake: Lake, tmp_path: Path) -> N
         compare(lake, "m", "none")
 
 
-def test_who_shares_no_image_is_told(lake: Lake, tmp_path: Path) -> None:
+def test_who_shares_no_image_is_told(lake: LakePaths, tmp_path: Path) -> None:
     class Other(InlineStage):
         def __init__(self) -> None:
             super().__init__(lake, tmp_path / "e")

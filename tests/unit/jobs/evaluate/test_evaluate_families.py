@@ -13,7 +13,7 @@ from torch.distributions import MultivariateNormal
 from jobs.bundles import bundle
 from jobs.engine import runner
 from jobs.evaluate.summary import NO_PRIOR
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.query import views
 from jobs.tables import catalog
 from tests.inline import InlineTrain
@@ -24,7 +24,9 @@ BAYES = {"log_likelihood", "neg_elbo", "kl", "inference_gap", "aggregate_posteri
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_family_has_its_numbers_and_says_why_it_lacks_others(trained: Lake, family: str) -> None:
+def test_a_family_has_its_numbers_and_says_why_it_lacks_others(
+    trained: LakePaths, family: str
+) -> None:
     settings, decisive, absent = FAMILIES[family]
     runner.run(InlineTrain(trained, model="f", **settings))
     rows = rows_of(trained, model="f")
@@ -40,7 +42,7 @@ def test_a_family_has_its_numbers_and_says_why_it_lacks_others(trained: Lake, fa
     assert {row["of"] for row in rows if row["metric"] == "calibration_p"} == {decisive}
 
 
-def exact_and_rows(lake: Lake) -> tuple[np.ndarray, pa.Table]:
+def exact_and_rows(lake: LakePaths) -> tuple[np.ndarray, pa.Table]:
     """log p(x) of x ~ N(b, W Wᵀ + σ² I), by torch's own density of a linear bundle's weights."""
     model = bundle.load(lake, *catalog.resolve_model(lake, "f")).network().double()
     rows = views.sql(
@@ -55,7 +57,7 @@ def exact_and_rows(lake: Lake) -> tuple[np.ndarray, pa.Table]:
         return density.log_prob(torch.from_numpy(pixels) / 255.0).numpy(), rows
 
 
-def test_a_linear_gaussian_models_log_likelihood_is_the_exact_one(trained: Lake) -> None:
+def test_a_linear_gaussian_models_log_likelihood_is_the_exact_one(trained: LakePaths) -> None:
     """Probabilistic PCA, whose posterior is exact, too: every weight is p(x), but for float32."""
     runner.run(InlineTrain(trained, model="f", network={"kind": "linear"}, fit="closed_form"))
     told = rows_of(trained, model="f", samples=16)
@@ -68,7 +70,7 @@ def test_a_linear_gaussian_models_log_likelihood_is_the_exact_one(trained: Lake)
     assert abs(lost) < 1e-3
 
 
-def test_a_worse_posterior_leaves_the_bound_below_the_likelihood(trained: Lake) -> None:
+def test_a_worse_posterior_leaves_the_bound_below_the_likelihood(trained: LakePaths) -> None:
     """A linear VAE by gradient: -ELBO, above minus the bound, above -log p(x)."""
     runner.run(InlineTrain(trained, model="f", network={"kind": "linear"}))
     rows_of(trained, model="f", samples=64)

@@ -13,7 +13,7 @@ from jobs.bundles import bundle
 from jobs.engine import runner
 from jobs.evaluate import results as evaluate_results
 from jobs.evaluate.compare import compare
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.promote import gate
 from jobs.promote.settings import GateRule
 from jobs.query import views
@@ -27,22 +27,22 @@ from vae_core.stats.bootstrap import intervals, mean
 OF_OWN = ("memorisation", "nearest_train_heldout", "nearest_train_samples")
 
 
-def version(lake: Lake, model: str = "m") -> str:
+def version(lake: LakePaths, model: str = "m") -> str:
     return catalog.resolve_model(lake, model)[1]
 
 
-def standing(lake: Lake, model: str = "m", dataset: str = "d") -> dict[str, dict[str, Any]]:
+def standing(lake: LakePaths, model: str = "m", dataset: str = "d") -> dict[str, dict[str, Any]]:
     """Rows by metric; of one that has several, the last."""
     rows = evaluate_results.standing(lake, model, version(lake, model), dataset)
     return {row["metric"]: row for row in rows}
 
 
-def more(lake: Lake, folder: Path, rows: range, change: drifted.Change = drifted.same) -> None:
+def more(lake: LakePaths, folder: Path, rows: range, change: drifted.Change = drifted.same) -> None:
     drifted.write_changed(folder / "more" / f"{rows.start}.parquet", rows, change)
     runner.run(InlineStage(lake, folder / "more", night="2026-01-02"))
 
 
-def test_images_of_another_camera_make_no_copier_of_the_model(trained: Lake, tmp_path) -> None:
+def test_images_of_another_camera_make_no_copier_of_the_model(trained: LakePaths, tmp_path) -> None:
     """Of test images that are negatives, none is the nearest to a sample."""
     runner.run(InlineEvaluate(trained))
     before = standing(trained)
@@ -56,7 +56,7 @@ def test_images_of_another_camera_make_no_copier_of_the_model(trained: Lake, tmp
         assert [after[name][key] for key in told] == [before[name][key] for key in told], name
 
 
-def test_of_another_dataset_it_is_not_told_and_why(trained: Lake, tmp_path: Path) -> None:
+def test_of_another_dataset_it_is_not_told_and_why(trained: LakePaths, tmp_path: Path) -> None:
     class Other(InlineStage):
         def __init__(self) -> None:
             super().__init__(trained, tmp_path / "e")
@@ -77,7 +77,7 @@ def test_of_another_dataset_it_is_not_told_and_why(trained: Lake, tmp_path: Path
 
 
 def test_a_snapshot_without_test_images_has_nothing_to_hold_samples_against(
-    trained: Lake, monkeypatch
+    trained: LakePaths, monkeypatch
 ) -> None:
     from jobs.evaluate import pixels
 
@@ -92,7 +92,7 @@ def test_a_snapshot_without_test_images_has_nothing_to_hold_samples_against(
     assert found["nearest_train_samples"]["value"] > 0
 
 
-def test_the_share_below_a_twentieth_varies_with_calibration_images_too(judged: Lake) -> None:
+def test_the_share_below_a_twentieth_varies_with_calibration_images_too(judged: LakePaths) -> None:
     row = standing(judged)["calibration_share"]
     p_value = views.sql(judged, "SELECT p_value FROM evaluated ORDER BY image_id")["p_value"]
     below = (p_value.to_numpy() <= 0.05).astype(float)
@@ -106,7 +106,7 @@ def test_the_share_below_a_twentieth_varies_with_calibration_images_too(judged: 
 
 
 @pytest.fixture
-def mixed(judged: Lake, tmp_path: Path) -> Lake:
+def mixed(judged: LakePaths, tmp_path: Path) -> LakePaths:
     """Evaluated on more images by another label, and then on the first ones again."""
     first = catalog.images_snapshot(judged, "d").version
     runner.run(InlineTrain(judged, model="m", seed=5, alias="other"))
@@ -120,7 +120,7 @@ def mixed(judged: Lake, tmp_path: Path) -> Lake:
     return judged
 
 
-def test_the_numbers_that_stand_are_those_of_the_rows(mixed: Lake) -> None:
+def test_the_numbers_that_stand_are_those_of_the_rows(mixed: LakePaths) -> None:
     newest = evaluate_results.latest(mixed, "m", version(mixed), "d")
     found = standing(mixed)
     counts = views.sql(mixed, "SELECT count(*) AS n FROM evaluated GROUP BY model_version")
@@ -132,7 +132,7 @@ def test_the_numbers_that_stand_are_those_of_the_rows(mixed: Lake) -> None:
     assert [row.of for row in told.differences if row.metric == "probe_accuracy"] == ["label"]
 
 
-def test_the_gate_reads_one_evaluation(mixed: Lake, monkeypatch) -> None:
+def test_the_gate_reads_one_evaluation(mixed: LakePaths, monkeypatch) -> None:
     asked: list[tuple] = []
     verdict = gate.verdict
 

@@ -11,7 +11,7 @@ import pytest
 from jobs.engine import runner
 from jobs.errors import InputError
 from jobs.evaluate import results as evaluate_results
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.schemas.dataset import split_of
 from jobs.tables import catalog
 from tests.helpers import image_ids, write_source
@@ -20,7 +20,9 @@ from tests.inline import InlineEvaluate, InlineStage, InlineTrain
 ALL = set(evaluate_results.METRICS)
 
 
-def rows_of(lake: Lake, model: str = "m", dataset: str = "d", **settings) -> list[dict[str, Any]]:
+def rows_of(
+    lake: LakePaths, model: str = "m", dataset: str = "d", **settings
+) -> list[dict[str, Any]]:
     runner.run(InlineEvaluate(lake, model=model, dataset=dataset, **settings))
     name, version = catalog.resolve_model(lake, model)
     return evaluate_results.latest(lake, name, version, dataset)
@@ -37,7 +39,7 @@ def lacking(rows: list[dict[str, Any]]) -> dict[str, str]:
 
 
 class OtherDataset(InlineStage):
-    def __init__(self, lake: Lake, source: Path, **settings) -> None:
+    def __init__(self, lake: LakePaths, source: Path, **settings) -> None:
         super().__init__(lake, source, **settings)
         self.target = "e"
         self.settings = self.settings.model_copy(update={"dataset": "e"})
@@ -52,7 +54,7 @@ class OtherDataset(InlineStage):
         ("many", "values in the train split: no class label"),
     ],
 )
-def test_a_useless_label_costs_the_probe_alone(judged: Lake, label: str, told: str) -> None:
+def test_a_useless_label_costs_the_probe_alone(judged: LakePaths, label: str, told: str) -> None:
     missing = lacking(rows_of(judged, label=label))
     assert missing.keys() == {"probe_accuracy", "probe_accuracy_pca", "bits_per_dim"}
     assert told in missing["probe_accuracy"]
@@ -68,14 +70,14 @@ def test_a_useless_label_costs_the_probe_alone(judged: Lake, label: str, told: s
     ],
 )
 def test_a_useless_anomaly_column_costs_the_ranks_alone(
-    judged: Lake, anomaly: str, told: str
+    judged: LakePaths, anomaly: str, told: str
 ) -> None:
     missing = lacking(rows_of(judged, anomaly=anomaly))
     assert missing.keys() == {"auroc", "average_precision", "bits_per_dim"}
     assert told in missing["auroc"]
 
 
-def test_without_either_column_and_with_few_images_the_rest_is_there(trained: Lake) -> None:
+def test_without_either_column_and_with_few_images_the_rest_is_there(trained: LakePaths) -> None:
     rows = rows_of(trained)
     missing = lacking(rows)
     assert missing.keys() == {"auroc", "average_precision", "bits_per_dim"}
@@ -88,7 +90,7 @@ def test_without_either_column_and_with_few_images_the_rest_is_there(trained: La
         assert (narrow in (row["note"] or "")) == of_images, row
 
 
-def test_a_dataset_without_labels_has_no_probe(judged: Lake, tmp_path: Path) -> None:
+def test_a_dataset_without_labels_has_no_probe(judged: LakePaths, tmp_path: Path) -> None:
     """That of the training images has some."""
     (tmp_path / "files").mkdir()
     from tests.helpers import image_bytes
@@ -102,7 +104,7 @@ def test_a_dataset_without_labels_has_no_probe(judged: Lake, tmp_path: Path) -> 
     )
 
 
-def test_an_empty_test_split_is_refused(trained: Lake, tmp_path: Path) -> None:
+def test_an_empty_test_split_is_refused(trained: LakePaths, tmp_path: Path) -> None:
     rows = [
         n
         for n, one in zip(range(900, 1000), image_ids(range(900, 1000)), strict=True)
@@ -114,14 +116,14 @@ def test_an_empty_test_split_is_refused(trained: Lake, tmp_path: Path) -> None:
         rows_of(trained, dataset="e")
 
 
-def test_a_model_of_another_image_size_is_refused(trained: Lake, tmp_path: Path) -> None:
+def test_a_model_of_another_image_size_is_refused(trained: LakePaths, tmp_path: Path) -> None:
     write_source(tmp_path / "e" / "a.parquet", range(900, 1000))
     runner.run(OtherDataset(trained, tmp_path / "e", height=16, width=16))
     with pytest.raises(InputError, match=r"\(16, 16, 1\).*\(28, 28, 1\)"):
         rows_of(trained, dataset="e")
 
 
-def test_a_champion_that_does_not_exist_yet_is_told(trained: Lake) -> None:
+def test_a_champion_that_does_not_exist_yet_is_told(trained: LakePaths) -> None:
     runner.run(InlineTrain(trained, model="new", alias="candidate"))
     with pytest.raises(InputError, match="unknown version or alias of model 'new': 'champion'"):
         rows_of(trained, model="new")
@@ -131,7 +133,7 @@ def test_a_champion_that_does_not_exist_yet_is_told(trained: Lake) -> None:
         rows_of(trained, dataset="x")
 
 
-def test_another_latent_size_is_refused_before_any_work(trained: Lake) -> None:
+def test_another_latent_size_is_refused_before_any_work(trained: LakePaths) -> None:
     runner.run(InlineTrain(trained, latent_dim=6, alias="wide"))
     runner.run(InlineEvaluate(trained))
     with pytest.raises(InputError, match="'embedding' has dimension 4 in the table, 6 in this run"):

@@ -20,7 +20,7 @@ from jobs.embed.drop import DropJob
 from jobs.engine import commit as engine_commit
 from jobs.engine import records, runner
 from jobs.evaluate import results as evaluate_results
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import read_if_there
 from jobs.maintain.vacuum import vacuum
 from jobs.query import views
@@ -42,30 +42,30 @@ PROVENANCE = ("night", "job_id", "unit_id")
 
 
 @pytest.fixture
-def lake(judged: Lake) -> Lake:
+def lake(judged: LakePaths) -> LakePaths:
     """Evaluated once."""
     return judged
 
 
-def version(lake: Lake) -> str:
+def version(lake: LakePaths) -> str:
     return catalog.resolve_model(lake, "m")[1]
 
 
-def latest(lake: Lake) -> list[dict[str, Any]]:
+def latest(lake: LakePaths) -> list[dict[str, Any]]:
     return evaluate_results.latest(lake, "m", version(lake), "d")
 
 
-def metric(lake: Lake, name: str, of: str | None = None) -> dict[str, Any]:
+def metric(lake: LakePaths, name: str, of: str | None = None) -> dict[str, Any]:
     found = [row for row in latest(lake) if row["metric"] == name and of in (None, row["of"])]
     assert len(found) == 1, (name, found)
     return found[0]
 
 
-def value(lake: Lake, name: str, of: str | None = None) -> float:
+def value(lake: LakePaths, name: str, of: str | None = None) -> float:
     return metric(lake, name, of)["value"]
 
 
-def evaluated(lake: Lake) -> pa.Table:
+def evaluated(lake: LakePaths) -> pa.Table:
     return views.sql(lake, "SELECT * FROM evaluated ORDER BY image_id")
 
 
@@ -73,13 +73,13 @@ def column(rows: pa.Table, name: str) -> np.ndarray:
     return rows[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
 
 
-def again(lake: Lake, **settings) -> InlineEvaluate:
+def again(lake: LakePaths, **settings) -> InlineEvaluate:
     evaluation = InlineEvaluate(lake, **settings)
     runner.run(evaluation)
     return evaluation
 
 
-def test_there_is_one_row_a_test_image_with_the_numbers_that_embed_has(lake: Lake) -> None:
+def test_there_is_one_row_a_test_image_with_the_numbers_that_embed_has(lake: LakePaths) -> None:
     rows = evaluated(lake)
     test = views.sql(lake, "SELECT image_id FROM images WHERE split = 'test' ORDER BY image_id")
     assert rows["image_id"].equals(test["image_id"])
@@ -92,7 +92,7 @@ def test_there_is_one_row_a_test_image_with_the_numbers_that_embed_has(lake: Lak
         assert rows[name].equals(embedded[name]), name
 
 
-def test_means_are_those_of_the_rows(lake: Lake) -> None:
+def test_means_are_those_of_the_rows(lake: LakePaths) -> None:
     rows = evaluated(lake)
     for name in ("log_likelihood", "neg_elbo", "recon_nll", "kl", "recon_mse"):
         row = metric(lake, name)
@@ -106,14 +106,14 @@ def test_means_are_those_of_the_rows(lake: Lake) -> None:
     assert share == pytest.approx((column(rows, "p_value") <= 0.05).mean())
 
 
-def test_more_samples_tighten_the_bound(lake: Lake) -> None:
+def test_more_samples_tighten_the_bound(lake: LakePaths) -> None:
     few = value(lake, "log_likelihood")
     again(lake, samples=32)
     assert value(lake, "log_likelihood") > few + 1.0
     assert evaluated(lake)["samples"].unique().to_pylist() == [32]
 
 
-def test_codes_are_held_against_the_prior(lake: Lake) -> None:
+def test_codes_are_held_against_the_prior(lake: LakePaths) -> None:
     rows = evaluated(lake)
     mean_ND = np.array(rows["embedding"].to_pylist())
     log_var_ND = np.array(rows["embedding_log_var"].to_pylist())
@@ -133,7 +133,7 @@ def test_codes_are_held_against_the_prior(lake: Lake) -> None:
     assert value(lake, "aggregate_posterior_kl") == pytest.approx(known)
 
 
-def test_scores_rank_anomalies_as_scikit_learn_says(lake: Lake) -> None:
+def test_scores_rank_anomalies_as_scikit_learn_says(lake: LakePaths) -> None:
     rows = evaluated(lake)
     told = views.sql(
         lake,
@@ -159,7 +159,7 @@ def test_scores_rank_anomalies_as_scikit_learn_says(lake: Lake) -> None:
     assert evaluated(lake)["is_anomaly"].to_pylist() == expected
 
 
-def test_the_probe_reads_labels_as_well_as_scikit_learns(lake: Lake) -> None:
+def test_the_probe_reads_labels_as_well_as_scikit_learns(lake: LakePaths) -> None:
     runner.run(InlineEmbed(lake))
     told = views.sql(
         lake,
@@ -182,7 +182,7 @@ def test_the_probe_reads_labels_as_well_as_scikit_learns(lake: Lake) -> None:
     assert metric(lake, "probe_accuracy", "half")["images"] == len(right) - unlabelled
 
 
-def test_p_values_are_judged_by_the_scores_they_come_from(lake: Lake) -> None:
+def test_p_values_are_judged_by_the_scores_they_come_from(lake: LakePaths) -> None:
     held = bundle.load(lake, "m", version(lake)).calibration_scores
     known = ks_2samp(column(evaluated(lake), "neg_elbo"), held, method="exact").pvalue
     row = metric(lake, "calibration_p", "neg_elbo")
@@ -192,7 +192,7 @@ def test_p_values_are_judged_by_the_scores_they_come_from(lake: Lake) -> None:
     assert "otherwise" not in row["note"]
 
 
-def test_test_images_are_as_far_from_training_images_as_they_are(lake: Lake) -> None:
+def test_test_images_are_as_far_from_training_images_as_they_are(lake: LakePaths) -> None:
     told = views.sql(lake, "SELECT image_id, split, image FROM images ORDER BY image_id")
     x_NP = np.stack([np.frombuffer(one, np.uint8) for one in told["image"].to_pylist()]) / 255.0
     split = told["split"].to_numpy(zero_copy_only=False)
@@ -204,7 +204,7 @@ def test_test_images_are_as_far_from_training_images_as_they_are(lake: Lake) -> 
     assert "copied" in metric(lake, "memorisation")["note"]
 
 
-def test_a_model_that_draws_its_training_images_is_found_out(lake: Lake, monkeypatch) -> None:
+def test_a_model_that_draws_its_training_images_is_found_out(lake: LakePaths, monkeypatch) -> None:
     told = views.sql(lake, "SELECT image FROM images WHERE split = 'train' ORDER BY image_id")
     x_NP = np.stack([np.frombuffer(one, np.uint8) for one in told["image"].to_pylist()])
     train = torch.from_numpy(x_NP).reshape(-1, 1, 28, 28).float() / 255.0
@@ -219,7 +219,7 @@ def test_a_model_that_draws_its_training_images_is_found_out(lake: Lake, monkeyp
     assert value(lake, "nearest_train_samples") == pytest.approx(0.0, abs=0.01)
 
 
-def test_a_second_run_does_nothing_nor_does_one_after_compaction(lake: Lake) -> None:
+def test_a_second_run_does_nothing_nor_does_one_after_compaction(lake: LakePaths) -> None:
     assert again(lake, night="2026-01-02").executed == []
     assert runner.run(InlineCompact.of(lake)).counts["rows_merged"]
     evaluation = InlineEvaluate(lake, night="2026-01-03")
@@ -228,7 +228,7 @@ def test_a_second_run_does_nothing_nor_does_one_after_compaction(lake: Lake) -> 
     assert len(views.sql(lake, "SELECT DISTINCT job_id FROM evaluations")) == 1
 
 
-def test_another_rule_or_new_images_take_its_place(lake: Lake, tmp_path: Path) -> None:
+def test_another_rule_or_new_images_take_its_place(lake: LakePaths, tmp_path: Path) -> None:
     first = latest(lake)
     again(lake, resamples=200, night="2026-01-02")
     assert len(evaluated(lake)) == first[0]["images"]
@@ -253,7 +253,7 @@ def test_another_rule_or_new_images_take_its_place(lake: Lake, tmp_path: Path) -
     assert latest(lake)[0]["images_version"] == held
 
 
-def test_one_unit_or_several_the_numbers_are_the_same(lake: Lake, monkeypatch) -> None:
+def test_one_unit_or_several_the_numbers_are_the_same(lake: LakePaths, monkeypatch) -> None:
     whole, rows = latest(lake), evaluated(lake)
     monkeypatch.setattr("jobs.evaluate.job.TEST_ROWS", 7)
     monkeypatch.setattr("jobs.evaluate.job.TRAIN_ROWS", 90)
@@ -268,14 +268,14 @@ def test_one_unit_or_several_the_numbers_are_the_same(lake: Lake, monkeypatch) -
     assert rows.select(names).equals(evaluated(lake).select(names))
 
 
-def test_a_sample_of_the_test_split_is_always_the_same(lake: Lake) -> None:
+def test_a_sample_of_the_test_split_is_always_the_same(lake: LakePaths) -> None:
     every = evaluated(lake)["image_id"].to_pylist()
     again(lake, max_images=50, train_images=60)
     assert evaluated(lake)["image_id"].to_pylist() == every[:50]
     assert "60 training images" in metric(lake, "probe_accuracy")["note"]
 
 
-def test_the_bundle_tells_of_it_too(lake: Lake) -> None:
+def test_the_bundle_tells_of_it_too(lake: LakePaths) -> None:
     folder = Path(lake.bundle("m", version(lake)).removeprefix("file://"))
     (path,) = folder.glob("evaluation-d-*.json")
     told = json.loads(path.read_text())
@@ -286,7 +286,7 @@ def test_the_bundle_tells_of_it_too(lake: Lake) -> None:
 
 @pytest.mark.parametrize("table", ["evaluated", "evaluations", "runs"])
 def test_killed_between_commits_a_rerun_completes_it_once(
-    lake: Lake, monkeypatch, table: str
+    lake: LakePaths, monkeypatch, table: str
 ) -> None:
     """Between the last unit and the first table, between the tables, and before the runs table."""
     before = len(latest(lake))
@@ -321,7 +321,7 @@ def test_killed_between_commits_a_rerun_completes_it_once(
     assert not records.unfinished_plans(lake, "evaluate", "m")
 
 
-def test_killed_in_its_units_it_goes_on_where_it_was(lake: Lake, monkeypatch) -> None:
+def test_killed_in_its_units_it_goes_on_where_it_was(lake: LakePaths, monkeypatch) -> None:
     class Killed(InlineEvaluate):
         def settle(self, *arguments):
             raise KeyboardInterrupt
@@ -333,7 +333,7 @@ def test_killed_in_its_units_it_goes_on_where_it_was(lake: Lake, monkeypatch) ->
     assert {row["night"] for row in latest(lake)} == {"2026-01-01"}
 
 
-def test_a_plan_of_images_that_have_changed_is_given_up(lake: Lake, tmp_path: Path) -> None:
+def test_a_plan_of_images_that_have_changed_is_given_up(lake: LakePaths, tmp_path: Path) -> None:
     class Killed(InlineEvaluate):
         def settle(self, *arguments):
             raise KeyboardInterrupt
@@ -350,7 +350,7 @@ def test_a_plan_of_images_that_have_changed_is_given_up(lake: Lake, tmp_path: Pa
 
 
 @pytest.mark.parametrize("samples", [5, 6])
-def test_of_two_evaluations_at_once_one_is_left_whole(lake: Lake, samples: int) -> None:
+def test_of_two_evaluations_at_once_one_is_left_whole(lake: LakePaths, samples: int) -> None:
     """The same one twice; or of two rules, where the one that came second is done again."""
     rival = InlineEvaluate(lake, samples=samples, night="2026-01-02")
     ours = OvertakenEvaluate(lake, rival, samples=5, night="2026-01-02")
@@ -364,7 +364,9 @@ def test_of_two_evaluations_at_once_one_is_left_whole(lake: Lake, samples: int) 
     assert not records.unfinished_plans(lake, "evaluate", "m")
 
 
-def test_two_versions_and_two_datasets_stand_beside_each_other(lake: Lake, tmp_path: Path) -> None:
+def test_two_versions_and_two_datasets_stand_beside_each_other(
+    lake: LakePaths, tmp_path: Path
+) -> None:
     runner.run(InlineTrain(lake, seed=5, alias="other"))
     rival = InlineEvaluate(lake, model="m@other")
     runner.run(OvertakenEvaluate(lake, rival, samples=5))
@@ -373,7 +375,7 @@ def test_two_versions_and_two_datasets_stand_beside_each_other(lake: Lake, tmp_p
     assert len(counts) == 2
 
 
-def test_what_it_replaced_is_vacuumed_and_what_holds_is_kept(lake: Lake) -> None:
+def test_what_it_replaced_is_vacuumed_and_what_holds_is_kept(lake: LakePaths) -> None:
     again(lake, samples=5)
     uri = lake.model("m", "evaluated")
     snapshot = open_snapshot(uri)
@@ -384,12 +386,12 @@ def test_what_it_replaced_is_vacuumed_and_what_holds_is_kept(lake: Lake) -> None
     assert all(read_if_there(one) for one in snapshot.file_uris())
 
 
-def test_nothing_is_left_in_the_units_folder(lake: Lake) -> None:
+def test_nothing_is_left_in_the_units_folder(lake: LakePaths) -> None:
     again(lake, samples=5)
     assert not [p for p in Path(lake.all_units.removeprefix("file://")).rglob("*") if p.is_file()]
 
 
-def test_a_dropped_version_is_still_judged(lake: Lake) -> None:
+def test_a_dropped_version_is_still_judged(lake: LakePaths) -> None:
     """Its bundle stays, and so does what was found out of it."""
     before = evaluated(lake)
     runner.run(InlineEmbed(lake))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.errors import Refused
+from jobs.errors import RejectedInput
 from jobs.imaging.decode import decode as decode_to
 from jobs.imaging.decode import encode_png
 from jobs.imaging.pixel_arrays import Pixels
@@ -106,7 +106,7 @@ def test_resizing_is_antialiased() -> None:
     ],
 )
 def test_a_bad_image_is_refused_with_its_reason(data: bytes | None, reason: str) -> None:
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(RejectedInput) as refusal:
         decode(data, (8, 8, 1))
     assert refusal.value.reason == reason
     assert refusal.value.message
@@ -124,7 +124,7 @@ def test_a_bomb_is_refused_by_its_header() -> None:
         )
 
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"0"))
-    with pytest.raises(Refused, match="60000x60000, the bound is 100000000") as refusal:
+    with pytest.raises(RejectedInput, match="60000x60000, the bound is 100000000") as refusal:
         decode(bomb, (8, 8, 1))
     assert refusal.value.reason == "too_many_pixels"
 
@@ -241,7 +241,7 @@ def test_a_jpeg_cut_anywhere_is_refused_or_whole() -> None:
         for cut in np.linspace(4, len(data) - 1, 25).astype(int):
             try:
                 found = decode(data[:cut], (64, 64, 3)).pixels_HWC
-            except Refused as refusal:
+            except RejectedInput as refusal:
                 reasons.add(refusal.reason)
             else:
                 # All of the picture is there; only the end mark is not.
@@ -264,13 +264,13 @@ def test_random_damage_never_escapes_as_another_error() -> None:
             bad = bytearray(data)
             for at in generator.integers(0, len(bad), 8):
                 bad[at] = generator.integers(0, 256)
-            with contextlib.suppress(Refused):
+            with contextlib.suppress(RejectedInput):
                 assert decode(bytes(bad), (16, 16, 3)).pixels_HWC.shape == (16, 16, 3)
 
 
 def test_floating_point_pixels_are_refused() -> None:
     data = encoded(Image.fromarray(np.ones((4, 4), np.float32)), "tiff")
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(RejectedInput) as refusal:
         decode(data, (4, 4, 1))
     assert refusal.value.reason == "unsupported_mode"
 

@@ -12,7 +12,7 @@ import pytest
 
 from flows.nightly.settings import load_nightly
 from jobs.cluster.settings import RaySettings
-from jobs.dispatch.request import Work
+from jobs.dispatch.request import JobRequest
 from jobs.dispatch.submit import run_on_cluster
 from jobs.errors import InputError
 from jobs.lake.storage import resolve_source, resolve_uri
@@ -79,7 +79,7 @@ def test_a_source_with_one_is_not_sent_to_a_cluster() -> None:
     far = RaySettings(address="http://127.0.0.1:9")
     staged = StageSettings(source=WITH_A_SECRET[0], dataset="d")
     with pytest.raises(InputError, match="profile"):
-        run_on_cluster(Work.of(staged, "s3://b/lake", "2026-01-01", far))
+        run_on_cluster(JobRequest.of(staged, "s3://b/lake", "2026-01-01", far))
 
 
 def test_the_command_line_says_so() -> None:

@@ -12,7 +12,7 @@ import pytest
 from jobs.cluster.settings import RaySettings
 from jobs.engine import commit as engine_commit
 from jobs.engine import job, records, runner
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import folder_names, local_path
 from jobs.maintain.abandoned_plans import DAY_S, LeftPlan, end_left_plans
 from jobs.maintain.run import maintain, maintained_text
@@ -45,11 +45,11 @@ def killed(work: job.Job, where: str) -> None:
             runner.run(work)
 
 
-def in_days(lake: Lake, days: float) -> list[LeftPlan]:
+def in_days(lake: LakePaths, days: float) -> list[LeftPlan]:
     return end_left_plans(lake, None, now=time.time() + days * DAY_S)
 
 
-def nights(lake: Lake, folder: Path, count: int = 3) -> None:
+def nights(lake: LakePaths, folder: Path, count: int = 3) -> None:
     for night in range(count):
         write_source(folder / f"{night}.parquet", range(40 * night, 40 * night + 40))
         runner.run(InlineStage(lake, folder, f"2026-01-0{night + 1}"))
@@ -57,7 +57,7 @@ def nights(lake: Lake, folder: Path, count: int = 3) -> None:
 
 @pytest.mark.parametrize("where", ["before its commit", "after its commit", "before it cleared"])
 def test_a_killed_compaction_is_finished_by_the_next_one(
-    lake: Lake, tmp_path: Path, where: str
+    lake: LakePaths, tmp_path: Path, where: str
 ) -> None:
     """By its next call, of whatever night: its plan has the target that it is looked up by."""
     nights(lake, tmp_path / "s")
@@ -71,7 +71,7 @@ def test_a_killed_compaction_is_finished_by_the_next_one(
     assert staged_labels(lake) == labels_of(range(120))
 
 
-def test_a_killed_compaction_whose_files_have_gone_is_shed(lake: Lake, tmp_path: Path) -> None:
+def test_a_killed_compaction_whose_files_have_gone_is_shed(lake: LakePaths, tmp_path: Path) -> None:
     nights(lake, tmp_path / "s", 2)
     killed(InlineCompact.of(lake), "before its commit")
     for path in (tmp_path / "s").glob("*.parquet"):
@@ -84,7 +84,7 @@ def test_a_killed_compaction_whose_files_have_gone_is_shed(lake: Lake, tmp_path:
     assert staged_labels(lake) == labels_of(range(200, 240))
 
 
-def waiting(lake: Lake, folder: Path) -> str:
+def waiting(lake: LakePaths, folder: Path) -> str:
     """A stage job of settings that nobody will ask for again, killed before its commit."""
     write_source(folder / "a.parquet", range(40))
     killed(InlineStage(lake, folder, height=32), "before its commit")
@@ -92,7 +92,7 @@ def waiting(lake: Lake, folder: Path) -> str:
     return job_id
 
 
-def test_a_plan_whose_job_passed_it_over_ends_after_a_day(lake: Lake, tmp_path: Path) -> None:
+def test_a_plan_whose_job_passed_it_over_ends_after_a_day(lake: LakePaths, tmp_path: Path) -> None:
     job_id = waiting(lake, tmp_path / "s")
     assert in_days(lake, 2) == []  # nobody has staged since: it may be run again
     report = runner.run(InlineStage(lake, tmp_path / "s"))
@@ -104,7 +104,7 @@ def test_a_plan_whose_job_passed_it_over_ends_after_a_day(lake: Lake, tmp_path: 
     assert staged_labels(lake) == labels_of(range(40))
 
 
-def test_a_plan_of_another_source_is_not_passed_over(lake: Lake, tmp_path: Path) -> None:
+def test_a_plan_of_another_source_is_not_passed_over(lake: LakePaths, tmp_path: Path) -> None:
     job_id = waiting(lake, tmp_path / "s")
     write_source(tmp_path / "other" / "b.parquet", range(50, 60))
     runner.run(InlineStage(lake, tmp_path / "other"))
@@ -115,7 +115,9 @@ def test_a_plan_of_another_source_is_not_passed_over(lake: Lake, tmp_path: Path)
 
 
 @pytest.mark.parametrize("where", ["after its commit", "before it cleared"])
-def test_a_plan_that_was_published_gets_its_row(lake: Lake, tmp_path: Path, where: str) -> None:
+def test_a_plan_that_was_published_gets_its_row(
+    lake: LakePaths, tmp_path: Path, where: str
+) -> None:
     write_source(tmp_path / "s" / "a.parquet", range(40))
     killed(InlineStage(lake, tmp_path / "s"), where)
     assert in_days(lake, 0.5) == []
@@ -129,7 +131,7 @@ def test_a_plan_that_was_published_gets_its_row(lake: Lake, tmp_path: Path, wher
     assert runner.run(InlineStage(lake, tmp_path / "s")).units == 0
 
 
-def test_maintain_tells_and_vacuum_takes_its_files(lake: Lake, tmp_path: Path) -> None:
+def test_maintain_tells_and_vacuum_takes_its_files(lake: LakePaths, tmp_path: Path) -> None:
     waiting(lake, tmp_path / "s")
     runner.run(InlineStage(lake, tmp_path / "s"))
     root = local_path(lake.uri)
@@ -155,14 +157,14 @@ def test_maintain_tells_and_vacuum_takes_its_files(lake: Lake, tmp_path: Path) -
 
 
 def test_a_plan_that_somebody_has_just_gone_on_with_is_not_given_up(
-    lake: Lake, tmp_path: Path
+    lake: LakePaths, tmp_path: Path
 ) -> None:
     write_source(tmp_path / "s" / "a.parquet", range(40))
     killed(InlineStage(lake, tmp_path / "s"), "before its commit")
     write_source(tmp_path / "s" / "b.parquet", range(40, 50))
 
     class PassesOver(InlineStage):
-        def claims(self, plan):
+        def owns(self, plan):
             return False
 
     runner.run(PassesOver(lake, tmp_path / "s", "2026-01-02"))
@@ -183,7 +185,7 @@ def test_a_plan_that_somebody_has_just_gone_on_with_is_not_given_up(
 
 
 def test_files_of_a_plan_that_was_given_up_under_somebody_are_published_whole(
-    lake: Lake, tmp_path: Path
+    lake: LakePaths, tmp_path: Path
 ) -> None:
     write_source(tmp_path / "s" / "a.parquet", range(40))
     work = InlineStage(lake, tmp_path / "s")
@@ -209,7 +211,7 @@ def test_files_of_a_plan_that_was_given_up_under_somebody_are_published_whole(
 
 
 def test_a_plan_whose_row_is_there_is_no_plan_that_was_passed_over(
-    lake: Lake, tmp_path: Path
+    lake: LakePaths, tmp_path: Path
 ) -> None:
     """Killed while it cleared, with its plan alone left."""
     write_source(tmp_path / "s" / "a.parquet", range(40))
@@ -224,7 +226,7 @@ def test_a_plan_whose_row_is_there_is_no_plan_that_was_passed_over(
     assert folder_names(lake.all_units) == []
 
 
-def test_a_plan_that_cannot_be_judged_stops_no_other(lake: Lake, tmp_path: Path) -> None:
+def test_a_plan_that_cannot_be_judged_stops_no_other(lake: LakePaths, tmp_path: Path) -> None:
     write_source(tmp_path / "s" / "a.parquet", range(40))
     killed(InlineStage(lake, tmp_path / "s"), "after its commit")
     killed(InlineStage(lake, tmp_path / "s", dataset="e"), "after its commit")

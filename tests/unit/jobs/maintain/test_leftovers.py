@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.engine import runner
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import create, local_path
 from jobs.maintain.vacuum import vacuum
 from jobs.search import index
@@ -20,7 +20,7 @@ from tests.inline import InlineEmbed, InlineEvaluate
 
 
 @pytest.fixture
-def root(trained: Lake) -> Path:
+def root(trained: LakePaths) -> Path:
     runner.run(InlineEmbed(trained))
     runner.run(InlineEvaluate(trained))
     index.build(trained, "m", "cosine")
@@ -48,7 +48,9 @@ LEFT = (
 )
 
 
-def test_leftovers_go_when_they_are_old_and_nothing_else_does(trained: Lake, root: Path) -> None:
+def test_leftovers_go_when_they_are_old_and_nothing_else_does(
+    trained: LakePaths, root: Path
+) -> None:
     (version,) = (path.name for path in (root / "models/m/bundles").iterdir())
     before = tree(root)
     (job_id, *_) = (run["job_id"] for run in catalog.runs(trained))
@@ -69,7 +71,7 @@ def test_leftovers_go_when_they_are_old_and_nothing_else_does(trained: Lake, roo
     assert Index.find(trained, "m", version, "cosine", snapshot) is not None
 
 
-def test_the_row_of_a_job_that_has_none_is_kept(trained: Lake, root: Path) -> None:
+def test_the_row_of_a_job_that_has_none_is_kept(trained: LakePaths, root: Path) -> None:
     """Where the log of `catalog/runs` lost its newest entry nothing says so, and this is all."""
     log = root / "catalog/runs/_delta_log"
     before = catalog.runs(trained)
@@ -82,7 +84,7 @@ def test_the_row_of_a_job_that_has_none_is_kept(trained: Lake, root: Path) -> No
     assert catalog.runs(trained) == before
 
 
-def test_what_links_lead_to_is_not_touched(trained: Lake, root: Path, tmp_path: Path) -> None:
+def test_what_links_lead_to_is_not_touched(trained: LakePaths, root: Path, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     for name in ("precious.parquet", DRAFT.format("n.json")):
@@ -96,7 +98,7 @@ def test_what_links_lead_to_is_not_touched(trained: Lake, root: Path, tmp_path: 
     assert len(list(outside.iterdir())) == 2
 
 
-def test_of_a_part_of_the_lake_only_its_own_go(trained: Lake, root: Path) -> None:
+def test_of_a_part_of_the_lake_only_its_own_go(trained: LakePaths, root: Path) -> None:
     for name in ("datasets/d", "datasets/other", "models/m"):
         (root / name).mkdir(exist_ok=True)
         (root / name / DRAFT.format("x")).write_bytes(b"x")
@@ -105,7 +107,7 @@ def test_of_a_part_of_the_lake_only_its_own_go(trained: Lake, root: Path) -> Non
     assert gone == str(root / "datasets/d" / DRAFT.format("x"))
 
 
-def test_an_entry_is_never_taken_for_what_was_put_before_it(trained: Lake, root: Path) -> None:
+def test_an_entry_is_never_taken_for_what_was_put_before_it(trained: LakePaths, root: Path) -> None:
     """A # ends the path of a URI: what lies before it is the entry itself."""
     log = root / "datasets/d/images/_delta_log"
     entry = log / f"{1:020}.json"
@@ -118,7 +120,7 @@ def test_an_entry_is_never_taken_for_what_was_put_before_it(trained: Lake, root:
 
 
 def test_an_index_whose_record_is_damaged_is_not_used_and_built_again(
-    trained: Lake, root: Path
+    trained: LakePaths, root: Path
 ) -> None:
     (record,) = root.glob("indexes/m/*/*.json")
     snapshot = open_snapshot(trained.model("m", "embeddings"))

@@ -21,7 +21,7 @@ from jobs.datasets import card
 from jobs.datasets.splits import pixels_of
 from jobs.engine import records, runner
 from jobs.errors import InputError
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.maintain.compact import SMALL_BYTES, TARGET_BYTES, merges
 from jobs.maintain.run import maintain, maintained_text
 from jobs.maintain.settings import MaintainSettings
@@ -34,17 +34,17 @@ from tests.helpers import write_source
 from tests.inline import InlineCompact, InlineEmbed, InlineStage, Overtaken
 
 
-def compact(lake: Lake, kind: str = "dataset", name: str = "d"):
+def compact(lake: LakePaths, kind: str = "dataset", name: str = "d"):
     return runner.run(InlineCompact.of(lake, kind, name, "2026-01-09"))
 
 
-def nights(lake: Lake, folder: Path, count: int = 4) -> None:
+def nights(lake: LakePaths, folder: Path, count: int = 4) -> None:
     for night in range(count):
         write_source(folder / f"{night}.parquet", range(40 * night, 40 * night + 50), broken=[45])
         runner.run(InlineStage(lake, folder, f"2026-01-0{night + 1}", rows_per_unit=25))
 
 
-def rows(lake: Lake, table: str) -> pa.Table:
+def rows(lake: LakePaths, table: str) -> pa.Table:
     order = {"images": "image_id", "embeddings": "image_id", "reconstructions": "image_id"}
     by = order.get(table, "source_uri, source_row")
     return views.sql(lake, f"SELECT * FROM {table} ORDER BY {by}")
@@ -73,7 +73,7 @@ def test_compaction_merges_files_and_changes_no_row(lake, tmp_path) -> None:
     assert runner.run(InlineStage(lake, tmp_path / "s", "2026-01-10")).units == 0
 
 
-def test_compaction_of_a_model_is_no_work_for_embed(trained: Lake) -> None:
+def test_compaction_of_a_model_is_no_work_for_embed(trained: LakePaths) -> None:
     runner.run(InlineEmbed(trained, reconstructions="all"))
     before = {name: rows(trained, name) for name in ("embeddings", "reconstructions")}
     assert compact(trained, "model", "m").counts["files_merged"] > 2
@@ -83,7 +83,7 @@ def test_compaction_of_a_model_is_no_work_for_embed(trained: Lake) -> None:
     assert runner.run(InlineEmbed(trained, reconstructions="all")).units == 0
 
 
-def test_a_merged_file_lets_a_look_up_read_one_row_group(trained: Lake, monkeypatch) -> None:
+def test_a_merged_file_lets_a_look_up_read_one_row_group(trained: LakePaths, monkeypatch) -> None:
     monkeypatch.setattr("jobs.tables.shards.ROW_GROUP_ROWS", 100)
     runner.run(InlineEmbed(trained))
     assert compact(trained, "model", "m").counts["files_merged"] > 1
@@ -132,7 +132,7 @@ def test_a_removal_in_mid_compaction_wins(lake, tmp_path) -> None:
     merging = OvertakenCompact.of(lake, night="2026-01-09")
     merging.rival = InlineStage(lake, tmp_path / "s", "2026-01-08", max_removed=1.0)
     runner.run(merging)
-    wanted = Lake(lake.uri + "2")
+    wanted = LakePaths(lake.uri + "2")
     runner.run(InlineStage(wanted, tmp_path / "s"))
     ids = rows(wanted, "images")["image_id"]
     assert rows(lake, "images")["image_id"].equals(ids)
@@ -155,18 +155,18 @@ def test_a_stage_job_overtaken_by_a_compaction_stages_the_same(lake, tmp_path) -
             return settled
 
     runner.run(Late(lake, tmp_path / "s", "2026-01-08", max_removed=1.0))
-    wanted = Lake(lake.uri + "2")
+    wanted = LakePaths(lake.uri + "2")
     runner.run(InlineStage(wanted, tmp_path / "s"))
     assert rows(lake, "images")["image_id"].equals(rows(wanted, "images")["image_id"])
 
 
-def files(lake: Lake) -> set[Path]:
+def files(lake: LakePaths) -> set[Path]:
     root = Path(lake.uri.removeprefix("file://"))
     return set(root.rglob("*.parquet"))
 
 
 def test_vacuum_keeps_what_a_kept_snapshot_a_bundle_or_a_plan_needs(
-    trained: Lake, tmp_path
+    trained: LakePaths, tmp_path
 ) -> None:
     pinned = open_snapshot(trained.dataset("d", "images"))
     assert pinned is not None

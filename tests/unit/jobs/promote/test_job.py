@@ -14,7 +14,7 @@ import pytest
 from jobs.bundles.aliases import history, moves
 from jobs.engine import runner
 from jobs.errors import InputError
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import folder_names
 from jobs.query import views
 from jobs.schemas.catalog import ALIASES
@@ -37,7 +37,7 @@ from tests.unit.jobs.promote.test_gate import bundle, differences
 
 
 @pytest.fixture
-def lake(trained: Lake) -> Lake:
+def lake(trained: LakePaths) -> LakePaths:
     return with_bundles(trained)
 
 
@@ -46,7 +46,7 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> Evaluated:
     return Evaluated(monkeypatch)
 
 
-def test_a_promotion_is_one_row_that_tells_who_when_why(lake: Lake, evaluated) -> None:
+def test_a_promotion_is_one_row_that_tells_who_when_why(lake: LakePaths, evaluated) -> None:
     first = champion(lake)
     report = gated(lake, SECOND, by="ann", reason="finer", night="2026-01-02")
     assert champion(lake) == SECOND
@@ -71,7 +71,7 @@ def test_a_promotion_is_one_row_that_tells_who_when_why(lake: Lake, evaluated) -
     assert folder_names(lake.all_units) == []
 
 
-def test_a_refused_challenger_is_told_and_moves_nothing(lake: Lake, evaluated) -> None:
+def test_a_refused_challenger_is_told_and_moves_nothing(lake: LakePaths, evaluated) -> None:
     first = champion(lake)
     evaluated.refuses()
     report = gated(lake, SECOND)
@@ -87,14 +87,16 @@ def test_a_refused_challenger_is_told_and_moves_nothing(lake: Lake, evaluated) -
     assert folder_names(lake.all_units) == []
 
 
-def test_what_is_evaluated_anew_is_judged_anew_on_the_same_night(lake: Lake, evaluated) -> None:
+def test_what_is_evaluated_anew_is_judged_anew_on_the_same_night(
+    lake: LakePaths, evaluated
+) -> None:
     evaluated.refuses()
     assert not gated(lake, SECOND).counts["promoted"]
     evaluated.found, evaluated.job_id = differences(), "evaluate-2"
     assert gated(lake, SECOND).counts["promoted"]
 
 
-def test_force_asks_nothing_and_keeps_the_users_reason(lake: Lake, monkeypatch) -> None:
+def test_force_asks_nothing_and_keeps_the_users_reason(lake: LakePaths, monkeypatch) -> None:
     monkeypatch.setattr("jobs.promote.job.standing", None)
     monkeypatch.setattr("jobs.promote.job.compare", None)
     report = promote(lake, SECOND, reason="the old one is blind")
@@ -102,7 +104,7 @@ def test_force_asks_nothing_and_keeps_the_users_reason(lake: Lake, monkeypatch) 
     assert moves(lake, "m", "champion")[-1]["reason"] == "the old one is blind"
 
 
-def test_what_is_champion_already_is_nothing_to_do(lake: Lake) -> None:
+def test_what_is_champion_already_is_nothing_to_do(lake: LakePaths) -> None:
     first = champion(lake)
     report = promote(lake, first)
     assert report.job_ids == []
@@ -110,7 +112,7 @@ def test_what_is_champion_already_is_nothing_to_do(lake: Lake) -> None:
     assert named(lake) == [first]
 
 
-def test_the_first_bundle_of_an_alias_passes(lake: Lake, monkeypatch) -> None:
+def test_the_first_bundle_of_an_alias_passes(lake: LakePaths, monkeypatch) -> None:
     def nothing(*_: Any) -> Any:
         raise InputError("not evaluated")
 
@@ -122,13 +124,13 @@ def test_the_first_bundle_of_an_alias_passes(lake: Lake, monkeypatch) -> None:
     assert catalog.aliases(lake, "m")["canary"] == SECOND
 
 
-def test_an_alias_may_name_the_challenger(lake: Lake) -> None:
+def test_an_alias_may_name_the_challenger(lake: LakePaths) -> None:
     promote(lake, SECOND, alias="canary")
     promote(lake, "canary")
     assert champion(lake) == SECOND
 
 
-def test_there_and_back_and_there_again_are_moves_of_their_own(lake: Lake) -> None:
+def test_there_and_back_and_there_again_are_moves_of_their_own(lake: LakePaths) -> None:
     first = champion(lake)
     for version in (SECOND, first, SECOND):
         assert promote(lake, version).counts["promoted"]
@@ -136,7 +138,7 @@ def test_there_and_back_and_there_again_are_moves_of_their_own(lake: Lake) -> No
     assert [row["sequence"] for row in moves(lake, "m", "champion")] == [1, 2, 3, 4]
 
 
-def test_rollbacks_go_further_back_until_nothing_is_left(lake: Lake) -> None:
+def test_rollbacks_go_further_back_until_nothing_is_left(lake: LakePaths) -> None:
     first = champion(lake)
     promote(lake, SECOND)
     promote(lake, THIRD)
@@ -154,7 +156,7 @@ def test_rollbacks_go_further_back_until_nothing_is_left(lake: Lake) -> None:
     assert runs[-4:] == ["promote", "promote", "rollback", "rollback"]
 
 
-def test_a_rollback_to_a_bundle_that_is_gone_is_refused(lake: Lake) -> None:
+def test_a_rollback_to_a_bundle_that_is_gone_is_refused(lake: LakePaths) -> None:
     first = champion(lake)
     promote(lake, SECOND)
     shutil.rmtree(folder(lake, first))
@@ -163,7 +165,7 @@ def test_a_rollback_to_a_bundle_that_is_gone_is_refused(lake: Lake) -> None:
     assert champion(lake) == SECOND
 
 
-def test_an_alias_table_of_before_is_read_and_widened(staged: Lake) -> None:
+def test_an_alias_table_of_before_is_read_and_widened(staged: LakePaths) -> None:
     kept = [f for f in ALIASES.schema if f.name not in ("moved_by", "night")]
     older = dataclasses.replace(ALIASES, schema=pa.schema(kept))
     with pytest.MonkeyPatch.context() as patch:
@@ -187,7 +189,7 @@ def test_an_alias_table_of_before_is_read_and_widened(staged: Lake) -> None:
     assert champion(staged) == first
 
 
-def test_mistakes_end_in_a_sentence(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistakes_end_in_a_sentence(lake: LakePaths, monkeypatch: pytest.MonkeyPatch) -> None:
     first = champion(lake)
     for model, told in (
         ("m", "say which version becomes champion, as in m@VERSION"),

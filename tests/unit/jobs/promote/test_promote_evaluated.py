@@ -9,7 +9,7 @@ from jobs.engine import runner
 from jobs.errors import InputError
 from jobs.evaluate.job import EvaluateJob
 from jobs.evaluate.settings import EvaluateSettings
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.promote.settings import GateRule
 from jobs.tables import catalog
 from tests.inline import NIGHT, Inline, InlineTrain
@@ -23,13 +23,13 @@ class InlineEvaluate(Inline, EvaluateJob):
     """All of evaluate but Ray."""
 
 
-def evaluate(lake: Lake, version: str) -> None:
+def evaluate(lake: LakePaths, version: str) -> None:
     told = {"dataset": "d", "model": f"m@{version}", "samples": 4, "resamples": 200}
     settings = EvaluateSettings.model_validate(told)
     runner.run(InlineEvaluate(lake, settings, NIGHT, RaySettings()))
 
 
-def trained_more(lake: Lake, **settings) -> str:
+def trained_more(lake: LakePaths, **settings) -> str:
     return runner.run(InlineTrain(lake, **settings)).counts["version"]
 
 
@@ -38,7 +38,7 @@ def checks(counts: dict) -> dict[str, bool | None]:
 
 
 @pytest.mark.slow
-def test_the_better_bundle_passes_and_the_worse_one_does_not(trained: Lake) -> None:
+def test_the_better_bundle_passes_and_the_worse_one_does_not(trained: LakePaths) -> None:
     first = champion(trained)
     better = trained_more(trained, epochs=12)
     with pytest.raises(InputError, match=f"m@{better} has not been evaluated on"):
@@ -67,7 +67,7 @@ def test_the_better_bundle_passes_and_the_worse_one_does_not(trained: Lake) -> N
 
 @pytest.mark.slow
 def test_another_likelihood_and_one_without_a_prior_do_not_pass_on_the_bound(
-    trained: Lake,
+    trained: LakePaths,
 ) -> None:
     first = champion(trained)
     evaluate(trained, first)

@@ -15,7 +15,7 @@ from jobs.engine import commit as engine_commit
 from jobs.engine import records, runner
 from jobs.engine.report import JobReport
 from jobs.errors import InputError, JobError
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import folder_names
 from jobs.promote.job import PromoteJob
 from jobs.promote.settings import PromoteSettings
@@ -41,7 +41,7 @@ from tests.unit.jobs.promote.test_gate import differences
 
 
 @pytest.fixture
-def lake(trained: Lake) -> Lake:
+def lake(trained: LakePaths) -> LakePaths:
     return with_bundles(trained)
 
 
@@ -86,7 +86,9 @@ def kill(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
 
 @pytest.mark.parametrize("where", CRASHES)
 @pytest.mark.parametrize("back", [False, True])
-def test_killed_anywhere_and_run_again_it_is_done_once(lake: Lake, where: str, back: bool) -> None:
+def test_killed_anywhere_and_run_again_it_is_done_once(
+    lake: LakePaths, where: str, back: bool
+) -> None:
     first = champion(lake)
     promote(lake, SECOND)
 
@@ -108,7 +110,7 @@ def test_killed_anywhere_and_run_again_it_is_done_once(lake: Lake, where: str, b
     assert history(lake, "m")[-1]["at"] is not None
 
 
-def test_a_rollback_that_says_from_where_goes_back_once(lake: Lake) -> None:
+def test_a_rollback_that_says_from_where_goes_back_once(lake: LakePaths) -> None:
     """However often it is run: after a crash nobody knows whether it had been done."""
     first = champion(lake)
     promote(lake, SECOND)
@@ -129,7 +131,7 @@ def back(version: str) -> PromoteSettings:
 
 @pytest.mark.parametrize("asked", [True, False])
 def test_what_a_killed_rollback_left_is_finished_by_one_from_there_alone(
-    lake: Lake, asked: bool
+    lake: LakePaths, asked: bool
 ) -> None:
     first = champion(lake)
     promote(lake, SECOND)
@@ -146,7 +148,7 @@ def test_what_a_killed_rollback_left_is_finished_by_one_from_there_alone(
     assert named(lake) == ([first, SECOND, first] if asked else [first, SECOND])
 
 
-def test_what_a_killed_refusal_left_is_told_and_judged_again(lake: Lake, evaluated) -> None:
+def test_what_a_killed_refusal_left_is_told_and_judged_again(lake: LakePaths, evaluated) -> None:
     evaluated.refuses()
     with pytest.MonkeyPatch.context() as patch:
         kill(patch, "after the run")
@@ -163,7 +165,9 @@ def test_what_a_killed_refusal_left_is_told_and_judged_again(lake: Lake, evaluat
 
 
 @pytest.mark.parametrize("where", ["after the plan", "after the commit"])
-def test_a_plan_that_was_left_behind_does_not_undo_what_came_since(lake: Lake, where: str) -> None:
+def test_a_plan_that_was_left_behind_does_not_undo_what_came_since(
+    lake: LakePaths, where: str
+) -> None:
     first = champion(lake)
     with pytest.MonkeyPatch.context() as patch:
         kill(patch, where)
@@ -200,7 +204,7 @@ def overtaken(moving: PromoteJob, rival: PromoteJob) -> Overtaken:
     return made
 
 
-def test_who_is_overtaken_is_told_by_whom_and_nothing_is_changed(lake: Lake) -> None:
+def test_who_is_overtaken_is_told_by_whom_and_nothing_is_changed(lake: LakePaths) -> None:
     first = champion(lake)
     mine = overtaken(promotion(lake, SECOND), promotion(lake, THIRD, by="bob"))
     told = f"champion of m was moved to {THIRD} by bob .job promote-.*nothing was changed"
@@ -226,7 +230,7 @@ class OvertakenEarly(PromoteJob):
         return super().settle(plan, completions, head)
 
 
-def test_the_same_call_twice_at_once_is_done_once_and_told_to_both(lake: Lake) -> None:
+def test_the_same_call_twice_at_once_is_done_once_and_told_to_both(lake: LakePaths) -> None:
     first = champion(lake)
     promote(lake, SECOND)
     mine = OvertakenEarly(lake, rollback_job(lake).settings, NIGHT)
@@ -235,7 +239,7 @@ def test_the_same_call_twice_at_once_is_done_once_and_told_to_both(lake: Lake) -
     assert named(lake) == [first, SECOND, first]
 
 
-def test_a_second_rollback_at_the_same_time_does_not_go_back_twice(lake: Lake) -> None:
+def test_a_second_rollback_at_the_same_time_does_not_go_back_twice(lake: LakePaths) -> None:
     first = champion(lake)
     promote(lake, SECOND)
     promote(lake, THIRD)
@@ -246,7 +250,7 @@ def test_a_second_rollback_at_the_same_time_does_not_go_back_twice(lake: Lake) -
 
 
 @pytest.mark.parametrize("rival", ["ann", "bob"])
-def test_two_that_want_the_same_get_it_once(lake: Lake, rival: str) -> None:
+def test_two_that_want_the_same_get_it_once(lake: LakePaths, rival: str) -> None:
     first = champion(lake)
     mine = overtaken(promotion(lake, SECOND), promotion(lake, SECOND, by=rival))
     runner.run(mine)
@@ -255,7 +259,7 @@ def test_two_that_want_the_same_get_it_once(lake: Lake, rival: str) -> None:
     assert records.unfinished_plans(lake, "promote", "m") == []
 
 
-def test_another_alias_that_moves_meanwhile_is_no_hindrance(lake: Lake) -> None:
+def test_another_alias_that_moves_meanwhile_is_no_hindrance(lake: LakePaths) -> None:
     mine = overtaken(promotion(lake, SECOND), promotion(lake, THIRD, alias="canary"))
     assert runner.run(mine).counts["promoted"]
     assert catalog.aliases(lake, "m") == {"champion": SECOND, "canary": THIRD}
@@ -263,7 +267,7 @@ def test_another_alias_that_moves_meanwhile_is_no_hindrance(lake: Lake) -> None:
     assert sorted(sequences) == [1, 2, 3]
 
 
-def test_of_many_threads_exactly_one_wins_and_the_others_are_told(lake: Lake) -> None:
+def test_of_many_threads_exactly_one_wins_and_the_others_are_told(lake: LakePaths) -> None:
     first = champion(lake)
     versions = [f"{n:012x}" for n in range(6)]
     for version in versions:
@@ -303,14 +307,14 @@ def _in_a_process(uri: str, version: str, barrier: Any, outcomes: Any) -> None:
             barrier.wait(SOON_S)
             return plan
 
-    asked = promotion(Lake(uri), version, by=version)
+    asked = promotion(LakePaths(uri), version, by=version)
     try:
         outcomes.put((version, runner.run(AtOnce(asked.lake, asked.settings, NIGHT)).counts["why"]))
     except JobError as error:
         outcomes.put((None, str(error)))
 
 
-def test_of_two_processes_exactly_one_wins(lake: Lake) -> None:
+def test_of_two_processes_exactly_one_wins(lake: LakePaths) -> None:
     first = champion(lake)
     context = multiprocessing.get_context("spawn")
     barrier, outcomes = context.Barrier(2), context.Queue()
@@ -329,7 +333,7 @@ def test_of_two_processes_exactly_one_wins(lake: Lake) -> None:
     assert named(lake) == [first, winner]
 
 
-def test_a_training_that_promotes_meanwhile_overtakes(lake: Lake) -> None:
+def test_a_training_that_promotes_meanwhile_overtakes(lake: LakePaths) -> None:
     mine = overtaken(promotion(lake, SECOND), promotion(lake, THIRD))
     mine.rival = InlineTrain(lake, seed=1, promote=True)  # type: ignore[assignment]
     with pytest.raises(JobError, match=rf"by {bundles_aliases.user()} \(job train-"):

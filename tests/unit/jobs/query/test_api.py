@@ -17,7 +17,7 @@ from flows.cli.main import cli
 from jobs.embed.score_files import embed_files
 from jobs.engine import runner
 from jobs.errors import InputError
-from jobs.lake.paths import Lake as Places
+from jobs.lake.paths import LakePaths as Places
 from jobs.query import views
 from jobs.query.api import Embeddings, Lake
 from tests.helpers import image_bytes, write_source

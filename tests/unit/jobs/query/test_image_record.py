@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jobs.engine import runner
-from jobs.lake.paths import Lake as Stored
+from jobs.lake.paths import LakePaths as Stored
 from jobs.query.api import Lake
 from jobs.query.image_record import evidence
 from jobs.query.nights import nights

@@ -10,7 +10,7 @@ import pytest
 
 from jobs.engine import runner
 from jobs.errors import InputError
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import local_path
 from jobs.query import readonly_sql
 from jobs.query.readonly_sql import GuardedViews
@@ -22,7 +22,7 @@ SECONDS = 20.0
 
 
 @pytest.fixture
-def guarded(staged: Lake) -> GuardedViews:
+def guarded(staged: LakePaths) -> GuardedViews:
     return GuardedViews(staged)
 
 

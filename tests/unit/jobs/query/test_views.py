@@ -12,7 +12,7 @@ import pytest
 from jobs.engine import commit as engine_commit
 from jobs.engine import runner
 from jobs.errors import InputError
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.query import views
 from jobs.query.immutable_files import ImmutableFiles
 from jobs.query.views import Views
@@ -24,7 +24,7 @@ COUNT = "SELECT count(*) AS n FROM images"
 
 
 @pytest.fixture
-def held(trained: Lake) -> Views:
+def held(trained: LakePaths) -> Views:
     runner.run(InlineEmbed(trained))
     found = Views(trained)
     assert found.sql(COUNT).to_pylist() == [{"n": 600}]

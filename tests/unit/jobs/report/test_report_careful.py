@@ -10,10 +10,10 @@ import pytest
 
 from jobs.engine.commit import append_rows
 from jobs.errors import StorageError
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.report import write as report_write
 from jobs.report.blocks import LEFT_OUT, Limits, Say
-from jobs.report.night import Night, look
+from jobs.report.night import ReportNight, look
 from jobs.report.sections import latent_map
 from jobs.report.sections.latent_map import map_section
 from jobs.report.write import sections, write_report
@@ -26,11 +26,11 @@ FIRST, SECOND = reported.NIGHTS
 
 
 @pytest.fixture
-def lake(nights: Lake) -> Lake:
+def lake(nights: LakePaths) -> LakePaths:
     return nights
 
 
-def test_drift_is_that_of_the_version_or_of_the_one_that_it_followed(lake: Lake) -> None:
+def test_drift_is_that_of_the_version_or_of_the_one_that_it_followed(lake: LakePaths) -> None:
     before, now = reported.versions(lake)
     reported.add_drift(lake, before, SECOND, 1e-6)
     night = look(lake, "d", "m", SECOND)
@@ -45,7 +45,7 @@ def test_drift_is_that_of_the_version_or_of_the_one_that_it_followed(lake: Lake)
     assert len(night.drift_by_night) == 1
 
 
-def add_embedding(lake: Lake, version: str) -> None:
+def add_embedding(lake: LakePaths, version: str) -> None:
     """A run of the second night."""
     row = {
         "job_id": f"embed-{version}",
@@ -62,7 +62,7 @@ def add_embedding(lake: Lake, version: str) -> None:
     append_rows(Table(lake.catalog("runs"), RUNS), f"embed-{version}", [row])
 
 
-def test_what_another_version_embedded_is_not_counted(lake: Lake) -> None:
+def test_what_another_version_embedded_is_not_counted(lake: LakePaths) -> None:
     before, now = reported.versions(lake)
     counted = look(lake, "d", "m", SECOND).counts("embed")["embedded"]
     add_embedding(lake, before)
@@ -74,7 +74,7 @@ def test_what_another_version_embedded_is_not_counted(lake: Lake) -> None:
 
 
 @pytest.mark.parametrize("share", [1.0, 0.01, 0.002])
-def test_the_map_counts_the_flagged_images_that_it_draws(lake: Lake, share: float) -> None:
+def test_the_map_counts_the_flagged_images_that_it_draws(lake: LakePaths, share: float) -> None:
     night = look(lake, "d", "m", SECOND)
     drawn = min(night.flagged, Limits(share).of(latent_map.POINTS))
     assert night.flagged > 20 >= Limits(0.01).of(latent_map.POINTS)
@@ -84,15 +84,15 @@ def test_the_map_counts_the_flagged_images_that_it_draws(lake: Lake, share: floa
 
 
 def test_images_of_the_map_are_read_once_and_few_at_a_time(
-    lake: Lake, monkeypatch: pytest.MonkeyPatch
+    lake: LakePaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, real = [], Night.images
+    asked, real = [], ReportNight.images
 
-    def images(night: Night, ids):
+    def images(night: ReportNight, ids):
         asked.append(len(ids))
         return real(night, ids)
 
-    monkeypatch.setattr(Night, "images", images)
+    monkeypatch.setattr(ReportNight, "images", images)
     night = look(lake, "d", "m", SECOND)
     whole = map_section(night, Limits())
     assert max(asked) == latent_map.AT_ONCE
@@ -105,7 +105,7 @@ def test_images_of_the_map_are_read_once_and_few_at_a_time(
     )
 
 
-def test_a_champion_of_other_images_is_not_compared(lake: Lake) -> None:
+def test_a_champion_of_other_images_is_not_compared(lake: LakePaths) -> None:
     before, now = reported.versions(lake)
     reported.add_evaluation(lake, before, FIRST)
     reported.add_evaluation(lake, now, SECOND, better_by=60.0, images_version=2)
@@ -117,7 +117,7 @@ def test_a_champion_of_other_images_is_not_compared(lake: Lake) -> None:
     assert not page.says("evaluation", "intervals meet")
 
 
-def test_likelihoods_of_other_measures_are_not_compared(lake: Lake) -> None:
+def test_likelihoods_of_other_measures_are_not_compared(lake: LakePaths) -> None:
     before, now = reported.versions(lake)
     reported.add_evaluation(lake, before, FIRST)
     reported.add_evaluation(lake, now, SECOND, better_by=60.0)
@@ -131,7 +131,7 @@ def test_likelihoods_of_other_measures_are_not_compared(lake: Lake) -> None:
     assert page.says("evaluation", "of values of 256")
 
 
-def test_the_smallest_page_says_what_it_leaves_out(lake: Lake) -> None:
+def test_the_smallest_page_says_what_it_leaves_out(lake: LakePaths) -> None:
     night = look(lake, "d", "m", SECOND)
     made = {each.name: each for each in sections(night, "no picture", Limits(0.0))}
     assert Say(LEFT_OUT) in made["data"].blocks
@@ -143,7 +143,7 @@ def fail(*_: object) -> None:
 
 
 def test_what_cannot_be_read_costs_its_own_part_alone(
-    lake: Lake, monkeypatch: pytest.MonkeyPatch
+    lake: LakePaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("headline_of", "paintings_of", "map_section"):
         monkeypatch.setattr(report_write, name, fail)
@@ -159,7 +159,7 @@ def test_what_cannot_be_read_costs_its_own_part_alone(
 
 @pytest.mark.parametrize("error", [StorageError("away"), ValueError("too large")])
 def test_pictures_that_cannot_be_made_leave_the_page(
-    lake: Lake, monkeypatch: pytest.MonkeyPatch, error: Exception
+    lake: LakePaths, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def fails(*_: object) -> None:
         raise error

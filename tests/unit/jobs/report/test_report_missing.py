@@ -12,7 +12,7 @@ import pytest
 
 from jobs.engine import runner
 from jobs.engine.commit import append_rows
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import local_path
 from jobs.report.write import write_report
 from jobs.schemas.catalog import RUNS
@@ -27,12 +27,12 @@ FIRST, SECOND = reported.NIGHTS
 
 
 @pytest.fixture
-def lake(nights: Lake) -> Lake:
+def lake(nights: LakePaths) -> LakePaths:
     return nights
 
 
 @pytest.fixture
-def judged(lake: Lake) -> Lake:
+def judged(lake: LakePaths) -> LakePaths:
     reported.judged(lake)
     return lake
 
@@ -40,7 +40,7 @@ def judged(lake: Lake) -> Lake:
 MODEL_SECTIONS = ("training", "rate", "reconstructions", "samples", "anomalies", "map", "drift")
 
 
-def test_without_a_champion_the_data_are_told_and_the_rest_says_why(staged: Lake) -> None:
+def test_without_a_champion_the_data_are_told_and_the_rest_says_why(staged: LakePaths) -> None:
     made = write_report(staged, "d", "m", FIRST)
     page = page_of(made)
     assert page.sections == SECTIONS
@@ -51,7 +51,7 @@ def test_without_a_champion_the_data_are_told_and_the_rest_says_why(staged: Lake
     assert "no champion" in made.headline.is_good
 
 
-def test_what_was_not_done_yet_is_said_in_its_section(lake: Lake) -> None:
+def test_what_was_not_done_yet_is_said_in_its_section(lake: LakePaths) -> None:
     page = page_of(write_report(lake, "d", "m", SECOND))
     assert page.says("evaluation", "was not evaluated on d yet: latentlake evaluate")
     assert page.says("drift", "Drift was not tested on this night: latentlake drift")
@@ -63,7 +63,7 @@ def test_what_was_not_done_yet_is_said_in_its_section(lake: Lake) -> None:
     assert page.says("", "10 images came")
 
 
-def test_a_night_on_which_nothing_came(lake: Lake) -> None:
+def test_a_night_on_which_nothing_came(lake: LakePaths) -> None:
     quiet = "2026-01-03"
     source = Path(str(local_path(lake.uri))).parent / "none"
     assert not source.exists()
@@ -88,7 +88,7 @@ def without_labels(path: Path, rows: range) -> None:
 
 @pytest.mark.slow
 def test_images_without_labels(tmp_path: Path) -> None:
-    lake = Lake((tmp_path / "lake").as_uri())
+    lake = LakePaths((tmp_path / "lake").as_uri())
     without_labels(tmp_path / "source" / "a.parquet", range(300))
     runner.run(InlineStage(lake, tmp_path / "source"))
     runner.run(InlineTrain(lake, epochs=1))
@@ -99,7 +99,7 @@ def test_images_without_labels(tmp_path: Path) -> None:
     assert page.says("anomalies", "No image was flagged")
 
 
-def test_a_model_of_another_image_size(trained: Lake, tmp_path: Path) -> None:
+def test_a_model_of_another_image_size(trained: LakePaths, tmp_path: Path) -> None:
     write_source(tmp_path / "other" / "b.parquet", range(60))
     small = {"dataset": "small", "height": 16, "width": 16}
     runner.run(InlineStage(trained, tmp_path / "other", **small))
@@ -111,7 +111,7 @@ def test_a_model_of_another_image_size(trained: Lake, tmp_path: Path) -> None:
     assert page.says("map", "has embedded no image of small yet")
 
 
-def test_a_test_split_that_is_empty(trained: Lake, tmp_path: Path) -> None:
+def test_a_test_split_that_is_empty(trained: LakePaths, tmp_path: Path) -> None:
     rows = [r for r, i in enumerate(image_ids(range(200))) if split_of(i) != "test"][:30]
     write_source(tmp_path / "other" / "b.parquet", rows)
     runner.run(InlineStage(trained, tmp_path / "other", dataset="untested"))
@@ -125,7 +125,7 @@ def test_a_test_split_that_is_empty(trained: Lake, tmp_path: Path) -> None:
 @pytest.mark.parametrize("broken", [range(20), range(20, 20)])
 def test_a_source_of_which_nothing_or_very_little_is_left(tmp_path: Path, broken: range) -> None:
     """All but everything refused; a dataset of fewer images than a batch."""
-    lake = Lake((tmp_path / "lake").as_uri())
+    lake = LakePaths((tmp_path / "lake").as_uri())
     write_source(tmp_path / "source" / "a.parquet", range(21), broken=broken)
     runner.run(InlineStage(lake, tmp_path / "source", max_refused=1.0))
     made = write_report(lake, "d", "m", FIRST)
@@ -135,7 +135,7 @@ def test_a_source_of_which_nothing_or_very_little_is_left(tmp_path: Path, broken
     assert page.says("data", f"images {21 - len(broken)}")
 
 
-def test_a_challenger_that_the_gate_refused(judged: Lake) -> None:
+def test_a_challenger_that_the_gate_refused(judged: LakePaths) -> None:
     _, now = reported.versions(judged)
     checks = [
         {"name": "bound", "passes": False, "told": "the bound gains −3 nats, <b>no</b>"},

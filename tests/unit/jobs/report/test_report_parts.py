@@ -18,7 +18,7 @@ from sklearn.decomposition import PCA
 
 from jobs.control_characters import CONTROLS
 from jobs.evaluate.compare import Difference
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.report.blocks import Chart, Limits, Rows, Say, Section, number, p_text, percent
 from jobs.report.data_uris import (
     FRAME_WIDTH,
@@ -33,7 +33,7 @@ from jobs.report.data_uris import (
 from jobs.report.figures import Line, bars_figure, embedded, lines_figure, p_values_figure
 from jobs.report.headline import Headline, headline_of
 from jobs.report.html import in_script, render
-from jobs.report.night import Night
+from jobs.report.night import ReportNight
 from jobs.report.sections.evaluation import _difference, _paired
 from jobs.report.sections.latent_map import pca_plane
 
@@ -237,7 +237,7 @@ def a_verdict(drifted: bool | None = False, **more: Any) -> dict[str, Any]:
     return {**told, **where, **more}
 
 
-def a_night(**more: Any) -> Night:
+def a_night(**more: Any) -> ReportNight:
     """One of which a headline is made: three images came, all is well. more: what was read."""
     stage = Counter({"staged": 3, "rows_in": 3})
     jobs = {"stage": stage, "embed": Counter({"embedded": 3})} | more.pop("counts", {})
@@ -253,7 +253,7 @@ def a_night(**more: Any) -> Night:
         "ran": lambda job: job in jobs,
     }
     version, no_model = more.pop("version", "v"), more.pop("no_model", "")
-    found = Night(Lake("memory://"), "d", "m", version, no_model, "2026-01-01")
+    found = ReportNight(LakePaths("memory://"), "d", "m", version, no_model, "2026-01-01")
     found.__dict__.update(held | more)
     return found
 

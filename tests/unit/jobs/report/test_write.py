@@ -23,7 +23,7 @@ from flows.cli.main import cli
 from jobs.embed.map import MapJob
 from jobs.engine import runner
 from jobs.errors import InputError
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import local_path, read
 from jobs.report.figures import library
 from jobs.report.night import last_night
@@ -41,7 +41,7 @@ FIRST, SECOND = reported.NIGHTS
 class Written:
     """A night that drifted, its report, and the page: for tests that only read."""
 
-    lake: Lake
+    lake: LakePaths
     made: Report
     html: str
     page: Page
@@ -51,7 +51,7 @@ class Written:
 def written(reported_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Written:
     folder = tmp_path_factory.mktemp("written") / "lake"
     shutil.copytree(reported_once / "lake", folder)
-    lake = Lake(folder.as_uri())
+    lake = LakePaths(folder.as_uri())
     reported.judged(lake)
     made = write_report(lake, "d", "m", SECOND)
     html = html_of(made)
@@ -59,12 +59,12 @@ def written(reported_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Wr
 
 
 @pytest.fixture
-def lake(nights: Lake) -> Lake:
+def lake(nights: LakePaths) -> LakePaths:
     return nights
 
 
 @pytest.fixture
-def judged(lake: Lake) -> Lake:
+def judged(lake: LakePaths) -> LakePaths:
     reported.judged(lake)
     return lake
 
@@ -107,14 +107,14 @@ def test_the_headline_tells_what_happened_whether_it_is_good_and_where_to_look(
         assert written.page.says("", sentence)
 
 
-def judged_anomalies(lake: Lake) -> int:
+def judged_anomalies(lake: LakePaths) -> int:
     from jobs.query.views import sql
 
     rows = sql(lake, f"SELECT count(*) AS n FROM anomalies WHERE night = '{SECOND}'")
     return rows["n"][0].as_py()
 
 
-def test_after_drift_it_is_said_wherever_anomalies_are_shown(lake: Lake) -> None:
+def test_after_drift_it_is_said_wherever_anomalies_are_shown(lake: LakePaths) -> None:
     quiet = page_of(write_report(lake, "d", "m", SECOND))
     assert not quiet.says("anomalies", "Calibration not valid")
     assert quiet.says("drift", "Drift was not tested on this night")
@@ -178,7 +178,7 @@ def test_nothing_is_fetched_and_only_its_own_scripts_may_run(written: Written) -
     assert len(re.findall(r"'sha256-[\w+/=]+'", policy)) == 2
 
 
-def test_what_data_say_is_shown_and_never_run(lake: Lake) -> None:
+def test_what_data_say_is_shown_and_never_run(lake: LakePaths) -> None:
     before, now = reported.versions(lake)
     reported.add_drift(lake, now, SECOND, None, note=f"few {reported.HOSTILE}")
     html = html_of(write_report(lake, "d", "m", SECOND))
@@ -208,7 +208,7 @@ def write_tar(path: Path, images: dict[int, bytes]) -> None:
 
 
 def test_a_file_name_that_is_a_script_is_shown(tmp_path: Path) -> None:
-    lake = Lake((tmp_path / "lake").as_uri())
+    lake = LakePaths((tmp_path / "lake").as_uri())
     write_tar(tmp_path / "source" / "a.tar", dict(enumerate(image_bytes(range(30)))))
     runner.run(InlineStage(lake, tmp_path / "source"))
     made = write_report(lake, "d", "m", FIRST)
@@ -222,8 +222,9 @@ def test_the_same_lake_gives_the_same_bytes_in_another_process(written: Written)
     assert read(again.uri).decode() == written.html
     assert again.pictures == made.pictures
     code = (
-        "import sys; from jobs.lake.paths import Lake; from jobs.report.write import write_report\n"
-        f"write_report(Lake(sys.argv[1]), 'd', 'm', '{SECOND}')"
+        "import sys; from jobs.lake.paths import LakePaths\n"
+        "from jobs.report.write import write_report\n"
+        f"write_report(LakePaths(sys.argv[1]), 'd', 'm', '{SECOND}')"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
     command = [sys.executable, "-c", code, written.lake.uri]
@@ -233,7 +234,7 @@ def test_the_same_lake_gives_the_same_bytes_in_another_process(written: Written)
 
 @pytest.mark.slow
 def test_a_night_can_be_reported_again_after_later_ones(tmp_path: Path) -> None:
-    lake = Lake((tmp_path / "lake").as_uri())
+    lake = LakePaths((tmp_path / "lake").as_uri())
     reported.write_night(tmp_path / "source" / "1.parquet", range(400))
     runner.run(InlineStage(lake, tmp_path / "source", FIRST))
     runner.run(InlineTrain(lake, FIRST))
@@ -251,7 +252,7 @@ def test_a_night_can_be_reported_again_after_later_ones(tmp_path: Path) -> None:
 
 
 def test_it_is_small_and_where_it_must_be_smaller_it_says_so(
-    judged: Lake, written: Written
+    judged: LakePaths, written: Written
 ) -> None:
     assert len(library()) <= 1_500_000
     full = written.made
@@ -291,7 +292,7 @@ def parses(line: str) -> bool:
     return True
 
 
-def test_the_commands_are_commands_and_answer(written: Written, staged: Lake) -> None:
+def test_the_commands_are_commands_and_answer(written: Written, staged: LakePaths) -> None:
     from click.testing import CliRunner
 
     from jobs.report.night import look
@@ -310,7 +311,7 @@ def test_the_commands_are_commands_and_answer(written: Written, staged: Lake) ->
             assert ran.exit_code == 0, (line, ran.output)
 
 
-def test_mistakes_are_told_and_write_nothing(lake: Lake) -> None:
+def test_mistakes_are_told_and_write_nothing(lake: LakePaths) -> None:
     with pytest.raises(InputError, match="unknown dataset 'x'"):
         write_report(lake, "x", "m", SECOND)
     with pytest.raises(InputError, match="unknown version or alias of model 'm': 'best'"):
@@ -321,19 +322,19 @@ def test_mistakes_are_told_and_write_nothing(lake: Lake) -> None:
     assert not list(runs.glob("night-*"))
 
 
-def test_another_version_can_be_asked_for(judged: Lake) -> None:
+def test_another_version_can_be_asked_for(judged: LakePaths) -> None:
     before, now = reported.versions(judged)
     assert page_of(write_report(judged, "d", f"m@{before}", FIRST)).says("training", f"m@{before}")
     assert page_of(write_report(judged, "d", "m@champion", SECOND)).says("training", f"m@{now}")
 
 
-def test_the_newest_map_is_drawn_where_it_has_all_images(lake: Lake) -> None:
+def test_the_newest_map_is_drawn_where_it_has_all_images(lake: LakePaths) -> None:
     assert page_of(write_report(lake, "d", "m", SECOND)).says("map", "largest variance (PCA)")
     runner.run(MapJob(lake, "m", "pca", SECOND))
     assert page_of(write_report(lake, "d", "m", SECOND)).says("map", "latentlake map (pca)")
 
 
-def test_training_curves_are_those_of_the_bundle(lake: Lake) -> None:
+def test_training_curves_are_those_of_the_bundle(lake: LakePaths) -> None:
     from jobs.bundles.manifest import read_about
 
     history = read_about(lake, "m", reported.versions(lake)[1])["history"]

@@ -13,7 +13,7 @@ from jobs.embed.reconcile import EmbedSettle
 from jobs.engine import commit as engine_commit
 from jobs.engine import runner
 from jobs.errors import InputError
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.query import views
 from jobs.schemas.dataset import TableSpec
 from jobs.schemas.model import RECONSTRUCTIONS, embeddings_spec
@@ -22,7 +22,7 @@ from tests.helpers import write_source
 from tests.inline import InlineCompact, InlineEmbed, InlineStage
 
 
-def embedded(lake: Lake, extra: str = "") -> pa.Table:
+def embedded(lake: LakePaths, extra: str = "") -> pa.Table:
     return views.sql(lake, f"SELECT * FROM embeddings {extra} ORDER BY image_id")
 
 
@@ -41,7 +41,7 @@ def _older(latent_dim: int) -> TableSpec:
     )
 
 
-def _embed_as_before(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+def _embed_as_before(lake: LakePaths, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a release that had neither those columns nor batches."""
     monkeypatch.setattr("jobs.embed.tables.embeddings_spec", _older)
     monkeypatch.setattr(EmbedSettle, "_finalise", lambda *_: {})
@@ -50,7 +50,7 @@ def _embed_as_before(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_column_of_a_later_release_is_null_in_older_rows(
-    trained: Lake, tmp_path: Path, monkeypatch
+    trained: LakePaths, tmp_path: Path, monkeypatch
 ) -> None:
     _embed_as_before(trained, monkeypatch)
     assert embedded(trained)["model_split"].null_count == 600
@@ -77,7 +77,9 @@ def test_a_column_of_a_later_release_is_null_in_older_rows(
     assert len(views.sql(trained, "SELECT * FROM batches")) == 1  # and no second
 
 
-def test_a_column_of_another_type_is_refused_with_a_way_out(trained: Lake, monkeypatch) -> None:
+def test_a_column_of_another_type_is_refused_with_a_way_out(
+    trained: LakePaths, monkeypatch
+) -> None:
     runner.run(InlineEmbed(trained))
 
     def other(latent_dim: int) -> TableSpec:
@@ -90,7 +92,7 @@ def test_a_column_of_another_type_is_refused_with_a_way_out(trained: Lake, monke
         runner.run(InlineEmbed(trained, redo=True))
 
 
-def test_a_new_column_hides_no_commit_that_was_cut_short(trained: Lake, monkeypatch) -> None:
+def test_a_new_column_hides_no_commit_that_was_cut_short(trained: LakePaths, monkeypatch) -> None:
     """The table that jobs compete for gets its column between a crash and what completes it."""
     real = Snapshot.commit
 
@@ -111,7 +113,7 @@ def test_a_new_column_hides_no_commit_that_was_cut_short(trained: Lake, monkeypa
     assert len(open_snapshot(trained.model("m", "embeddings")).read(["image_id"])) == 600
 
 
-def test_a_redo_that_adds_columns_works_once(trained: Lake, monkeypatch) -> None:
+def test_a_redo_that_adds_columns_works_once(trained: LakePaths, monkeypatch) -> None:
     _embed_as_before(trained, monkeypatch)
     redo = InlineEmbed(trained, night="2026-01-02", redo=True)
     assert runner.run(redo).counts["embedded"] == 600

@@ -14,7 +14,7 @@ from flows.cli.main import cli
 from jobs.embed.drop import DropJob
 from jobs.engine import runner
 from jobs.errors import InputError
-from jobs.lake.paths import Lake as Places
+from jobs.lake.paths import LakePaths as Places
 from jobs.query import api as query_api
 from jobs.query.api import Lake
 from jobs.search import index

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from jobs.engine import runner
 from jobs.errors import InputError
 from jobs.imaging.pixel_arrays import NotPixels, Pixels, pixels_of
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.sources.listing import Scope, list_files
 from tests.helpers import image_bytes, image_ids, staged_ids, staged_rows, write_files
 from tests.inline import InlineStage
@@ -74,7 +74,7 @@ def test_the_format_of_a_mixed_folder_is_that_of_most_files(lake, tmp_path) -> N
     pq.write_table(pa.table({"image": image_bytes([7])}), tmp_path / "s" / "meta.parquet")
     runner.run(InlineStage(lake, tmp_path / "s"))
     assert staged_ids(lake) == set(image_ids(range(5)))
-    other = Lake(lake.uri + "2")
+    other = LakePaths(lake.uri + "2")
     runner.run(InlineStage(other, tmp_path / "s", format="parquet"))
     assert staged_ids(other) == set(image_ids([7]))
 
@@ -95,7 +95,7 @@ def test_a_pattern_names_some_of_the_files(lake, tmp_path) -> None:
         ("s/b/[45]*", [4]),
         ("s/b/?.jpg", [4]),
     ):
-        held = Lake(f"{lake.uri}-{len(pattern)}-{wanted[-1]}")
+        held = LakePaths(f"{lake.uri}-{len(pattern)}-{wanted[-1]}")
         runner.run(InlineStage(held, f"{tmp_path}/{pattern}"))
         assert staged_ids(held) == set(image_ids(wanted)), pattern
 

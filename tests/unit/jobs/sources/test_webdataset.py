@@ -12,7 +12,7 @@ import pytest
 
 from jobs.engine import runner
 from jobs.errors import JobError
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from tests.helpers import image_bytes, image_ids, staged_ids, staged_rows
 from tests.inline import InlineStage
 
@@ -130,7 +130,7 @@ def test_a_cut_archive_is_refused_as_a_file(lake, tmp_path) -> None:
     (told,) = staged_rows(lake, "source_row, reason", "quarantine")
     assert told["source_row"] == -1
     with pytest.raises(JobError, match="1 of 11 rows refused"):
-        runner.run(InlineStage(Lake(lake.uri + "2"), tmp_path / "s"))
+        runner.run(InlineStage(LakePaths(lake.uri + "2"), tmp_path / "s"))
 
 
 def test_links_and_devices_in_an_archive_are_not_read(lake, tmp_path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from jobs.engine import records, runner
 from jobs.errors import JobError
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.query import views
 from jobs.tables.delta import open_snapshot
 from tests.helpers import image_bytes, image_ids, staged_ids, write_source
@@ -31,7 +31,7 @@ def write(path: Path, numbers, labels=None) -> None:
     pq.write_table(pa.table(columns), path)
 
 
-def run(lake: Lake, source: Path, night: str = "2026-01-02", **settings):
+def run(lake: LakePaths, source: Path, night: str = "2026-01-02", **settings):
     return runner.run(InlineStage(lake, source, night, **{"max_removed": 1.0, **settings}))
 
 
@@ -205,7 +205,7 @@ def test_two_removals_at_once_end_as_one(lake, tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_embed_removes_what_has_left_and_nothing_else(trained: Lake, trained_source) -> None:
+def test_embed_removes_what_has_left_and_nothing_else(trained: LakePaths, trained_source) -> None:
     runner.run(InlineEmbed(trained, reconstructions="all"))
     known = views.sql(trained, "SELECT source_uri FROM images LIMIT 1").to_pylist()[0]["source_uri"]
     assert known == (trained_source / "a.parquet").as_uri()
@@ -259,7 +259,7 @@ def test_after_any_nights_the_tables_are_those_of_the_source(lake, tmp_path, see
         _check_places(lake, held)
 
 
-def _crash_then_finish(lake: Lake, folder: Path, night: str, generator: random.Random) -> None:
+def _crash_then_finish(lake: LakePaths, folder: Path, night: str, generator: random.Random) -> None:
     from jobs.stage import worker as stage_worker
     from jobs.tables.delta import Snapshot
 
@@ -283,7 +283,7 @@ def _crash_then_finish(lake: Lake, folder: Path, night: str, generator: random.R
     run(lake, folder, night, rows_per_unit=10)
 
 
-def _check_places(lake: Lake, held: dict[str, list[int]]) -> None:
+def _check_places(lake: LakePaths, held: dict[str, list[int]]) -> None:
     """Every source row is in the sources table once, every image at one of its occurrences."""
     live = views.sql(
         lake,

@@ -10,7 +10,7 @@ from jobs.engine import commit as engine_commit
 from jobs.engine import records, runner
 from jobs.errors import JobError
 from jobs.query import views
-from jobs.tables.conflicts import Conflict
+from jobs.tables.conflicts import CommitConflict
 from tests.helpers import labels_of, staged_labels, write_source
 from tests.inline import InlineStage, OvertakenStage
 
@@ -176,6 +176,8 @@ def test_a_rival_that_drops_the_plan_in_mid_commit_costs_no_row(lake, source, mo
 
 def test_endless_conflicts_end(lake, source, monkeypatch) -> None:
     monkeypatch.setattr(engine_commit, "ROUNDS", 3)
-    monkeypatch.setattr(engine_commit, "commit", lambda *a: (_ for _ in ()).throw(Conflict("x")))
+    monkeypatch.setattr(
+        engine_commit, "commit", lambda *a: (_ for _ in ()).throw(CommitConflict("x"))
+    )
     with pytest.raises(JobError, match="3 commits in a row met another writer"):
         runner.run(InlineStage(lake, source.parent))

@@ -12,10 +12,10 @@ from jobs.datasets.card import dataset_card
 from jobs.engine import commit as engine_commit
 from jobs.engine import records, runner
 from jobs.errors import InputError, JobError
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.maintain.vacuum import vacuum
 from jobs.query import views
-from jobs.sources.pinned_read import Replaced
+from jobs.sources.pinned_read import SourceChanged
 from jobs.tables.delta import open_snapshot
 from tests.helpers import image_bytes, image_ids, staged_ids, write_source
 from tests.inline import InlineCompact, InlineEmbed, InlineStage, InlineTrain, OvertakenStage
@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "s"
 
 
-def live(lake: Lake) -> list[dict]:
+def live(lake: LakePaths) -> list[dict]:
     return views.sql(
         lake,
         "SELECT source_uri, source_row, etag, fate FROM sources WHERE removed_night IS NULL",
@@ -54,7 +54,7 @@ def hide(monkeypatch, when) -> None:
 
     def read(part, *more):
         if when(part):
-            raise Replaced(part.uri)
+            raise SourceChanged(part.uri)
         return real(part, *more)
 
     monkeypatch.setattr(parquet, "read", read)
@@ -135,7 +135,7 @@ def test_a_file_that_changes_while_it_is_looked_at_has_not_gone(lake, folder, mo
 
     def look(file, layout):
         if file.uri.endswith("b.parquet"):
-            raise Replaced(file.uri)
+            raise SourceChanged(file.uri)
         return real(file, layout)
 
     monkeypatch.setattr(parquet, "look", look)
@@ -353,7 +353,9 @@ def test_vacuum_keeps_the_snapshot_of_an_unfinished_training(lake, folder, monke
 
 
 @pytest.mark.slow
-def test_an_embed_of_an_older_snapshot_removes_nothing_newer(trained: Lake, trained_source) -> None:
+def test_an_embed_of_an_older_snapshot_removes_nothing_newer(
+    trained: LakePaths, trained_source
+) -> None:
     crash_before_commit(lambda: runner.run(InlineEmbed(trained)))
     write_source(trained_source / "new.parquet", range(2000, 2030))
     try:

@@ -10,7 +10,7 @@ import pytest
 from jobs.cluster.settings import RaySettings
 from jobs.engine import runner
 from jobs.errors import InputError
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.settings import build
 from jobs.sweep.job import sweep
 from jobs.sweep.settings import SweepSettings
@@ -81,7 +81,7 @@ def test_mistakes_are_told(search: dict, message: str) -> None:
 
 
 def test_a_sweep_tries_latent_sizes_only_where_a_table_could_take_them(
-    trained: Lake, monkeypatch
+    trained: LakePaths, monkeypatch
 ) -> None:
     class Begun(Exception):
         pass

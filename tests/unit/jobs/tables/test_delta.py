@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from jobs.engine.commit import append_rows
 from jobs.errors import InputError
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import local_path
 from jobs.schemas.catalog import ALIASES
 from jobs.schemas.dataset import images_spec, split_of
 from jobs.tables import delta_log
-from jobs.tables.conflicts import Conflict
+from jobs.tables.conflicts import CommitConflict
 from jobs.tables.delta import Snapshot, Table, _added
 from jobs.tables.shards import write_shard
 
@@ -33,7 +33,7 @@ def alias_rows(count: int, start: int = 0) -> pa.Table:
 
 @pytest.fixture
 def table(tmp_path: Path) -> Table:
-    return Table(Lake(tmp_path.as_uri()).catalog("aliases"), ALIASES)
+    return Table(LakePaths(tmp_path.as_uri()).catalog("aliases"), ALIASES)
 
 
 def test_a_snapshot_stays_what_it_was_while_the_table_goes_on(table: Table) -> None:
@@ -54,7 +54,7 @@ def test_a_snapshot_stays_what_it_was_while_the_table_goes_on(table: Table) -> N
 def test_a_commit_on_an_old_snapshot_meets_a_conflict(table: Table) -> None:
     first, second = table.ensure(), table.ensure()
     first.commit("job-1", [], {})
-    with pytest.raises(Conflict):
+    with pytest.raises(CommitConflict):
         second.commit("job-2", [write_shard(table.uri, ALIASES, alias_rows(1), "a")], {})
     held = table.snapshot()
     assert held is not None
@@ -147,7 +147,7 @@ def test_the_first_commit_brings_its_own_columns_and_the_second_does_not(tmp_pat
     assert held.schema.field("label").type == pa.string()
     assert held.schema.field("image").metadata[b"shape"] == b"[4, 3, 1]"
     assert held.handle.metadata().configuration["delta.enableExpiredLogCleanup"] == "false"
-    with pytest.raises(Conflict):
+    with pytest.raises(CommitConflict):
         rivals.commit("rival", [], {}, schema=Table(uri, first).delta_schema)
     with pytest.raises(InputError, match="shape"):
         Table(uri, first).ensure()
@@ -168,7 +168,7 @@ def test_splits_follow_the_id_alone_in_the_stated_shares() -> None:
 def test_an_older_snapshot_tells_its_own_versions(held: int, later: int, widened: bool) -> None:
     """Whatever others have committed since: deltalake's history numbers theirs as its own."""
     with tempfile.TemporaryDirectory() as folder:
-        table = Table(Lake(Path(folder).as_uri()).catalog("aliases"), ALIASES)
+        table = Table(LakePaths(Path(folder).as_uri()).catalog("aliases"), ALIASES)
         table.ensure()
         for number in range(1, held + 1):
             _newest(table).commit(f"job-{number}", [], {"commit": f"c{number}"})

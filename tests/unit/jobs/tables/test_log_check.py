@@ -14,7 +14,7 @@ from jobs.embed.drop import DropJob
 from jobs.engine import runner
 from jobs.engine.job import Job
 from jobs.errors import InputError
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import local_path
 from jobs.maintain.vacuum import vacuum
 from jobs.tables import catalog, delta_log, log_check
@@ -28,7 +28,7 @@ from tests.inline import InlineCompact, InlineEmbed, InlineEvaluate, InlineStage
 def worked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A lake of two nights, a model and its embeddings, and a source with a third night's file."""
     folder = tmp_path_factory.mktemp("whole")
-    lake = Lake((folder / "lake").as_uri())
+    lake = LakePaths((folder / "lake").as_uri())
     write_source(folder / "s" / "a.parquet", range(150), broken=[3])
     runner.run(InlineStage(lake, folder / "s"))
     runner.run(InlineTrain(lake, epochs=1))
@@ -45,7 +45,7 @@ def copied(worked: Path, tmp_path: Path) -> Path:
     return tmp_path / "lake"
 
 
-Made = Callable[[Lake, Path], Job]
+Made = Callable[[LakePaths, Path], Job]
 JOBS: dict[str, Made] = {
     "stage": lambda lake, source: InlineStage(lake, source, "2026-01-03"),
     "embed": lambda lake, source: InlineEmbed(lake, "2026-01-03"),
@@ -101,7 +101,7 @@ def entries(root: Path, made: Job) -> list[Path]:
 def test_each_damage_of_each_entry_is_told_by_its_uri(
     worked: Path, copied: Path, name: str
 ) -> None:
-    lake = Lake(copied.as_uri())
+    lake = LakePaths(copied.as_uri())
     checked = 0
     for entry in entries(copied, JOBS[name](lake, worked / "s")):
         ours = "job_id" in json.loads(entry.read_text().split("\n", 1)[0])["commitInfo"]
@@ -126,7 +126,7 @@ def test_two_commits_while_a_folder_is_read_are_no_gap(
     worked: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is read in pieces, in no order: the newer of the two may be in it, the older not."""
-    lake = Lake(copied.as_uri())
+    lake = LakePaths(copied.as_uri())
     real, listings = delta_log.list_folder, []
 
     def list_folder(uri: str) -> list[dict]:
@@ -144,7 +144,7 @@ def test_two_commits_while_a_folder_is_read_are_no_gap(
 def test_a_damaged_checkpoint_is_told_with_what_to_do(
     worked: Path, copied: Path, damage: Callable[[Path], None]
 ) -> None:
-    lake = Lake(copied.as_uri())
+    lake = LakePaths(copied.as_uri())
     snapshot = open_snapshot(lake.dataset("d", "images"))
     assert snapshot is not None
     snapshot.handle.create_checkpoint()
@@ -158,7 +158,7 @@ def test_a_damaged_checkpoint_is_told_with_what_to_do(
 
 
 def test_vacuum_of_a_damaged_log_deletes_nothing(worked: Path, copied: Path) -> None:
-    lake = Lake(copied.as_uri())
+    lake = LakePaths(copied.as_uri())
     runner.run(InlineCompact.of(lake))
     entry = copied / "datasets/d/images/_delta_log" / f"{1:020}.json"
     for damage in (*ANY, *OF_A_JOB):
@@ -173,7 +173,7 @@ def test_vacuum_of_a_damaged_log_deletes_nothing(worked: Path, copied: Path) -> 
 
 
 def test_what_a_checkpoint_stands_for_is_read_by_vacuum_alone(worked: Path, copied: Path) -> None:
-    lake = Lake(copied.as_uri())
+    lake = LakePaths(copied.as_uri())
     images = lake.dataset("d", "images")
     snapshot = open_snapshot(images)
     assert snapshot is not None
@@ -190,7 +190,7 @@ def test_what_a_checkpoint_stands_for_is_read_by_vacuum_alone(worked: Path, copi
 def test_entries_that_another_tool_removed_before_a_checkpoint_are_no_damage(
     worked: Path, copied: Path
 ) -> None:
-    lake = Lake(copied.as_uri())
+    lake = LakePaths(copied.as_uri())
     images = lake.dataset("d", "images")
     snapshot = open_snapshot(images)
     assert snapshot is not None
@@ -204,7 +204,7 @@ def test_a_wrong_version_of_an_older_release_is_no_damage(
     worked: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It counted versions down from a stale handle: the job is in the log, in another entry."""
-    lake = Lake(copied.as_uri())
+    lake = LakePaths(copied.as_uri())
     images = lake.dataset("d", "images")
     entry = copied / "datasets/d/images/_delta_log" / f"{2:020}.json"
     job_id = json.loads(entry.read_text().splitlines()[0])["commitInfo"]["job_id"]
@@ -229,4 +229,4 @@ def test_names_that_are_none_are_told(
                 body[field] = value
     entry.write_text("".join(json.dumps(action) + "\n" for action in actions))
     with pytest.raises(InputError, match=f"{entry.name} is damaged"):
-        runner.run(InlineStage(Lake(copied.as_uri()), worked / "s", "2026-01-03"))
+        runner.run(InlineStage(LakePaths(copied.as_uri()), worked / "s", "2026-01-03"))

@@ -13,7 +13,7 @@ from PIL import Image
 
 from jobs.engine import runner
 from jobs.errors import InputError, StorageError
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.telemetry import listeners
 from jobs.telemetry.listeners import LakeEvents, TensorBoard
 from jobs.telemetry.metrics import UNITS, BadStep, Metric, Telemetry, metrics_of
@@ -124,7 +124,7 @@ def test_only_what_has_a_unit_is_a_metric() -> None:
     assert metrics_of(entry) == [Metric("train_nats", 1.0, "nats", 4, 2)]
 
 
-def test_a_training_tells_all_that_it_should(trained: Lake, monkeypatch) -> None:
+def test_a_training_tells_all_that_it_should(trained: LakePaths, monkeypatch) -> None:
     held: list[Metric] = []
     notes: list[str] = []
     sheets: list[tuple[int, tuple[int, int]]] = []
@@ -161,7 +161,7 @@ def test_a_training_tells_all_that_it_should(trained: Lake, monkeypatch) -> None
     assert all(width > 1000 for _, (width, _) in sheets)
 
 
-def test_mlflow_that_is_asked_for_and_missing_is_told(trained: Lake, monkeypatch) -> None:
+def test_mlflow_that_is_asked_for_and_missing_is_told(trained: LakePaths, monkeypatch) -> None:
     import sys
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")

@@ -15,7 +15,7 @@ from jobs.bundles import bundle
 from jobs.bundles.manifest import read_about
 from jobs.engine import runner
 from jobs.errors import InputError, JobError
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import local_path
 from jobs.query import views
 from jobs.tables import catalog
@@ -27,11 +27,11 @@ from tests.helpers import write_source
 from tests.inline import InlineEmbed, InlineEvaluate, InlineStage, InlineTrain
 
 
-def weights(lake: Lake) -> dict[str, torch.Tensor]:
+def weights(lake: LakePaths) -> dict[str, torch.Tensor]:
     return bundle.load(lake, *catalog.resolve_model(lake, "m")).weights
 
 
-def test_a_bundle_tells_what_it_is_and_the_champion_names_it(trained: Lake) -> None:
+def test_a_bundle_tells_what_it_is_and_the_champion_names_it(trained: LakePaths) -> None:
     model, version = catalog.resolve_model(trained, "m")
     assert (model, len(version)) == ("m", 12)
     assert catalog.resolve_model(trained, f"m@{version}") == (model, version)
@@ -49,7 +49,7 @@ def test_a_bundle_tells_what_it_is_and_the_champion_names_it(trained: Lake) -> N
     assert files == {"model.json", *about["files"].values()}
 
 
-def test_a_rerun_trains_nothing_and_another_config_is_another_version(trained: Lake) -> None:
+def test_a_rerun_trains_nothing_and_another_config_is_another_version(trained: LakePaths) -> None:
     again = InlineTrain(trained, night="2026-01-02")
     assert runner.run(again).units == 0
     assert again.executed == []
@@ -63,7 +63,7 @@ def test_a_rerun_trains_nothing_and_another_config_is_another_version(trained: L
     assert catalog.aliases(trained, "m") == {"champion": report.counts["version"]}
 
 
-def test_an_alias_moves_there_and_back_again_on_one_night(trained: Lake) -> None:
+def test_an_alias_moves_there_and_back_again_on_one_night(trained: LakePaths) -> None:
     first = catalog.aliases(trained, "m")["champion"]
     second = runner.run(InlineTrain(trained, seed=1, promote=True)).counts["version"]
     for seed, version in ((0, first), (1, second), (0, first)):
@@ -72,7 +72,7 @@ def test_an_alias_moves_there_and_back_again_on_one_night(trained: Lake) -> None
 
 
 def test_a_killed_training_is_no_business_of_another_dataset(
-    staged: Lake, trained_source: Path, monkeypatch
+    staged: LakePaths, trained_source: Path, monkeypatch
 ) -> None:
     other = InlineStage(staged, trained_source)
     other.target = "e"
@@ -89,7 +89,7 @@ def test_a_killed_training_is_no_business_of_another_dataset(
 
 
 def test_a_resumed_training_is_not_followed_by_one_on_newer_images(
-    staged: Lake, tmp_path: Path, monkeypatch
+    staged: LakePaths, tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.setattr(InlineTrain, "fit", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
@@ -103,7 +103,7 @@ def test_a_resumed_training_is_not_followed_by_one_on_newer_images(
     assert len(catalog.bundle_versions(staged, "m")) == 1
 
 
-def test_worker_counts_and_names_are_no_part_of_the_version(trained: Lake) -> None:
+def test_worker_counts_and_names_are_no_part_of_the_version(trained: LakePaths) -> None:
     plan = InlineTrain(trained).plan().fingerprint
     assert InlineTrain(trained, workers=7).plan().fingerprint == plan
     assert InlineTrain(trained, alias="candidate").plan().fingerprint == plan
@@ -111,7 +111,7 @@ def test_worker_counts_and_names_are_no_part_of_the_version(trained: Lake) -> No
     assert InlineTrain(trained, batch_size=32).plan().fingerprint != plan
 
 
-def test_the_batch_is_no_larger_than_the_split(staged: Lake) -> None:
+def test_the_batch_is_no_larger_than_the_split(staged: LakePaths) -> None:
     with pytest.raises(InputError, match=r"batch_size 4096 is more than the \d+ images"):
         runner.run(InlineTrain(staged, batch_size=4096))
 
@@ -134,7 +134,7 @@ def bad_batches(monkeypatch, steps: set[int]) -> None:
 
 
 def test_a_few_bad_steps_are_skipped_and_their_images_named(
-    staged: Lake, monkeypatch, caplog
+    staged: LakePaths, monkeypatch, caplog
 ) -> None:
     caplog.set_level("INFO", "latentlake")
     heard: list[BadStep] = []
@@ -162,7 +162,7 @@ def test_a_few_bad_steps_are_skipped_and_their_images_named(
     assert heard[0].image_ids[0] in caplog.text
 
 
-def test_the_images_of_a_bad_step_are_those_it_saw(staged: Lake, monkeypatch) -> None:
+def test_the_images_of_a_bad_step_are_those_it_saw(staged: LakePaths, monkeypatch) -> None:
     seen: dict[int, bytes] = {}
     original = Training._step
 
@@ -185,14 +185,16 @@ def test_the_images_of_a_bad_step_are_those_it_saw(staged: Lake, monkeypatch) ->
         assert b"".join(pixels[i] for i in ids) == data
 
 
-def test_too_many_bad_steps_end_the_training(staged: Lake, monkeypatch) -> None:
+def test_too_many_bad_steps_end_the_training(staged: LakePaths, monkeypatch) -> None:
     bad_batches(monkeypatch, {2, 5, 6, 7})
     with pytest.raises(JobError, match=r"4 steps had no finite loss, run.max_bad_steps is 3"):
         runner.run(InlineTrain(staged))
     assert catalog.bundle_versions(staged, "m") == []
 
 
-def test_the_best_epoch_is_published_and_patience_ends_the_rest(staged: Lake, monkeypatch) -> None:
+def test_the_best_epoch_is_published_and_patience_ends_the_rest(
+    staged: LakePaths, monkeypatch
+) -> None:
     told = iter([500.0, 400.0, 450.0, 460.0, 390.0])
     states: list[dict] = []
     real = train_loop.validate
@@ -210,7 +212,7 @@ def test_the_best_epoch_is_published_and_patience_ends_the_rest(staged: Lake, mo
     assert all(torch.equal(v, states[1][n]) for n, v in weights(staged).items())
 
 
-def test_epochs_of_the_warm_up_are_never_the_best(staged: Lake, monkeypatch) -> None:
+def test_epochs_of_the_warm_up_are_never_the_best(staged: LakePaths, monkeypatch) -> None:
     told = iter([100.0, 200.0, 300.0, 250.0])
     real = train_loop.validate
     monkeypatch.setattr(
@@ -237,7 +239,7 @@ def test_a_crash_after_the_bundle_publishes_the_alias_without_training(staged, m
     assert list(catalog.aliases(staged, "m")) == ["champion"]
 
 
-def test_validation_covers_the_whole_split_whatever_the_scoring_batch(staged: Lake) -> None:
+def test_validation_covers_the_whole_split_whatever_the_scoring_batch(staged: LakePaths) -> None:
     reports = [
         runner.run(InlineTrain(staged, model=f"m{size}", score_batch=size)) for size in (7, 64)
     ]
@@ -245,14 +247,14 @@ def test_validation_covers_the_whole_split_whatever_the_scoring_batch(staged: La
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
-def test_a_loss_that_is_not_finite_ends_the_training(staged: Lake) -> None:
+def test_a_loss_that_is_not_finite_ends_the_training(staged: LakePaths) -> None:
     with pytest.raises(JobError, match=r"nan.*Lower --learning-rate"):
         runner.run(InlineTrain(staged, learning_rate=1e12, epochs=20))
     assert catalog.bundle_versions(staged, "m") == []
     assert catalog.aliases(staged, "m") == {}
 
 
-def test_unknown_names_list_the_known_ones(trained: Lake) -> None:
+def test_unknown_names_list_the_known_ones(trained: LakePaths) -> None:
     with pytest.raises(InputError, match="unknown dataset 'x'; known: d"):
         runner.run(InlineTrain(trained, dataset="x"))
     with pytest.raises(InputError, match="unknown model 'x'; known: m"):
@@ -261,7 +263,7 @@ def test_unknown_names_list_the_known_ones(trained: Lake) -> None:
         catalog.resolve_model(trained, "m@prod")
 
 
-def test_a_snapshot_that_is_gone_is_told(staged: Lake) -> None:
+def test_a_snapshot_that_is_gone_is_told(staged: LakePaths) -> None:
     with pytest.raises(InputError, match=r"99.*(known|newest)"):
         runner.run(InlineTrain(staged, images_version=99))
     shards = [*(local_path(staged.uri) / "datasets").rglob("images/**/*.parquet")]
@@ -273,14 +275,14 @@ def test_a_snapshot_that_is_gone_is_told(staged: Lake) -> None:
 
 
 def test_too_few_images_for_the_splits_are_told(tmp_path: Path) -> None:
-    lake = Lake((tmp_path / "lake").as_uri())
+    lake = LakePaths((tmp_path / "lake").as_uri())
     write_source(tmp_path / "s" / "a.parquet", range(2))
     runner.run(InlineStage(lake, tmp_path / "s"))
     with pytest.raises(InputError, match=r"no images in its \w+ split \(2 images in all\)"):
         runner.run(InlineTrain(lake))
 
 
-def test_damaged_bundles_are_refused(trained: Lake) -> None:
+def test_damaged_bundles_are_refused(trained: LakePaths) -> None:
     model, version = catalog.resolve_model(trained, "m")
     folder = local_path(trained.bundle(model, version))
     assert folder is not None
@@ -299,7 +301,9 @@ def test_damaged_bundles_are_refused(trained: Lake) -> None:
 
 
 @pytest.mark.parametrize("table", ["embeddings", "evaluated"])
-def test_another_latent_size_is_refused_before_it_is_trained(trained: Lake, table: str) -> None:
+def test_another_latent_size_is_refused_before_it_is_trained(
+    trained: LakePaths, table: str
+) -> None:
     """No table of the model would take its codes."""
     is_embedded = table == "embeddings"
     early = InlineTrain(trained, latent_dim=6, alias="early")

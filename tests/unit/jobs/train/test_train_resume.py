@@ -17,7 +17,7 @@ from jobs.engine import runner
 from jobs.engine.plan import Unit
 from jobs.engine.records import load_completions
 from jobs.errors import JobError, StorageError
-from jobs.lake.paths import Lake
+from jobs.lake.paths import LakePaths
 from jobs.lake.storage import local_path
 from jobs.tables import catalog
 from jobs.telemetry.metrics import Listener, Telemetry
@@ -50,7 +50,7 @@ SAVING = {"run": {"checkpoint_s": 0.0}}
 @pytest.mark.parametrize("step", [0, 1, 3, 8, 9, 15])
 @pytest.mark.parametrize("data", ["resident", "streamed"])
 def test_a_killed_training_goes_on_in_mid_epoch_and_ends_bit_for_bit_the_same(
-    staged: Lake, trained_once: Path, monkeypatch, data: str, step: int
+    staged: LakePaths, trained_once: Path, monkeypatch, data: str, step: int
 ) -> None:
     settings = {"run": {"checkpoint_s": 0.0, "data": data}}
     kill_at(monkeypatch, step)
@@ -66,7 +66,7 @@ def test_a_killed_training_goes_on_in_mid_epoch_and_ends_bit_for_bit_the_same(
     runner.run(InlineTrain(staged, **settings))
     # From the last beat of the epoch that it died in, or from its beginning.
     assert taken == list(range(8 * (step // 8) + (step % 8) // 2 * 2, 16))
-    undisturbed = Lake((trained_once / "lake").as_uri())
+    undisturbed = LakePaths((trained_once / "lake").as_uri())
     for name, value in weights(staged).items():
         assert torch.equal(value, weights(undisturbed)[name]), name
     histories = [
@@ -92,11 +92,13 @@ RICH = {
 }
 
 
-def test_all_of_the_state_is_in_a_checkpoint(staged: Lake, tmp_path: Path, monkeypatch) -> None:
+def test_all_of_the_state_is_in_a_checkpoint(
+    staged: LakePaths, tmp_path: Path, monkeypatch
+) -> None:
     root = local_path(staged.uri)
     assert root is not None
     shutil.copytree(root, tmp_path / "other")
-    whole = Lake((tmp_path / "other").as_uri())
+    whole = LakePaths((tmp_path / "other").as_uri())
     runner.run(InlineTrain(whole, **RICH, **SAVING))
     for step in (5, 13, 20):
         kill_at(monkeypatch, step)
@@ -110,7 +112,7 @@ def test_all_of_the_state_is_in_a_checkpoint(staged: Lake, tmp_path: Path, monke
 
 
 def test_the_newest_checkpoints_are_kept_and_the_best_weights_with_them(
-    staged: Lake, monkeypatch
+    staged: LakePaths, monkeypatch
 ) -> None:
     kill_at(monkeypatch, 15)
     with pytest.raises(KeyboardInterrupt):
@@ -123,7 +125,7 @@ def test_the_newest_checkpoints_are_kept_and_the_best_weights_with_them(
 
 
 def test_training_goes_on_while_checkpoints_cannot_be_saved(
-    staged: Lake, trained_once: Path, monkeypatch, caplog
+    staged: LakePaths, trained_once: Path, monkeypatch, caplog
 ) -> None:
     caplog.set_level("INFO", "latentlake")
     real, tries = checkpoints.create_or_keep, []
@@ -138,14 +140,14 @@ def test_training_goes_on_while_checkpoints_cannot_be_saved(
     monkeypatch.setattr(train_loop, "BEAT_STEPS", 1)
     runner.run(InlineTrain(staged, **SAVING))
     assert "the lake is away; training goes on" in caplog.text
-    undisturbed = weights(Lake((trained_once / "lake").as_uri()))
+    undisturbed = weights(LakePaths((trained_once / "lake").as_uri()))
     assert all(torch.equal(v, undisturbed[n]) for n, v in weights(staged).items())
     # What was saved after that can be gone on from: the best weights, too.
     assert any("best-" in uri for uri in tries[5:])
 
 
 def test_a_resident_training_needs_no_lake_after_its_first_epoch(
-    staged: Lake, trained_once: Path, monkeypatch
+    staged: LakePaths, trained_once: Path, monkeypatch
 ) -> None:
     real, away = splits.read_row_group, []
 
@@ -171,11 +173,11 @@ def test_a_resident_training_needs_no_lake_after_its_first_epoch(
         finalize, "publish", lambda *a, **k: (telemetry.close(), real_publish(*a, **k))
     )
     runner.run(InlineTrain(staged))
-    undisturbed = weights(Lake((trained_once / "lake").as_uri()))
+    undisturbed = weights(LakePaths((trained_once / "lake").as_uri()))
     assert all(torch.equal(v, undisturbed[n]) for n, v in weights(staged).items())
 
 
-def test_a_checkpoint_of_another_model_is_refused(staged: Lake, monkeypatch) -> None:
+def test_a_checkpoint_of_another_model_is_refused(staged: LakePaths, monkeypatch) -> None:
     kill_at(monkeypatch, 4)
     with pytest.raises(KeyboardInterrupt):
         runner.run(InlineTrain(staged, **SAVING))
@@ -190,7 +192,7 @@ def test_a_checkpoint_of_another_model_is_refused(staged: Lake, monkeypatch) -> 
         runner.run(InlineTrain(staged, **SAVING))
 
 
-def test_moments_are_laid_out_as_their_weights_again(staged: Lake, monkeypatch) -> None:
+def test_moments_are_laid_out_as_their_weights_again(staged: LakePaths, monkeypatch) -> None:
     """A fused optimiser goes by memory: rows of another layout would be other numbers."""
     settings = {
         "network": {"kind": "conv", "widths": [8, 8], "hidden": 16},
@@ -207,7 +209,7 @@ def test_moments_are_laid_out_as_their_weights_again(staged: Lake, monkeypatch) 
         assert torch.equal(value, expected[name]), name
 
 
-def test_a_rerun_brings_its_own_way_of_running(staged: Lake, monkeypatch) -> None:
+def test_a_rerun_brings_its_own_way_of_running(staged: LakePaths, monkeypatch) -> None:
     kill_at(monkeypatch, 9)
     with pytest.raises(KeyboardInterrupt):
         runner.run(InlineTrain(staged, workers=2, **SAVING))
@@ -220,7 +222,7 @@ def test_a_rerun_brings_its_own_way_of_running(staged: Lake, monkeypatch) -> Non
     assert (order.train_settings.workers, order.train_settings.run.max_bad_steps) == (1, 50)
 
 
-def test_a_restart_after_the_bundle_is_there_trains_nothing(trained: Lake) -> None:
+def test_a_restart_after_the_bundle_is_there_trains_nothing(trained: LakePaths) -> None:
     work = InlineTrain(trained)
     plan = work.plan()
     unit = Unit.of(plan.fingerprint, {"version": plan.fingerprint})

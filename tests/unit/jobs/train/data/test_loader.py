@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jobs.datasets.splits import Group, Split, find_splits, pixels_of
 from jobs.engine import runner
 from jobs.tables.catalog import images_snapshot
-from jobs.train.data.loader import Loader, Part, Resident, Share, Streamed
+from jobs.train.data.loader import Loader, RankShare, Resident, Share, Streamed
 from tests.helpers import image_bytes, write_files
 from tests.inline import InlineStage
 from tests.unit.jobs.train.data.test_sample_order import GROUPS, SMALL, global_rows, order_of
@@ -71,7 +71,8 @@ def test_any_ranks_from_any_position_give_the_global_order(
     wanted = global_rows(order, epoch, size)
     first = int(position * len(wanted))
     loaders: list[Loader] = [
-        LOADERS[kind](Part(made(groups), order, size, rank, workers)) for rank in range(workers)
+        LOADERS[kind](RankShare(made(groups), order, size, rank, workers))
+        for rank in range(workers)
     ]
     steps = zip(*(loader.shares(epoch, first) for loader in loaders), strict=True)
     assert [whole(list(step)) for step in steps] == wanted[first:]
@@ -80,7 +81,7 @@ def test_any_ranks_from_any_position_give_the_global_order(
 def test_epochs_of_one_loader_are_those_of_the_order() -> None:
     order = order_of([30, 5, 44])
     for kind in LOADERS.values():
-        loader = kind(Part(made([30, 5, 44]), order, 16))
+        loader = kind(RankShare(made([30, 5, 44]), order, 16))
         for epoch in (0, 1, 5):
             assert [told(s.pixels_NHWC) for s in loader.shares(epoch)] == global_rows(
                 order, epoch, 16
@@ -102,7 +103,7 @@ def test_a_worker_reads_only_its_own_row_groups() -> None:
         by_rank = []
         for rank in range(4):
             read.clear()
-            list(kind(Part(split, order, 32, rank, 4)).shares(0))
+            list(kind(RankShare(split, order, 32, rank, 4)).shares(0))
             by_rank.append(set(read))
         assert sum(len(held) for held in by_rank) == 40
 
@@ -117,7 +118,7 @@ def test_streaming_holds_a_window_and_the_next_of_each_stream() -> None:
 
     groups = [50] * 200
     loader = Streamed(
-        Part(Counted("train", (1, 1, 4), made(groups).groups), order_of(groups, 4, 400), 100)
+        RankShare(Counted("train", (1, 1, 4), made(groups).groups), order_of(groups, 4, 400), 100)
     )
     shares = loader.shares(0)
     for number in range(1, 20):
@@ -134,7 +135,7 @@ def test_a_fault_of_reading_reaches_the_loop() -> None:
 
     split = Broken("train", (1, 1, 4), made([10]).groups)
     with pytest.raises(OSError, match="gone"):
-        list(Streamed(Part(split, order_of([10]), 4)).shares(0))
+        list(Streamed(RankShare(split, order_of([10]), 4)).shares(0))
 
 
 def test_splits_of_a_real_snapshot(lake, tmp_path) -> None:
