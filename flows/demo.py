@@ -1,4 +1,4 @@
-"""The demo: two nights on real images, told as they happen.
+"""The demo: two nights on real images, narrated as they happen.
 
 Night one brings nine kinds of clothing; night two, unseen images of all ten, the tenth never
 seen in training. Everything that is printed was measured in the run or read from the tables.

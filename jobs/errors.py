@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class LatentlakeError(Exception):
-    """Base of all errors that are told in a sentence, without a traceback."""
+    """Base of all errors that are reported in a sentence, without a traceback."""
 
     exit_code = 1
 

@@ -153,7 +153,7 @@ class Page:
         save_picture(shots[-1], name)
 
     def requests(self) -> list[str]:
-        """Addresses that the browser has asked for since the last time."""
+        """Addresses that the browser has requested since the last time."""
         events = [json.loads(e["message"])["message"] for e in self.browser.get_log("performance")]
         kinds = {"Network.requestWillBeSent": "request", "Network.webSocketCreated": None}
         asked = []

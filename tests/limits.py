@@ -1,7 +1,7 @@
 """How long tests wait for something before they call it hanging, in one place.
 
 No test fails because a machine is slow: these are about ten times what is usual on two quiet cores,
-and what is to be quick is asked for in a benchmark. A whole test may take as long as
+and what is to be quick is requested in a benchmark. A whole test may take as long as
 `timeout` in pyproject.toml says.
 """
 

@@ -70,7 +70,7 @@ class Evaluated:
 
 
 def promotion(lake: LakePaths, version: str, night: str = NIGHT, **settings: Any) -> PromoteJob:
-    """Without the gate, if it is not asked for."""
+    """Without the gate, if it is not requested."""
     values = {"model": f"m@{version}", "rule": None, "by": "ann"} | settings
     return PromoteJob(lake, PromoteSettings.model_validate(values), night)
 

@@ -86,7 +86,7 @@ class Autoencoder(nn.Module):
 
 
 def to_unit_range(pixels_NHWC: Tensor, *, channels_last: bool = False) -> Tensor:
-    """Staged uint8 pixels → float32 in [0, 1], (N, C, H, W), in memory as asked for."""
+    """Staged uint8 pixels → float32 in [0, 1], (N, C, H, W), in memory as requested."""
     x_NCHW = pixels_NHWC.permute(0, 3, 1, 2)
     if not channels_last:
         x_NCHW = x_NCHW.contiguous()

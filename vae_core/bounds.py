@@ -24,7 +24,7 @@ def log_weights(model: Autoencoder, target_NCHW: Tensor, eps_KND: Tensor) -> Ten
 
     target: what `model.observe` gives. The weights' mean over K estimates the ELBO, their
     log-mean-exp the importance-weighted bound (Burda et al. 2016, eq. 8). All K decodings are
-    held at once.
+    in memory at once.
     """
     posterior = model.encode(target_NCHW)
     return _weights(model, target_NCHW, posterior, eps_KND)

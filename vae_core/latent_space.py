@@ -59,7 +59,7 @@ def interpolate(
 
 @torch.no_grad()
 def traverse(model: Autoencoder, z_D: Tensor, dimension: int, values: Tensor) -> Tensor:
-    """Images of one latent dimension set to each of the values, the rest held, (S, C, H, W)."""
+    """Images of one latent dimension set to each of the values, the rest fixed, (S, C, H, W)."""
     z_SD = z_D.repeat(len(values), 1)
     z_SD[:, dimension] = values.to(z_D)
     return model.show(z_SD)
@@ -100,7 +100,7 @@ def impute(
     generator: torch.Generator | None = None,
     start_NCHW: Tensor | None = None,
 ) -> Tensor:
-    """Fills pixels that are not known, by encoding and decoding in turn, known ones held.
+    """Fills pixels that are not known, by encoding and decoding in turn, known ones fixed.
 
     Rezende et al. 2014, "Stochastic backpropagation", appendix F. With a
     generator latents and pixels are drawn, a Markov chain whose draws approach p(missing | known)

@@ -23,7 +23,7 @@ _ROUNDS = 10
 
 
 def philox4x32(counter_N4: Tensor, key: tuple[int, int]) -> Tensor:
-    """Ten rounds of Philox4x32. Words are 32-bit values held in int64; (N, 4) → (N, 4)."""
+    """Ten rounds of Philox4x32. Words are 32-bit values in int64; (N, 4) → (N, 4)."""
     c0, c1, c2, c3 = counter_N4.unbind(-1)
     k0, k1 = key
     for _ in range(_ROUNDS):

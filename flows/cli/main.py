@@ -238,7 +238,7 @@ def nightly(config: str, night: str | None, retrain: bool, lake: str | None, as_
 
     Example: latentlake nightly --config nightly.yaml --night 2026-11-21
     """
-    load_nightly(config)  # its mistakes are told before Prefect starts
+    load_nightly(config)  # its mistakes are reported before Prefect starts
     on = dt.date.fromisoformat(valid_night(night or tonight()))
     from flows import temporary_server
 

@@ -68,7 +68,7 @@ def promote(
 def rollback(model: str, back_from: str | None, **options: Any) -> None:
     """Give an alias back to the bundle that it named before; again, to the one before that.
 
-    Nothing is asked of that bundle, and what was rolled back does not come up again.
+    Nothing is checked of that bundle, and what was rolled back does not come up again.
 
     Example: latentlake rollback photos --reason "flags every image since Tuesday"
     """
@@ -148,7 +148,7 @@ def _foretold(moving: PromoteJob) -> dict[str, Any]:
     values = {name: plan.settings[name] for name in ("version", "held", "alias", "by")}
     would = {"promoted": False, "would_promote": judged is None or judged.passes}
     if judged is None:
-        return {**would, **values, "why": "nothing is asked for"}
+        return {**would, **values, "why": "nothing is required"}
     checks = [vars(check) for check in judged.checks]
     return {**would, **values, "checks": checks, "why": judged.why}
 

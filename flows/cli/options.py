@@ -56,7 +56,7 @@ def job_options(function: Callable[..., Any]) -> Callable[..., Any]:
             help="http://HEAD:8265, or HOST:6379 on a node; embedded if none.",
         ),
         click.option("--wheel", metavar="FILE", help="Of latentlake, brought to http://HEAD:8265."),
-        click.option("--autoscaling", is_flag=True, help="The cluster adds nodes when asked."),
+        click.option("--autoscaling", is_flag=True, help="The cluster adds nodes on demand."),
         click.option(
             "--resource-timeout",
             type=float,

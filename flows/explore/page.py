@@ -52,9 +52,9 @@ class Prefers(JSComponent):
 
     _esm = """
 export function render({model}) {
-  const asked = window.matchMedia('(prefers-color-scheme: dark)');
-  model.dark = asked.matches;
-  asked.addEventListener('change', () => { model.dark = asked.matches; });
+  const dark = window.matchMedia('(prefers-color-scheme: dark)');
+  model.dark = dark.matches;
+  dark.addEventListener('change', () => { model.dark = dark.matches; });
   return document.createElement('span');
 }"""
 

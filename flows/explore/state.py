@@ -44,7 +44,7 @@ class ExploreState:
         return True
 
     def embeddings(self, reference: str) -> Embeddings:
-        """Those of one version are held, as they were published last: they may be large."""
+        """Those of one version stay in memory, as they were published last: they may be large."""
         model, version = catalog.resolve_model(self.lake, reference)
         snapshot = catalog.embeddings_snapshot(self.lake, model, version)
         key = (model, version, snapshot.version)

@@ -88,7 +88,7 @@ class Opening:
 
 
 class RowTable(Opening, JSComponent):
-    """A table of text. ids: what a row stands for, if it can be opened; told to `on_open`."""
+    """A table of text. ids: what a row stands for, if it can be opened; passed to `on_open`."""
 
     caption = param.String()
     columns = param.List()
@@ -162,7 +162,7 @@ button {{ font: inherit; color: inherit; background: none; border: 0; padding: 0
 
 
 class PictureGrid(Opening, JSComponent):
-    """Pictures with a few words below each; one that is pressed is told to `on_open`."""
+    """Pictures with a few words below each; one that is pressed is passed to `on_open`."""
 
     items = param.List(doc="of dicts: id, src (data:), alt, lines, strong")
 

@@ -147,7 +147,7 @@ def _drifted(report: JobReport) -> bool:
 
 
 def report_line(report: JobReport) -> str:
-    """A report in a line: every count that is not zero and not told elsewhere, then the time."""
+    """A report in a line: every count that is not zero and not shown elsewhere, then the time."""
     if not report.job_ids:
         return "nothing to do"
     parts = []

@@ -70,7 +70,7 @@ def why_train(
     if champion is None:
         return "there is no champion yet"
     if requested:
-        return "it was asked to"
+        return "it was requested"
     if rule.every_nights is not None and champion.night is not None:
         passed = (dt.date.fromisoformat(night) - dt.date.fromisoformat(champion.night)).days
         if passed >= rule.every_nights:

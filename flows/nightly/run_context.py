@@ -44,7 +44,7 @@ class Opened:
 
     @property
     def at(self) -> tuple[str, str, RaySettings]:
-        """What every task is told beside its own settings: lake, night, Ray."""
+        """What every task is given beside its own settings: lake, night, Ray."""
         return self.lake.uri, self.night, self.settings.ray
 
 

@@ -1,4 +1,4 @@
-"""What a night is told: the settings of its jobs, and when it comes, retrains and gives up."""
+"""Settings of a night: those of its jobs, and when it comes, retrains and gives up."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ScheduleSettings(Settings):
 class RetrainSettings(Settings):
     """When a night trains although there is a champion: as soon as one of these holds.
 
-    With none of them, never; a run may still be asked to.
+    With none of them, never; a run's form may still request it.
     """
 
     every_nights: int | None = Field(

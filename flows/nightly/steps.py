@@ -1,4 +1,4 @@
-"""The steps of a run, one after the other, with what they reported and what has to be told."""
+"""The steps of a run, one after the other, with what they reported and what has to be shown."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ log = logging.getLogger("latentlake")
 
 
 class Steps:
-    """A run's, in a block: at its end, also by an error, what was done is shown and told.
+    """A run's, in a block: at its end, also by an error, what was done is shown and logged.
 
     notes: sentences for whoever reads the run's summary. model: that embedded; the config's if
     None.
@@ -87,7 +87,7 @@ class Steps:
             return self._not_done(task, settings, error)
 
     def end(self) -> list[JobReport]:
-        """What was reported. Raises the first mistake, now that all else is done and told."""
+        """What was reported. Raises the first mistake, now that all else is done and reported."""
         if self.mistakes:
             raise self.mistakes[0]
         return self.reports
@@ -95,7 +95,7 @@ class Steps:
     def run_advisory(
         self, task: Task[Any, JobReport], settings: Any, seconds: float | None
     ) -> JobReport | None:
-        """The same of a job that only judges: what it cannot judge is told, and the night goes on.
+        """The same of a job that only judges: what it cannot is reported, and the night goes on.
 
         settings: None where the config asks for none of it.
         """
@@ -120,7 +120,7 @@ class Steps:
         if only_by_a_champion and (settings.drift is None or not self._has_champion()):
             return
         # What a champion cannot embed any more, the next one may.
-        do = self.judge if only_by_a_champion else self.work
+        do = self.run_advisory if only_by_a_champion else self.run_deferred
         do(tasks.embed, settings.embed, limit.embed_s)
         self.run_advisory(tasks.drift, settings.drift_test, limit.drift_s)
 
@@ -147,7 +147,7 @@ class Steps:
     def train(self, promote: bool, why: str | None = None) -> None:
         """Trains, and lets the gate decide about the new model; the first one has no rival.
 
-        promote: whether it may become champion. why: told where a model came of it.
+        promote: whether it may become champion. why: logged where a model came of it.
         """
         settings, limit = self.run.settings, self.run.settings.timeouts
         training = settings.training if promote else settings.train

@@ -97,7 +97,7 @@ def drift(settings: DriftSettings, lake: str, night: str, ray: RaySettings) -> J
 def report(dataset: str, model: str, lake: str, night: str) -> Report:
     from jobs.report.write import write_report  # brings Bokeh: only where there is a page to write
 
-    # Where a timeout is heard: DuckDB and numpy answer when they are done.
+    # Where a timeout takes effect: DuckDB and numpy answer when they are done.
     return apart(lambda: write_report(LakePaths(lake), dataset, model, night))
 
 

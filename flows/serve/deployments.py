@@ -34,8 +34,8 @@ FLOWS: dict[str, Flow[Any, Any]] = {
     "backfill": manual_flows.backfill,
     "maintain": manual_flows.maintain,
 }
-# Of runs: what our log says goes to the UI, and the watch knows how often they are heard of. Not in
-# the worker's environment, because a pool's worker need not be ours.
+# Of runs: what our log says goes to the UI, and the watch knows how often they send a heartbeat.
+# Not in the worker's environment, because a pool's worker need not be ours.
 OF_RUNS = {
     "PREFECT_LOGGING_LEVEL": "INFO",
     "PREFECT_LOGGING_EXTRA_LOGGERS": "latentlake",
@@ -73,7 +73,7 @@ def deploy(config: str, settings: NightlySettings, pool: str, workdir: str) -> l
         made = RunnerDeployment.from_flow(
             flow,
             name=dataset,
-            # The queue is asked by workers and may give two of them a run each; this is not. Runs
+            # Workers poll the queue, which may give two of them a run each; this is not. Runs
             # at once would be right, too, and slower.
             concurrency_limit=ConcurrencyLimitConfig(limit=1),
             parameters={"config": path},
@@ -122,7 +122,7 @@ def make_pool(name: str) -> None:
 def make_queue(dataset: str, pool: str) -> None:
     """A work queue for the runs of a dataset, one at a time, if there is none of that name.
 
-    It counts the runs that there are: no slot is held that a killed process could keep.
+    It counts the runs that there are: no slot is taken that a killed process could keep.
     """
 
     async def make() -> None:

@@ -56,7 +56,7 @@ def _serve(
     from flows.serve import automations, deployments
 
     for config, parsed in settings:
-        deployments.schedule_of(config, parsed)  # its mistakes are told before anything starts
+        deployments.schedule_of(config, parsed)  # its mistakes are reported before anything starts
     with _process("server", "server", "start", "--host", HOST, "--port", str(port)) as server:
         wait_for(url, server)
         deployments.make_pool(POOL)

@@ -44,9 +44,9 @@ def cpu_count() -> int:
 def ensure(settings: RaySettings, workers: int | None, *, gpus: int = 0) -> int:
     """Connects once a process, and makes sure that `workers` one-CPU workers can run.
 
-    gpus: as many are asked for, and waited for, where the cluster scales up; whether there are any
+    gpus: as many are requested, and waited for, where the cluster scales up; whether there are any
     then is for on_gpus to say.
-    Returns their number: one for each free CPU where None was asked for. Raises
+    Returns their number: one for each free CPU where None was requested. Raises
     InputError within 10 s that says what is free, or, where the settings say that the cluster
     scales up, after `resource_timeout_s`.
     """
@@ -97,14 +97,14 @@ def still(settings: RaySettings, workers: int | None) -> int:
     _wait_for_cpus(1, settings)
     total = int(ray.cluster_resources().get("CPU", 1))
     if workers is not None and workers > total:
-        log.warning("Ray: %d CPUs are left of the %d asked for; going on with them", total, workers)
+        log.warning("Ray: %d CPUs are left of the %d requested; going on with them", total, workers)
     return max(1, min(workers or total, total))
 
 
 def _refuse_more_than(total: int, workers: int) -> None:
     if workers > total:
         raise InputError(
-            f"{workers} workers asked for, one CPU each, but this machine gives {total} in all "
+            f"{workers} workers requested, one CPU each, but this machine gives {total} in all "
             f"({total} free); ask for at most {total}, or name a larger cluster with --ray-address"
         )
 
@@ -148,7 +148,7 @@ def _poll_for_cpus(workers: int, settings: RaySettings, deadline: float) -> None
         if hopeless or time.monotonic() > deadline:
             # One that others keep busy, or that is slow to grow, may have room the next time.
             raise (InputError if hopeless else ClusterError)(
-                f"{workers} workers asked for, one CPU each, but the cluster has {total} CPUs, "
+                f"{workers} workers requested, one CPU each, but the cluster has {total} CPUs, "
                 f"{free} of them free; ask for fewer workers, free some, or, if the cluster "
                 "scales up by itself, say --autoscaling and --resource-timeout"
             )
@@ -156,7 +156,7 @@ def _poll_for_cpus(workers: int, settings: RaySettings, deadline: float) -> None
 
 
 def _quiet() -> None:
-    """Nothing calls home, and nobody is told that the token we made is in use."""
+    """Nothing calls home, and nothing says that the token we made is in use."""
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -242,7 +242,7 @@ def _start_fork_server(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _forked_workers() -> Iterator[None]:
-    """Within it, a node's raylet is told to start workers by our script (Ray 2.60)."""
+    """Within it, a node's raylet starts workers by our script (Ray 2.60)."""
     start = ray_node.Node.start_raylet
 
     def start_raylet(self: ray_node.Node, *arguments: Any, **more: Any) -> None:
@@ -356,11 +356,11 @@ def _ended_unless_started() -> Iterator[None]:
 
 
 def on_gpus(device: str, workers: int) -> bool:
-    """Whether workers get a GPU each. Raises InputError where asked for and there are too few."""
+    """Whether workers get a GPU each. Raises InputError where requested and there are too few."""
     gpus = _gpus()
     if device == "cuda" and gpus < workers:
         raise InputError(
-            f"{workers} workers asked for on a GPU each, but the cluster has {gpus}; ask for "
+            f"{workers} workers requested on a GPU each, but the cluster has {gpus}; ask for "
             "fewer, or set the device to auto"
         )
     return device != "cpu" and gpus >= workers

@@ -137,7 +137,7 @@ def _forked(listening: socket.socket) -> dict[str, Any] | None:
                 asking.sendall(FORKED)
                 return None
         except (OSError, ValueError):
-            return None  # who asked has gone, and starts the worker itself
+            return None  # the raylet's script has gone, and starts the worker itself
         else:
             for number, file in enumerate(files):
                 os.dup2(file, number)

@@ -22,9 +22,7 @@ class RaySettings(Settings):
     cpus: int | None = Field(
         default=None, ge=1, description="CPUs of the embedded cluster; all if none"
     )
-    autoscaling: bool = Field(
-        default=False, description="the cluster adds nodes when asked for more"
-    )
+    autoscaling: bool = Field(default=False, description="the cluster adds nodes on demand")
     resource_timeout_s: float = Field(
         default=600.0, ge=0, description="how long to wait for an autoscaling cluster, in seconds"
     )

@@ -20,7 +20,7 @@ class StatusActor:
     """Where the first rank writes what the driver shows, and any rank why all should end."""
 
     def __init__(self) -> None:
-        self.life = uuid.uuid4().hex  # a lost one is made again, and has heard nothing
+        self.life = uuid.uuid4().hex  # a lost one is made again, and knows nothing
         self.last: dict[str, Any] = {}
         self.notes: list[str] = []
         self.error: LatentlakeError | None = None

@@ -19,7 +19,7 @@ from jobs.errors import InputError, JobError, LatentlakeError
 
 
 def main() -> int:
-    """Exit code 0, or that of the error that was told."""
+    """Exit code 0, or that of the error that was reported."""
     garbage_collection.seldom()
     log = logging.getLogger("latentlake")
     log.setLevel(logging.INFO)
@@ -35,7 +35,7 @@ def main() -> int:
     except LatentlakeError as error:
         log_protocol.tell_error(error)
         return error.exit_code
-    except Exception as error:  # noqa: BLE001 - told on the other side, and not tried again
+    except Exception as error:  # noqa: BLE001 - reported on the other side, and not tried again
         traceback.print_exc()
         log_protocol.tell_error(JobError(f"{type(error).__name__}: {error}"))
         return JobError.exit_code

@@ -94,7 +94,7 @@ class JobApi:
             except Exception as error:  # noqa: BLE001 - a cluster that has gone, a job not there yet
                 why = error
             time.sleep(0.5)
-        log.warning("the Ray job %s was asked to stop; not seen to have ended: %s", submission, why)
+        log.warning("the Ray job %s was to stop; not seen to have ended: %s", submission, why)
 
     def _asked(self, ask: Callable[[], T], within_s: float = LOST_S) -> T:
         deadline = time.monotonic() + within_s

@@ -51,8 +51,8 @@ def job_of(work: JobRequest) -> Job:
 def run(work: JobRequest, asked_by: str = "") -> dict[str, Any]:
     """Run it here, or as a Ray job of a cluster that takes those.
 
-    Returns a JobReport as a dict, or what maintain reports. asked_by: names who asks; asked
-    again by the same, a Ray job that has ended well since is not run once more.
+    Returns a JobReport as a dict, or what maintain reports. asked_by: names who asks; the
+    second time, a Ray job that has ended well since is not run once more.
     """
     if work.ray.takes_jobs:
         from jobs.dispatch.submit import run_on_cluster

@@ -55,7 +55,7 @@ def run_on_cluster(work: JobRequest, asked_by: str = "") -> dict[str, Any]:
 
 
 def stop_all_of(address: str, asked_by: str) -> None:
-    """Ends the jobs that a run had asked for, where it could not do so itself."""
+    """Ends the jobs that a run had requested, where it could not do so itself."""
     api = JobApi(address)
     for job in api.jobs():
         if not job.status.is_terminal() and _asked_by(job) == asked_by:
@@ -117,7 +117,7 @@ class _Run:
         self.work = work
         self.asked_by = asked_by
         self.name = submission_name(work)
-        self.submission = ""  # that is followed, or was asked for and may come
+        self.submission = ""  # that is followed, or was requested and may come
 
     def result(self) -> dict[str, Any]:
         for left in reversed(range(STOPPED_ROUNDS)):
@@ -131,7 +131,7 @@ class _Run:
             else:
                 found = not self._submit(last)
             info, reader = self._follow()
-            # One that was found may be ending already, by whoever had asked for it.
+            # One that was found may be ending already, by whoever had requested it.
             if not (found and left and info.status == JobStatus.STOPPED):
                 return _outcome(self.submission, info, reader)
         raise AssertionError("unreachable")
@@ -143,7 +143,7 @@ class _Run:
         return max(found, key=_number, default=None)
 
     def _answer(self, last: JobDetails | None) -> dict[str, Any] | None:
-        """Of a job that has ended well, where the same had asked for it and may not have heard."""
+        """Of a job that has ended well, that the same had submitted and may not know of."""
         if last is None or last.status != JobStatus.SUCCEEDED:
             return None
         if not self.asked_by or _asked_by(last) != self.asked_by:
@@ -188,7 +188,7 @@ class _Run:
             time.sleep(POLL_S)
 
     def _read(self, info: JobDetails, log: LogReader) -> LogReader:
-        """All that a job that has ended told; where its log is away, what had been heard."""
+        """All that a job that has ended reported; where its log is away, what was read before."""
         with contextlib.suppress(ClusterError):
             log.text(self.api.log(str(info.submission_id), LOG_S), all_of_it=True)
         return log

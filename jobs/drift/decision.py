@@ -19,7 +19,7 @@ from vae_core.stats.two_sample import TESTS, TwoSample, two_sample
 
 OF_IMAGES = 0.9  # of a night's alpha for the tests of images, where refusals have one of their own
 TOLD = 20  # dimensions at most
-TOLD_P = 0.05  # adjusted, of a dimension that is told
+TOLD_P = 0.05  # adjusted, of a dimension that is reported
 ENOUGH = 10  # images of a side a dimension, for the chi-square to stand for Hotelling's F
 POWER = 0.8
 LEAST_WAYS = 8.0  # labellings in a night's level, at least: relabellings are drawn with repetition
@@ -47,7 +47,7 @@ def decide(sides: Sides, rule: DriftRule) -> Decision:
     """Holds arrivals against the reference; drifted where p_value ≤ rule.level.
 
     One p-value of all tests of images (see vae_core.stats.two_sample) and one of the refusals are
-    held together by Bonferroni's inequality, in unequal shares; and so are the nights: each may
+    combined by Bonferroni's inequality, in unequal shares; and so are the nights: each may
     spend rule.level = alpha / nights, so that among that many nights in a row any false alarm at
     all has a chance of at most alpha. At defaults: at most one month in twenty has one.
     """

@@ -69,7 +69,7 @@ class Sides:
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """Which arrivals are asked about. embed_jobs: those that embedded them."""
+    """Which new images are tested. embed_jobs: those that embedded them."""
 
     model: str
     version: str

@@ -1,4 +1,4 @@
-"""What a judgement of drift is told."""
+"""Settings of a drift test."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from jobs.settings import Settings
 
 
 class DriftRule(Settings):
-    """When a night's images are held to come from elsewhere than the model's own."""
+    """When a night's images are taken to come from elsewhere than the model's own."""
 
     alpha: float = Field(
         default=0.05, gt=0, lt=1, description="chance of any false alarm in that many nights"

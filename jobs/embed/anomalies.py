@@ -23,7 +23,7 @@ from jobs.tables.shards import read_shard
 from vae_core.scores.names import SCORES, patch_side
 from vae_core.stats.conformal import fewest_flaggable, q_values
 
-LATENTS = 3  # dimensions that are told of an anomaly
+LATENTS = 3  # dimensions that are reported of an anomaly
 SLACK = 1e-12  # 0.1 is 0.1, however it was multiplied together
 PLACE = ("max_patch_y", "max_patch_x")
 

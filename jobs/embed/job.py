@@ -183,7 +183,7 @@ class EmbedJob(PoolJob):
         return {"units": units, "key": ["leaving", images.version] if leaves else []}
 
     def _of_nights(self, shard: str, count: int) -> np.ndarray:
-        """Which of a shard's images were staged in the nights that are asked for, (N,) of bool."""
+        """Which of a shard's images were staged in the nights that are requested, (N,) of bool."""
         since, until = self.settings.since, self.settings.until
         kept = np.ones(count, bool)
         if since is None and until is None:

@@ -1,4 +1,4 @@
-"""What an embed job did, held against what is published: corrections, removals, anomalies."""
+"""What an embed job did, compared with what is published: corrections, removals, anomalies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What embedding is told."""
+"""Settings of embedding."""
 
 from __future__ import annotations
 

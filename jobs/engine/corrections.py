@@ -1,4 +1,4 @@
-"""Corrections: a unit's outputs written again, without rows that are held elsewhere.
+"""Corrections: a unit's outputs written again, without rows that are published elsewhere.
 
 Units do not talk to each other. What two units of a job, or two jobs at once, both produced is
 found before the commit, and a correction unit writes what is left under new names.

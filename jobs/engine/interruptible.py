@@ -1,4 +1,4 @@
-"""Waiting where signals are heard: a timeout, a cancel, ^C."""
+"""Waiting where signals are handled: a timeout, a cancel, ^C."""
 
 from __future__ import annotations
 

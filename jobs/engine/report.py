@@ -23,7 +23,7 @@ class JobReport:
         return dataclasses.asdict(self)
 
 
-# Counts that do not add up: the later one is told.
+# Counts that do not add up: the later one is reported.
 LATEST = ("fewest_flaggable", "drifted", "arrivals", "reference")
 
 

@@ -119,7 +119,7 @@ class EvaluateJob(PoolJob):
         name, shape = f"{self.target}@{self.version}", image_shape_of(images.schema)
         require_same_images(self.about, name, self.settings.dataset, shape)
         if evaluated is not None and evaluated.is_published:
-            # Told now, not when all is done: another latent dimension has no place in it.
+            # Reported now, not when all is done: another latent dimension has no place in it.
             spec = evaluated_spec(self._latent_dim)
             Table(self.first_table, spec).require_same_schema(evaluated)
 
@@ -136,7 +136,7 @@ class EvaluateJob(PoolJob):
         return digest(LAYOUT, PREPROCESSING, self.target, self.partition, self.rule)
 
     def _is_done(self, evaluated: Snapshot, images: Snapshot) -> bool:
-        """Whether the rows that are held are of these images, by this rule."""
+        """Whether the rows that are published are of these images, by this rule."""
         rows = evaluated.read(["job_id"], self.partition)
         job_ids = set(rows["job_id"].to_pylist()) if rows is not None else set()
         runs = [run for run in catalog.runs(self.lake) if run["job_id"] in job_ids]
@@ -163,7 +163,7 @@ class EvaluateJob(PoolJob):
         ]
 
     def _columns(self, images: Snapshot) -> dict[str, Any]:
-        """Which columns are read, and what is wrong with those that were asked for."""
+        """Which columns are read, and what is wrong with those that were requested."""
         training, data = self._training_images(), self.about["data"]
         dataset = self.settings.dataset
         label, label_problem = self._label(images.schema, training.schema)
@@ -231,7 +231,7 @@ class EvaluateJob(PoolJob):
         return plan.fingerprint == self._fingerprint()
 
     def units(self, plan: Plan) -> Iterator[Unit]:
-        """Of a plan that was left behind, only while its images are those that are asked for."""
+        """Of a plan that was left behind, only while its images are those that are requested."""
         if not _same_rows(self._images(), plan.settings["images_version"]):
             raise StalePlan("the images have changed")
         return iter(plan.units)

@@ -17,7 +17,7 @@ from jobs.tables.delta import Snapshot
 from vae_core.stats.memorisation import copying, nearest_distance
 from vae_core.stats.pca import PrincipalAxes
 
-PIXEL_BYTES = 1 << 27  # of a split's images held at once
+PIXEL_BYTES = 1 << 27  # of a split's images in memory at once
 HELD_AGAINST = 2000  # test images at most, and samples, whose nearest images are looked up
 SAMPLED_AT_ONCE = 64
 
@@ -70,7 +70,7 @@ def _room(image_shape: tuple[int, int, int]) -> int:
 def pca_right(
     train: PixelRows, train_labels: Labels, test: PixelRows, test_labels: Labels, dim: int
 ) -> np.ndarray:
-    """As `probe_right`, of PCA coordinates of the same pixels; NaN beyond those that are held."""
+    """As `probe_right`, of PCA coordinates of the same pixels; NaN beyond those that there are."""
     if all(label is None for label in train_labels[: len(train)]):
         return np.full(len(test_labels), np.nan)
     axes = PrincipalAxes.fit(train.x_NP, min(dim, *train.x_NP.shape))
@@ -102,7 +102,7 @@ def nearest_to_training(
     """Euclidean, over pixel values in [0, 1].
 
     heldout: of the test split of the very snapshot that the model was trained on. Images from
-    elsewhere, or of a later night, would be told from training images for what they are: a sound
+    elsewhere, or of a later night, would differ from training images by what they show: a sound
     model would look like a copier. None where there are none.
     """
     model, generator = bundle.network(), torch.Generator().manual_seed(seed)

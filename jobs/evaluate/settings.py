@@ -1,4 +1,4 @@
-"""What judging is told: how a model is evaluated, what drift is, who becomes champion."""
+"""Settings of judging: how a model is evaluated, what drift is, who becomes champion."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class EvaluateRule(Settings):
 
 
 class EvaluateNight(EvaluateRule):
-    """What a night is told of evaluate: the rule, and what changes no result."""
+    """A night's settings of evaluate: the rule, and what changes no result."""
 
     workers: int | None = Field(default=None, ge=1, description="workers; one a CPU if none")
 

@@ -337,11 +337,11 @@ class Summary:
 
     @functools.cached_property
     def _heldout_problem(self) -> str | None:
-        """Why no image can be held against the training images; None where some can."""
+        """Why no image can be compared with the training images; None where some can."""
         own, judged = (self.settings["read"][split]["dataset"] for split in ("train", "test"))
         if own != judged:
             return (
-                f"only told of {own!r}, which the model was trained on: images of {judged!r} may "
+                f"only known of {own!r}, which the model was trained on: images of {judged!r} may "
                 "differ from training images in other ways, too"
             )
         if not len(self._heldout):

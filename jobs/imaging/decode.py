@@ -31,7 +31,7 @@ TRANSPOSED = frozenset((5, 6, 7, 8))
 
 # A decoded picture takes as many bytes a pixel of `max_pixels` at most: RGB and RGBA of 8 bits do.
 BYTES_A_PIXEL = 4
-COEFFICIENT_BYTES = 2  # of progressive JPEG, which is held whole, whatever size is decoded to
+COEFFICIENT_BYTES = 2  # of progressive JPEG, which is decoded whole, whatever size is decoded to
 MOST_SCANS = 100  # of it: each goes through all of the picture again; encoders make about ten
 BAND_PIXELS = 1 << 22  # that are flattened at a time
 TILE_WIDTH, TILE_LENGTH = 322, 323  # TIFF's tags

@@ -39,7 +39,7 @@ def json_column(row: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def reading(uri: str, remedy: str = MEND) -> Iterator[None]:
-    """What goes wrong within is told as damage of what lies there."""
+    """What goes wrong within is reported as damage of what lies there."""
     try:
         yield
     except LatentlakeError:

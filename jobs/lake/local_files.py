@@ -53,7 +53,7 @@ def delete_tree(path: Path) -> None:
 def scan(folder: Path) -> list[tuple[Path, os.stat_result]]:
     """Entries of a local folder; those that go while it is read are left out, none if absent.
 
-    Links are told as what they are: they may lead out of the lake, or in circles.
+    Links are listed as what they are: they may lead out of the lake, or in circles.
 
     fsspec would take the whole folder for absent where one of its files goes meanwhile.
     """

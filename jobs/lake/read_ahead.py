@@ -9,7 +9,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-READERS = 8  # files held at a time, beside the one that was taken
+READERS = 8  # files in memory at a time, beside the one that was taken
 
 
 def read_ahead(

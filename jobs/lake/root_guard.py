@@ -12,7 +12,7 @@ def hold(root: Path) -> None:
     """From now on this process writes nothing below `root` while it is not the folder that it is.
 
     A lake that goes away, with its disk perhaps, is not made anew in part: not where it was, nor in
-    the empty folder that its disk was mounted on. One that is not there yet is not held.
+    the empty folder that its disk was mounted on. One that is not there yet is not guarded.
     """
     found = _identity(root)
     if found is None:
@@ -26,7 +26,7 @@ def is_held(root: Path) -> bool:
 
 
 def require_held(path: Path) -> None:
-    """Raises FileNotFoundError where a folder above `path` was held, and has gone."""
+    """Raises FileNotFoundError where a folder above `path` was guarded, and has gone."""
     for root, count in _held.items():
         if path.is_relative_to(root) and _identity(root) != count:
             raise FileNotFoundError(errno.ENOENT, "it has gone", str(root))

@@ -1,4 +1,4 @@
-"""What maintenance is told."""
+"""Settings of maintenance."""
 
 from __future__ import annotations
 

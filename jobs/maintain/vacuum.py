@@ -174,7 +174,7 @@ class _Uses:
         return any(table.startswith(uri + "/") for uri in self.spared)
 
     def may_be_a_lost_row(self, table: str, path: str) -> bool:
-        """Of `catalog/runs`, which nothing can be held against: the row of a job that has none.
+        """Of `catalog/runs`, which nothing can be compared with: the row of a job that has none.
 
         Where the log lost its last entry, the file is all that is left of it.
         """

@@ -27,7 +27,7 @@ CONFIDENCE = 0.95  # of the intervals, both ends together
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One thing that was asked for. passes: None where it could not be asked, which holds nothing
+    """One thing that was requested. passes: None where it could not be asked, which holds nothing
     up. told: a sentence with its numbers."""
 
     name: str
@@ -57,11 +57,11 @@ def verdict(
 ) -> Verdict:
     """differences: challenger minus champion, paired, on the same images.
 
-    champion: None where no bundle has the alias: the challenger passes, its calibration is told.
+    champion: None where no bundle has the alias: the challenger passes, its calibration is said.
     """
     calibration = _calibration(rule, challenger)
     if champion is None:
-        first = Check("first", True, "first bundle of the alias: there is none to be held against")
+        first = Check("first", True, "first bundle of the alias: there is none to be compared with")
         return Verdict(True, [first, calibration])
     checks = [
         _bound(rule, differences, challenger, champion),
@@ -134,7 +134,7 @@ def _auroc(
     rarer = min((d.rarer for d in differences if d.rarer is not None), default=None)
     if rarer is not None and rarer < rule.least_anomalies:
         reason = f"{rarer} of the rarer kind (anomalous or normal) are too few to tell, at least"
-        reason = f"AUROC cannot be compared: {reason} {rule.least_anomalies} are asked for"
+        reason = f"AUROC cannot be compared: {reason} {rule.least_anomalies} are requested"
         return Check(name, False, reason)
     if scores[0] == scores[1]:
         found = _difference(differences, name, scores[0])
@@ -202,7 +202,7 @@ def _calibration(rule: GateRule, challenger: MetricRows) -> Check:
     passes = p_value >= rule.calibration_p
     are_valid = "are valid" if passes else "are not valid"
     reason = f"its p-values of {score} {are_valid} on the test split (p = {p_value:.2g}"
-    return Check(name, passes, f"{reason}, at least {rule.calibration_p:g} is asked for)")
+    return Check(name, passes, f"{reason}, at least {rule.calibration_p:g} is requested)")
 
 
 def _active_units(rule: GateRule, challenger: MetricRows, champion: MetricRows) -> Check:
@@ -216,7 +216,7 @@ def _active_units(rule: GateRule, challenger: MetricRows, champion: MetricRows) 
         return Check(name, False, f"its active latents are not known: {why}")
     least = rule.active_share * ours
     reason = f"{theirs:g} of its latents are active, of the champion's {ours:g}"
-    return Check(name, theirs >= least, f"{reason}; at least {least:g} are asked for")
+    return Check(name, theirs >= least, f"{reason}; at least {least:g} are requested")
 
 
 def _decision_score(rows: MetricRows) -> str | None:
@@ -263,7 +263,7 @@ def _is_number(value: float | None) -> bool:
 
 def _few(images: int, rule: GateRule) -> str:
     are = "image is" if images == 1 else "images are"
-    return f"{images} {are} too few to tell, at least {rule.least_images} are asked for"
+    return f"{images} {are} too few to tell, at least {rule.least_images} are required"
 
 
 def _interval(low: float, high: float, images: int) -> str:

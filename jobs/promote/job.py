@@ -179,7 +179,7 @@ class PromoteJob(Job):
             raise StalePlan(f"{self.first_table} has lost its rows")
         text = f"{self.alias} of {self.target} was {bundles_aliases.last_move_text(rows)} meanwhile"
         if any(row["job_id"] == plan.job_id for row in rows):
-            raise CommitConflict(text)  # the very same, asked for twice at once: it has landed
+            raise CommitConflict(text)  # the very same, requested twice at once: it has landed
         is_wish = rows[-1]["version"] == self._version
         if plan.job_id not in self._planned or is_wish:
             raise StalePlan(text)
@@ -190,7 +190,7 @@ class PromoteJob(Job):
         )
 
     def post_commit(self, plan: Plan) -> None:
-        """What an earlier call left and this one has finished is all that was asked for, unless
+        """What an earlier call left and this one has finished is all that was requested, unless
         others have moved the alias since."""
         self._finished.add(plan.job_id)
         since = bundles_aliases.moves(self.lake, self.target, self.alias)[plan.settings["moves"] :]
@@ -198,7 +198,7 @@ class PromoteJob(Job):
         self.stop_after_recovery = self.settings.back and not theirs
 
     def verdict(self, plan: Plan) -> Verdict | None:
-        """What the rule says of the plan's version; None where nothing is asked for."""
+        """What the rule says of the plan's version; None where nothing is requested."""
         version, current = plan.settings["version"], plan.settings["held"]
         if self.settings.rule is None or version == current:
             return None

@@ -1,4 +1,4 @@
-"""What a promotion is told."""
+"""Settings of a promotion."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ from vae_core.scores.names import SCORES
 log = logging.getLogger("latentlake")
 
 RANKED = (*SCORES, "p_value")
-MANY = 1_000_000  # embeddings, from which on an index is asked where there is one
+MANY = 1_000_000  # embeddings, from which on an index is used where there is one
 FEW = 1000  # ids that a statement may list
 ENOUGH = 3  # images of a label, to say what is usual
 # Null where an older release has made no row of the batch.
@@ -150,7 +150,7 @@ class Embeddings:
 
         of: an image id (or a beginning of it that fits one image only), which is not its own
         neighbour; a Path of an image file; an embedding, (D,); or many at once, (Q, D), which are
-        told apart by the column `query`. dataset, label and night narrow down where to look.
+        distinguished by the column `query`. dataset, label and night narrow down where to look.
         approximate: True to ask the index of `latentlake index`, False to search exactly; if None,
         exactly below a million embeddings, or where it is narrowed down, or without an index.
         Raises InputError for an unknown id, metric or dataset.
@@ -311,7 +311,7 @@ class Embeddings:
     def _explained(self, found: pa.Table) -> pa.Table:
         """The same rows, in order, with label and source."""
         numbered = found.append_column("place", pa.array(np.arange(len(found))))
-        # Ids in the statement are held against the files' statistics and bloom filters.
+        # Ids in the statement are compared with the files' statistics and bloom filters.
         few = ", ".join(quoted(i) for i in found["image_id"].to_pylist()[: FEW + 1])
         among = f"WHERE image_id IN ({few})" if 0 < len(found) <= FEW else ""
         statement = f"""

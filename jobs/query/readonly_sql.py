@@ -76,7 +76,7 @@ class GuardedViews(Views):
     def _limited(
         self, statement: str, names: Collection[str], rows: int, seconds: float
     ) -> pa.Table:
-        self._connection = None  # what the last one asked is nobody else's
+        self._connection = None  # the last statement's state is nobody else's
         connection = self._fresh()
         try:
             with _until(connection, seconds):

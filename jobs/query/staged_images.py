@@ -19,9 +19,9 @@ FEW = 1000  # ids that a statement may list
 def staged_images(
     lake: LakePaths, ids: Sequence[str], views: Views | None = None
 ) -> dict[str, np.ndarray]:
-    """uint8 (H, W, C) by image id; unknown ids are left out. views: of the lake, if it is held."""
+    """uint8 (H, W, C) by image id; unknown ids are left out. views: of the lake, if open."""
     wanted = pa.table({"image_id": pa.array(ids, pa.string())})
-    # Ids in the statement are held against the files' statistics and bloom filters.
+    # Ids in the statement are compared with the files' statistics and bloom filters.
     among = f"WHERE image_id IN ({', '.join(map(quoted, ids))})" if 0 < len(ids) <= FEW else ""
     rows = (views or Views(lake)).sql(
         f"""

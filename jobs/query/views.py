@@ -46,7 +46,7 @@ class Views:
     def sql(
         self, statement: str, params: Sequence[Any] = (), tables: Mapping[str, pa.Table] = NONE
     ) -> pa.Table:
-        """What a SELECT gives; asked again where storage fails.
+        """What a SELECT gives; tried again where storage fails.
 
         tables: further ones to ask, by name. Raises InputError with DuckDB's own words.
         """

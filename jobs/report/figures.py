@@ -143,7 +143,7 @@ def _legend(made: Any, items: list[tuple[str, list[Any]]], columns: int = 2) -> 
 
 
 def lines_figure(x: str, y: str, lines: Sequence[Line], marked: float | None = None) -> Any:
-    """Lines told apart by colour, dash and marker. marked: an x to point out."""
+    """Lines distinguished by colour, dash and marker. marked: an x to point out."""
     made = _empty(x, y)
     items, dots = [], []
     for index, line in enumerate(lines):
@@ -198,7 +198,7 @@ def bars_figure(x: str, y: str, names: Sequence[str], values: Sequence[float]) -
 def p_values_figure(
     nights: Sequence[str], p_values: Sequence[float], levels: Sequence[float]
 ) -> Any:
-    """The combined p-value by night, and the level below which drift is told, on a log axis."""
+    """The combined p-value by night, and the level below which drift is reported, on a log axis."""
     least = min([*p_values, *levels])
     made = _empty(
         "night",

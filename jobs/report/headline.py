@@ -112,7 +112,7 @@ def _of_the_model(night: ReportNight) -> str:
         case "promoted":
             return f" {name} became {night.alias}: {_ended(why)}"
         case "refused":
-            sentence = f"{name} was held against the {night.alias} and refused: "
+            sentence = f"{name} was compared with the {night.alias} and refused: "
             return f" {'' if name in why else sentence}{_ended(why)}"
         case "other":
             return f" {_ended(why)}"

@@ -179,7 +179,7 @@ class ReportNight:
 
     @functools.cached_property
     def batches(self) -> list[Row]:
-        """What this night's embedding held against the calibration."""
+        """What this night's embedding compared with the calibration."""
         return self._of_the_model("batches", "ORDER BY last_version, batch")
 
     @functools.cached_property
@@ -303,7 +303,7 @@ class ReportNight:
     def pairs(self) -> dict[tuple[str, str | None], Difference]:
         """By metric and what it is of: this version minus the one before, on the same images.
 
-        Empty where the images that are held are not those of the evaluations that the night knew.
+        Empty where the published images are not those of the evaluations that the night knew.
         """
         if self.version is None or self.previous is None:
             return {}

@@ -70,7 +70,7 @@ def write_report(
 
 
 def report_uri(lake: LakePaths, dataset: str, model: str, night: str) -> str:
-    """Where the page of a night lies; model: as it was asked for."""
+    """Where the page of a night lies; model: as it was requested."""
     return join(lake.run(f"night-{dataset}-{night}"), f"report-{model}.html")
 
 

@@ -56,7 +56,7 @@ DRIFT = TableSpec(
             column("p_value", pa.float64(), "that no drift explains it", unit="probability"),
             column("effect", pa.float64(), "how large the change is; null where there is no one"),
             column("effect_unit", pa.string(), "of effect"),
-            column("arrivals", pa.int64(), "images of the night that were held against it"),
+            column("arrivals", pa.int64(), "images of the night that were compared with it"),
             column("reference", pa.int64(), "images of the model's snapshot, of its test split"),
             column("alpha", pa.float64(), "what this night may spend", unit="probability"),
             column("drifted", pa.bool_(), "of combined: whether drift was found; null: not tested"),

@@ -16,7 +16,7 @@ def vectors_of(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def dimension_of(schema: pa.Schema) -> int | None:
-    """Of the embeddings in a table; None where that is not told."""
+    """Of the embeddings in a table; None where that is not known."""
     place = schema.get_field_index("embedding")
     dimension = (schema.field(place).metadata or {}).get(b"dimension") if place >= 0 else None
     return int(dimension) if dimension is not None else None

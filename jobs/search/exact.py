@@ -156,7 +156,7 @@ def close_pairs(
     top: only the nearest ones, and no more than a few times as many in memory at once.
 
     Along any direction two vectors are no farther apart than they are: sorted along the one of the
-    largest spread, each is held against those within the threshold only.
+    largest spread, each is compared with those within the threshold only.
     """
     if len(matrix_ND) < 2:
         return np.zeros((0, 2), np.int64), np.zeros(0)

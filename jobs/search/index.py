@@ -1,7 +1,7 @@
 """index: an approximate nearest-neighbour index of a model version's embeddings (HNSW, usearch).
 
 A derived thing beside the tables: of one version of the embeddings, which its name says, so that an
-index of other embeddings is never asked. Where there is none, the search is exact.
+index of other embeddings is never used. Where there is none, the search is exact.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ FILES = re.compile(r"(cosine|euclidean)-v\d+-[0-9a-f]{8}\.(usearch|parquet)")
 AGAIN = "run latentlake index again"
 LAYOUT = 1  # raised when an index would be read otherwise
 METRIC = {"cosine": "cos", "euclidean": "l2sq"}
-# Links a node, and candidates while one is added and asked for. usearch's own (16, 128, 64) find
+# Links a node, and candidates while one is added and requested. usearch's own (16, 128, 64) find
 # four in ten of the nearest among vectors that no direction stands out of, these nearly all.
 CONNECTIVITY, ADD, SEARCH = 32, 128, 256
 # Vectors that are added at once do not see each other, which among few of them loses neighbours.

@@ -1,8 +1,8 @@
 """Pinned reads: a source file is read as the listing saw it, or `Replaced` says that it is not.
 
 On S3 the pin is the etag, sent with every range as If-Match. On a local disk it is size and time of
-change, held against the open file, and a hash of both ends from before and after the reading. On
-other stores it is what fsspec tells of a file, asked before and after.
+change, compared with the open file, and a hash of both ends from before and after the reading. On
+other stores it is what fsspec tells of a file, before and after.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def already_held(tonight: StageState, gone: list[Pair]) -> dict[str, dict[str, A
 
 
 def _held_twice(tonight: StageState, gone: list[Pair]) -> dict[str, list[str]]:
-    """In two steps, so that ids need not be held: which may be held twice, then whose."""
+    """In two steps, so that not all ids are in memory: which may be there twice, then whose."""
     published = _published_ids(tonight, gone) if tonight.overtaken else IdSet()
     doubtful = [np.zeros(0, np.uint64)]
     with Keys() as ours:
@@ -207,7 +207,7 @@ class Removals:
 
 
 def save_order(tonight: StageState, order: dict[str, Any]) -> str:
-    """Kept beside the plan: too large to be told to every unit."""
+    """Kept beside the plan: too large to go to every unit."""
     name = f"leaving-{digest(order)}.json"
     uri = join(tonight.lake.units(tonight.plan.job_id), name)
     create_or_keep(uri, json.dumps(order).encode())

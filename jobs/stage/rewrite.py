@@ -47,7 +47,7 @@ class Rewriter:
         return [output] if output else [], {}, {"rewrites": path}, {name: [path]}
 
     def _corrected(self, unit: Unit) -> Done:
-        """An earlier unit's rows, less what is held elsewhere."""
+        """An earlier unit's rows, less what is published elsewhere."""
         drop = _Drop(unit.inputs)
         outputs: list[Output] = []
         changes = (

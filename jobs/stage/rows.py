@@ -52,7 +52,7 @@ class UnitRows:
         self._shard: ImageShardWriter | None = None
 
     def add(self, batch: SourceBatch, own: IdSet | None = None) -> None:
-        """own: images that the file held in an earlier version, which are staged from it anew."""
+        """own: images that the file had in an earlier version, which are staged from it anew."""
         step = max(1, PIXEL_BYTES // math.prod(self.target.image_shape))
         for start in range(0, len(batch.images), step):
             self._add(batch.slice(start, start + step), own)

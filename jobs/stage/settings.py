@@ -1,4 +1,4 @@
-"""What staging is told."""
+"""Settings of staging."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def _tried(result: Any, numbered: dict[int, Trial]) -> Tried:
 
 
 def _train(lake: LakePaths, trial: Trial, night: str) -> None:
-    """One trial, in its own process; what an earlier attempt told is told again first."""
+    """One trial, in its own process; what an earlier attempt reported is reported again first."""
     torch.set_num_threads(trial.settings.run.threads)
     work = TrainJob(lake, trial.settings, night, RaySettings())
     plan = work.plan()

@@ -57,7 +57,7 @@ def catalog_rows(lake: LakePaths, table: str) -> list[dict[str, Any]]:
     return found
 
 
-# Files never change under their names; these tables are small, and asked again and again.
+# Files never change under their names; these tables are small, and read again and again.
 @functools.lru_cache(maxsize=8)
 def _rows_of(uris: tuple[str, ...], columns: tuple[str, ...]) -> pa.Table | None:
     # A file of an older release lacks the columns that came later: they are null.

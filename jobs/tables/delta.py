@@ -36,7 +36,7 @@ from jobs.tables.shards import read_digests, read_shard
 from jobs.tables.sync import sync_files
 
 APP = "latentlake"
-MOST_VERSIONS = 10_000_000  # deltalake counts up to what it is asked for (1.6.6)
+MOST_VERSIONS = 10_000_000  # deltalake counts up to what it is requested (1.6.6)
 LOOKED_AT = 10  # for the last commit of a job
 
 
@@ -127,9 +127,9 @@ class Table:
                 mine, logged = ((f.metadata or {}).get(key.encode()) for f in (field, other))
                 if mine != logged:
                     raise InputError(
-                        f"{self.uri}: {name!r} has {key} "
-                        f"{(logged or b'none').decode()} in the table, {(mine or b'none').decode()} "
-                        "in this run; use the same settings, or another name"
+                        f"{self.uri}: {name!r} has {key} {(logged or b'none').decode()} in the "
+                        f"table, {(mine or b'none').decode()} in this run; use the same "
+                        "settings, or another name"
                     )
 
 
@@ -192,7 +192,7 @@ class Snapshot:
         return self.commits > 0
 
     def _transaction(self, name: str) -> int | None:
-        # The handle reads the log when it is asked.
+        # The handle reads the log when it is used.
         return attempt(lambda: self.handle.transaction_version(name), self.uri, "read")
 
     def history(self, down_to: int = 0) -> Iterator[dict[str, Any]]:

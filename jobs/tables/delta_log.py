@@ -73,7 +73,7 @@ def _require_last(lines: list[bytes], info: dict[str, Any], uri: str) -> None:
 def entries(table_uri: str, newest: int, oldest: int) -> Iterator[dict[str, Any]]:
     """Those of versions, the newest first, as far as the log has them without a gap."""
     versions = range(newest, oldest - 1, -1)
-    # The newest alone is what is asked for mostly.
+    # The newest alone is what is requested mostly.
     first = (entry(table_uri, version) for version in versions[:FEW])
     names = (str(version) for version in versions[FEW:])
     rest = (found for _, found in read_ahead(names, lambda name: entry(table_uri, int(name))))
@@ -206,7 +206,7 @@ def _listed(table_uri: str) -> Entries:
     return Entries(table_uri, [files[version] for version in sorted(files)], checkpoint)
 
 
-# Asked by each job of a night, of entries that never change while they are whole.
+# Read by each job of a night, of entries that never change while they are whole.
 @functools.lru_cache(maxsize=1 << 14)
 def _job(table_uri: str, file: _LogFile) -> str | None:
     found = entry(table_uri, file.version)

@@ -170,7 +170,7 @@ class RayMetrics(Listener):
 
 
 class Screen(Listener):
-    """Gives what is told to whoever shows it to people."""
+    """Gives what is reported to whoever shows it to people."""
 
     def __init__(self, show: Callable[[dict[str, Any]], None], say: Callable[[str], None]) -> None:
         self._show = show

@@ -49,7 +49,7 @@ class Hardware:
 
 
 def choose(settings: TrainSettings) -> Hardware:
-    """Raises InputError where a GPU is asked for and the worker has none."""
+    """Raises InputError where a GPU is requested and the worker has none."""
     run = settings.run
     has_gpu = torch.cuda.is_available()
     if run.device == "cuda" and not has_gpu:

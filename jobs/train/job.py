@@ -103,7 +103,7 @@ class TrainJob(Job):
     def _require_room(self) -> None:
         """Raises InputError where no table of the model could take the new bundle's codes.
 
-        Told now, not by embed or evaluate when the training is paid for.
+        Reported now, not by embed or evaluate when the training is paid for.
         """
         latent_dim = self.settings.latent_dim
         for table in ("embeddings", "evaluated"):
@@ -148,7 +148,7 @@ class TrainJob(Job):
             raise JobError(f"training of {self.target}@{version} ended without a bundle")
 
     def order_of(self, plan: Plan, unit: Unit) -> TrainTask:
-        """What a new attempt at the plan's training is told."""
+        """What a new attempt at the plan's training is given."""
         images = catalog.images_snapshot(self.lake, plan.settings["dataset"], plan.base["images"])
         return TrainTask(
             lake=self.lake,
@@ -174,7 +174,7 @@ class TrainJob(Job):
     def settle(
         self, plan: Plan, completions: dict[str, Completion], head: Snapshot
     ) -> list[Unit] | CommitPlan:
-        """The alias row: the bundle gets the alias if no bundle has it, or if asked to."""
+        """The alias row: the bundle gets the alias if no bundle has it, or if settings say so."""
         (completion,) = completions.values()
         counts = {"version": plan.fingerprint, **completion.counts, **completion.details}
         settings = TrainSettings.model_validate(plan.settings)

@@ -268,7 +268,7 @@ class Training:
         bound = self.settings.run.max_bad_steps
         if self.rank.is_first:
             ids: list[str] = []
-            with contextlib.suppress(StorageError):  # the step is told without them then
+            with contextlib.suppress(StorageError):  # the step is reported without them then
                 ids = image_ids(self.part, at.epochs, batch)
             self.telemetry.bad_step(step, reason, ids)
             self._say(

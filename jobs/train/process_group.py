@@ -102,7 +102,7 @@ def use_rays_interface() -> None:
 
 
 def interface_of(address: str) -> str | None:
-    """The interface that has an IPv4 address; None where none has, or that cannot be told."""
+    """The interface that has an IPv4 address; None where none has, or that cannot be known."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             request = struct.pack("256s", name.encode())

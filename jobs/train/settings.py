@@ -1,4 +1,4 @@
-"""What a run is told: strict, frozen settings, with one-line descriptions for every form.
+"""Settings of a training: strict, frozen settings, with one-line descriptions for every form.
 
 `fingerprint` covers what changes outputs; worker counts, addresses and limits stay out of it.
 """
@@ -159,7 +159,7 @@ class TrainSettings(Settings):
 
     @property
     def judge(self) -> str:
-        """The decision score: the one asked for, or the family's own."""
+        """The decision score: the one requested, or the family's own."""
         known = scores_of(self.posterior, self.likelihood.kind)
         return self.decision_score or next(name for name in DECISIVE if name in known)
 

@@ -12,7 +12,7 @@ from jobs.train.settings import TrainSettings
 
 @dataclasses.dataclass(frozen=True)
 class TrainTask:
-    """What the training workers are told: one picklable value."""
+    """What the training workers are given: one picklable value."""
 
     lake: LakePaths
     job_id: str

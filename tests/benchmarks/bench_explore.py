@@ -69,7 +69,7 @@ def session(uri: str) -> None:
     one = anomalies.pictures.items[0]["id"]
     model = next(iter(held.models().values()))
     timed("an image with its neighbours, vectors read", lambda: dialog.open(one, model))
-    timed("another one, vectors held", lambda: dialog.show(anomalies.pictures.items[1]["id"]))
+    timed("another one, vectors in memory", lambda: dialog.show(anomalies.pictures.items[1]["id"]))
     assert len(dialog.near.items) == 12
     asked = "SELECT dataset, split, count(*) FROM images GROUP BY ALL"
     timed("SQL over all images", lambda: held.guarded.ask(asked, 200, 60.0))

@@ -111,10 +111,10 @@ def query_round() -> dict[str, float]:
         "10 nearest of one, vectors read for it, s": seconds(
             lambda: fresh().neighbours(many[0], approximate=False)
         ),
-        "10 nearest of one, vectors held, s": seconds(
+        "10 nearest of one, vectors in memory, s": seconds(
             lambda: held.neighbours(many[0], approximate=False)
         ),
-        "10 nearest of 100, vectors held, s": seconds(
+        "10 nearest of 100, vectors in memory, s": seconds(
             lambda: held.neighbours(many, approximate=False)
         ),
         "10 nearest of one by the index, ms": 1e3

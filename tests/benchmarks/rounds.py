@@ -75,7 +75,7 @@ def write_pictures(path: Path, shape: tuple[int, int, int], count: int) -> None:
 def tell(
     report: str, sections: Mapping[str, Round], only: Sequence[str] | None, rounds: int
 ) -> None:
-    """Runs the sections that are asked for, prints them, and keeps them in `.bench/REPORT.json`."""
+    """Runs the sections that are requested, prints them, and keeps them in `.bench/REPORT.json`."""
     path = BENCH / f"{report}.json"
     path.parent.mkdir(exist_ok=True)
     for name in only or sections:

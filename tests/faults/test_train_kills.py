@@ -180,7 +180,7 @@ def forked_train_workers(session: int) -> list[int]:
     return found
 
 
-# The first of the cluster: Ray holds what a killed training had asked for three minutes longer, and
+# The first of the cluster: Ray holds what a killed training had requested three minutes longer, and
 # one that takes what is there waits for that.
 def test_a_training_goes_on_with_fewer_workers_and_with_more_again(
     undisturbed: Bundle, lake: Path, raylets: Raylets

@@ -63,7 +63,7 @@ RUN = """
 
 @pytest.fixture(scope="module")
 def growing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHead]:
-    """A head without CPUs; nodes with a GPU and nodes without one come when they are asked for."""
+    """A head without CPUs; nodes with a GPU and nodes without one come when they are requested."""
     with socket.socket() as tried:
         if not tried.connect_ex(("127.0.0.1", PORT)):
             pytest.skip(f"something listens on port {PORT}")

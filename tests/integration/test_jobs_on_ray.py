@@ -194,9 +194,9 @@ def test_more_workers_than_the_cluster_has_is_refused_at_once(
     trained: LakePaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jobs.cluster.connect.GRACE_S", 10 * RUN_S)  # nothing is waited for
-    with pytest.raises(InputError, match=r"64 workers asked for.*2 CPUs, \d of them free"):
+    with pytest.raises(InputError, match=r"64 workers requested.*2 CPUs, \d of them free"):
         embed(trained, workers=64)
-    with pytest.raises(InputError, match=r"64 workers asked for"):
+    with pytest.raises(InputError, match=r"64 workers requested"):
         train(trained, workers=64, streams=64, seed=9)
     with pytest.raises(InputError, match="on a GPU each, but the cluster has 0"):
         embed(trained, device="cuda", workers=2)

@@ -44,7 +44,7 @@ class Nights:
     def __init__(
         self, folder: Path, commands: CommandProcess, dataset: str, images: int = KEPT
     ) -> None:
-        """dataset: of no other test, so that runs in the Prefect home are told apart."""
+        """dataset: of no other test, so that runs in the Prefect home are distinguished."""
         self.folder = folder
         self.commands = commands
         self.dataset = dataset

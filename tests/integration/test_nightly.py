@@ -106,7 +106,7 @@ def test_two_nights_through_prefect(config: Path, commands: CommandProcess, tmp_
     ok(commands.run(*nightly, "--night", "2026-01-03"))
     held = Held.of(commands.prefect_home)
     assert held.runs == [(f"nightly d 2026-01-0{day}", "COMPLETED") for day in (1, 2, 3)]
-    # By its tag a run is watched; a task's would cost it a slot each, asked for at the server.
+    # By its tag a run is watched; a task's would cost it a slot each, requested at the server.
     assert held.tags == [["latentlake"], []]
     reports = [f"report d 2026-01-0{day}" for day in (1, 2, 3)]
     assert [name for name, state in held.tasks if state != "COMPLETED"] == [reports[2]]

@@ -150,7 +150,7 @@ def test_an_object_that_is_replaced_is_not_read_as_another(bucket, fs) -> None:
 
 @pytest.mark.parametrize("fault", ["slow_down", "internal_error", "reset"])
 def test_opening_an_object_is_tried_again(s3_server, fs, bucket, monkeypatch, fault) -> None:
-    """Its size is asked for by a request of its own, before any range."""
+    """Its size is requested by a request of its own, before any range."""
     uri = f"s3://{bucket}/a.bin"
     fs.pipe(uri, b"a" * 1000)
     (file,) = list_files(uri)

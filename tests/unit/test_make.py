@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(MAKE is None, reason="no make")
 
 
 def machine(folder: Path, user: int, apt_get: str, *there: str) -> tuple[str, str]:
-    """What is said, and what apt-get was asked for, on a machine that has these commands."""
+    """What is said, and what apt-get was requested, on a machine that has these commands."""
     asked = folder / "asked"
     scripts = dict.fromkeys(("sed", *there), "") | {"id": f"echo {user}"}
     if apt_get:

@@ -91,7 +91,7 @@ def uniform_like(like: Tensor, generator: torch.Generator | None) -> Tensor:
     return drawn.clamp(tiny, 1.0 - tiny)
 
 
-CHUNK_VALUES = 2**22  # parameters whose normalisers are held at once
+CHUNK_VALUES = 2**22  # parameters whose normalisers are in memory at once
 
 
 def in_chunks(

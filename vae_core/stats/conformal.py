@@ -1,4 +1,4 @@
-"""Conformal p-values: a score held against the scores of held-out normal images; which to flag.
+"""Conformal p-values: a score compared with the scores of held-out normal images; which to flag.
 
 Vovk, Gammerman & Shafer 2005, "Algorithmic learning in a random world", section 2.2; Bates et
 al. 2023, "Testing for outliers with conformal p-values", whose theorem 2 is why the
@@ -21,7 +21,7 @@ def p_values(
     """(1 + #{calibration ≥ score}) / (M + 1), shape (N,); NaN where the score is NaN.
 
     calibration_M is sorted ascending. leave_one_out: the images are calibration images
-    themselves, each held against the others: (#{calibration ≥ score}) / M.
+    themselves, each compared with the others: (#{calibration ≥ score}) / M.
     If normal images are exchangeable with the calibration images, the values are
     super-uniform: P(p ≤ α) ≤ α, on average over calibration draws.
     """

@@ -154,7 +154,7 @@ def factor_vae(
 ) -> float:
     """Accuracy of the majority vote: Kim & Mnih 2018, "Disentangling by factorising", section 4.
 
-    encode(L, generator): the codes (L, D) of a batch in which one factor is held, all others
+    encode(L, generator): the codes (L, D) of a batch in which one factor is fixed, all others
     drawn anew, and which factor that was. The code dimension that varies least, relative to its
     spread over codes_ND, votes for the factor. Dimensions that never vary have no vote. Half of
     the votes make the classifier, half judge it.

@@ -25,7 +25,7 @@ class Memorisation:
     non-parametric test to detect data-copying in generative models", section 3).
 
     membership: P(a held-out image's −ELBO is above a training image's), the membership probe of
-    Hilprecht et al. 2019: 0.5 says that training images are not told apart.
+    Hilprecht et al. 2019: 0.5 says that training images are not distinguished.
     """
 
     copying: float
@@ -78,7 +78,7 @@ def copying(samples_SP: Tensor, train_NP: Tensor, heldout_MP: Tensor) -> Copying
     (to_train, train_S), (to_held, held_S) = (
         _nearest(samples_SP, reference) for reference in (train_NP, heldout_MP)
     )
-    # Of a picture that is in both, it cannot be told.
+    # Of a picture that is in both, it cannot be known.
     known = ~torch.isclose(to_train, to_held, rtol=1e-4, atol=1e-6)
     is_held = to_held < to_train
     of_train = len(train_S[known & ~is_held].unique())

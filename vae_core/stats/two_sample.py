@@ -1,9 +1,9 @@
-"""Two samples held against each other: do tonight's images come from where the reference came from?
+"""Compare two samples: do tonight's images come from where the reference came from?
 
 Each test is a statistic of a labelling, arrivals against reference, and all of them see the same
 random relabellings. So their p-values hold whatever the distribution is, as long as blocks (a
 source's images of one hour, say) could have come on either side. All tests together give one
-p-value: that of the strongest of them, held against the strongest of each relabelling
+p-value: that of the strongest of them, compared with the strongest of each relabelling
 (nonparametric combination: Pesarin & Salmaso 2010, "Permutation tests for complex data", chapter
 4). Images of a block stay together: what they share is no evidence.
 
@@ -13,7 +13,7 @@ those of the other, it stays right as long as the difference of a pair is as lik
 as the other: it is Student's test of the pairs' differences (Scheffé 1943, "On solutions of the
 Behrens-Fisher problem"). Drawing from all, of as many blocks of both, gets the variance right but
 takes it to be known from both sides where one alone has it all: of 12 blocks a side, Student's t of
-11 degrees of freedom is held against that of 22, which at a level of 1/600 is 2.5 times too often.
+11 degrees of freedom is compared with that of 22, which at a level of 1/600 is 2.5 times too often.
 
 The tests: Hotelling's T² of the ranks' normal scores (a shift of the mean; a few blocks' mean of
 squares is skewed, and no difference of such is as likely to point either way); maximum mean
@@ -147,7 +147,7 @@ def _family(
 
 
 def evidence(values_L: np.ndarray) -> np.ndarray:
-    """(L,): -log of each labelling's p-value among all, so that tests can be held together.
+    """(L,): -log of each labelling's p-value among all, so that tests can be combined.
 
     Ranks alone would tie the strongest labelling of each of many tests, and a night far beyond all
     relabellings in one test would still be no better than those that happen to lead in another. So
@@ -258,7 +258,7 @@ def separation(
     """(L,): how far the classifier's held-out predictions of the two sides lie apart; and the share
     of pairs that they put in order, for the true labelling (AUROC).
 
-    Folds are of whole strata, so that a swap leaves what is seen and what is told as they were.
+    Folds are of whole strata, so that a swap leaves what is seen and predicted as it was.
     """
     count = strata_N.max() + 1
     fold_N = generator.permutation(np.arange(count) % min(FOLDS, count))[strata_N]

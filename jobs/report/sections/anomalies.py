@@ -83,7 +83,7 @@ def _batches(night: ReportNight) -> Rows:
         for row in night.batches
     ]
     caption = (
-        "What was held against the calibration; level is the false-discovery rate, fewest the "
+        "What was compared with the calibration; level is the false-discovery rate, fewest the "
         "smallest number of images that can be flagged at it"
     )
     return Rows(caption, columns, rows)

@@ -91,7 +91,7 @@ def _gate(night: ReportNight) -> list[Block]:
 
 
 def _passed(value: bool | None) -> str:
-    return "not asked" if value is None else _yes(value)
+    return "not required" if value is None else _yes(value)
 
 
 def _measures(night: ReportNight) -> list[str]:

@@ -164,7 +164,7 @@ def _sprites(night: ReportNight, ids: Sequence[str]) -> Sprites:
 
 @dataclasses.dataclass(frozen=True)
 class _Drawn:
-    """The sample as it is drawn: rows of the embeddings, their places, what is told of each."""
+    """The sample as it is drawn: rows of the embeddings, their places, what is shown of each."""
 
     night: ReportNight
     rows: Sequence[Row]

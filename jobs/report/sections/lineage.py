@@ -13,7 +13,7 @@ SOURCES = 20
 
 
 def lineage_section(night: ReportNight) -> Section:
-    """Source → images → bundle → jobs. What there is not is said, the others are still told."""
+    """Source → images → bundle → jobs. What there is not is said, the others are still shown."""
     blocks: list[Block] = [_sources(night), _chain(night)]
     try:
         blocks += _bundle(night)

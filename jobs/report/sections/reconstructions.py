@@ -117,7 +117,7 @@ def samples_section(paintings: Paintings, limits: Limits) -> Section:
         blocks.append(Pictures(f"Between two images, along the {way}", paths, "rows"))
     blocks.append(
         Pictures(
-            f"Latent traversals: one dimension from −3 to +3 standard deviations, the others held; "
+            f"Latent traversals: one dimension from −3 to +3 standard deviations, others fixed; "
             f"the dimensions with {order} come first",
             walks,
             "rows",

@@ -34,7 +34,7 @@ def part_of(train: Split, settings: TrainSettings, rank: Rank) -> RankShare:
 
 
 def loader_of(part: RankShare, run: TrainRun, device: torch.device) -> tuple[Loader, str]:
-    """Resident where that fits the budget and nothing else is asked for; and what was chosen."""
+    """Resident where that fits the budget and nothing else is requested; and what was chosen."""
     fits = part.bytes <= run.memory_gib * GIB
     resident = run.data == "resident" or (run.data == "auto" and fits)
     shape = "x".join(map(str, part.split.image_shape))

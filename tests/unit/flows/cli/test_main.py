@@ -99,7 +99,7 @@ def test_mistakes_end_with_2_and_a_sentence(tmp_path: Path) -> None:
 def test_more_workers_than_cpus_are_refused_before_ray_starts(tmp_path: Path) -> None:
     write_source(tmp_path / "a.parquet", range(10))
     stage = ("stage", "--source", str(tmp_path / "a.parquet"), "--dataset", "d", "--workers")
-    bad(*stage, "4096", lake=tmp_path / "lake", told="4096 workers asked for")
+    bad(*stage, "4096", lake=tmp_path / "lake", told="4096 workers requested")
     shown = run_cli(*stage, "4096", "--lake", tmp_path / "lake").err
     assert "free" in shown
 

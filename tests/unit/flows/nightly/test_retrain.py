@@ -26,7 +26,7 @@ MODEL = TrainSettings(dataset="d", model="m")
     ("rule", "night", "images", "asked", "why"),
     [
         ({}, "2027-01-01", 10**9, False, None),
-        ({}, "2026-01-01", 100, True, "it was asked to"),
+        ({}, "2026-01-01", 100, True, "it was requested"),
         ({"every_nights": 7}, "2026-01-07", 100, False, None),
         ({"every_nights": 7}, "2026-01-08", 100, False, "m@abc is 7 nights old"),
         ({"new_images": 50}, "2026-01-08", 149, False, None),
@@ -57,12 +57,12 @@ def test_a_training_that_was_given_up_is_gone_on_with(trained: LakePaths, tmp_pa
     runner.run(InlineStage(trained, tmp_path / "more", night="2026-01-02"))
     given_up = InlineTrain(trained)
     rule = RetrainSettings()
-    assert reason_to_train(trained, given_up.settings, rule, "2026-01-03", asked=False) is None
+    assert reason_to_train(trained, given_up.settings, rule, "2026-01-03", requested=False) is None
     records.save_plan(trained, given_up.plan())
-    why = reason_to_train(trained, given_up.settings, rule, "2026-01-03", asked=False)
+    why = reason_to_train(trained, given_up.settings, rule, "2026-01-03", requested=False)
     assert why == "a training was left unfinished"
     other = given_up.settings.model_copy(update={"epochs": 77})
-    assert reason_to_train(trained, other, rule, "2026-01-03", asked=False) is None
+    assert reason_to_train(trained, other, rule, "2026-01-03", requested=False) is None
 
 
 def test_a_challenger_that_was_refused_is_not_trained_again_each_night(
@@ -71,10 +71,10 @@ def test_a_challenger_that_was_refused_is_not_trained_again_each_night(
     write_source(tmp_path / "more" / "b.parquet", range(600, 650))
     runner.run(InlineStage(trained, tmp_path / "more", night="2026-01-08"))
     rule = RetrainSettings(every_nights=7, new_images=50)
-    assert reason_to_train(trained, MODEL, rule, "2026-01-08", asked=False)
+    assert reason_to_train(trained, MODEL, rule, "2026-01-08", requested=False)
     runner.run(InlineTrain(trained, night="2026-01-08"))  # which leaves the champion alone
-    assert reason_to_train(trained, MODEL, rule, "2026-01-09", asked=False) is None
-    why = reason_to_train(trained, MODEL, rule, "2026-01-15", asked=False)
+    assert reason_to_train(trained, MODEL, rule, "2026-01-09", requested=False) is None
+    why = reason_to_train(trained, MODEL, rule, "2026-01-15", requested=False)
     assert why is not None
     assert why.endswith("7 nights old")
 
@@ -109,11 +109,11 @@ def test_the_facts_of_a_lake(trained: LakePaths, tmp_path: Path) -> None:
     write_source(tmp_path / "more" / "b.parquet", range(600, 650))
     runner.run(InlineStage(trained, tmp_path / "more", night="2026-01-02"))
     rule = RetrainSettings(new_images=50)
-    why = reason_to_train(trained, MODEL, rule, "2026-01-02", asked=False)
+    why = reason_to_train(trained, MODEL, rule, "2026-01-02", requested=False)
     assert why == f"there are 50 images more than m@{version} was trained on"
     # Once it has trained on them there is no reason any more.
     runner.run(InlineTrain(trained, promote=True))
-    assert reason_to_train(trained, MODEL, rule, "2026-01-02", asked=False) is None
+    assert reason_to_train(trained, MODEL, rule, "2026-01-02", requested=False) is None
 
 
 NIGHT = {

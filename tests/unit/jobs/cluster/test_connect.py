@@ -27,7 +27,7 @@ def test_an_autoscaling_cluster_is_asked_for_cpus_and_waited_for(monkeypatch) ->
     monkeypatch.setattr(cluster_connect.ray, "available_resources", lambda: {"CPU": cpus["now"]})
     monkeypatch.setattr(cluster_connect.ray, "cluster_resources", lambda: {"CPU": cpus["now"]})
     monkeypatch.setattr(cluster_connect.ray, "is_initialized", lambda: True)
-    with pytest.raises(InputError, match=r"4 workers asked for.*1 CPUs, 1 of them free"):
+    with pytest.raises(InputError, match=r"4 workers requested.*1 CPUs, 1 of them free"):
         cluster_connect.ensure(RaySettings(), 4)
     assert asked == []
     assert cluster_connect.ensure(RaySettings(autoscaling=True, resource_timeout_s=600), 4) == 4
@@ -41,7 +41,7 @@ def test_an_autoscaling_cluster_that_does_not_grow_is_given_up(monkeypatch) -> N
     monkeypatch.setattr(cluster_connect.ray, "cluster_resources", lambda: {"CPU": 1.0})
     monkeypatch.setattr(cluster_connect.ray, "is_initialized", lambda: True)
     started = time.monotonic()
-    with pytest.raises(ClusterError, match="4 workers asked for"):
+    with pytest.raises(ClusterError, match="4 workers requested"):
         cluster_connect.ensure(RaySettings(autoscaling=True, resource_timeout_s=1), 4)
     assert time.monotonic() - started >= 1.0
 
@@ -52,9 +52,9 @@ def test_cpus_that_others_use_may_be_free_the_next_time(monkeypatch) -> None:
     monkeypatch.setattr(cluster_connect.ray, "cluster_resources", lambda: {"CPU": 4.0})
     monkeypatch.setattr(cluster_connect.ray, "is_initialized", lambda: True)
     monkeypatch.setattr(cluster_connect, "GRACE_S", 0.0)
-    with pytest.raises(ClusterError, match=r"4 workers asked for.*1 of them free"):
+    with pytest.raises(ClusterError, match=r"4 workers requested.*1 of them free"):
         cluster_connect.ensure(RaySettings(), 4)
-    with pytest.raises(InputError, match="5 workers asked for"):
+    with pytest.raises(InputError, match="5 workers requested"):
         cluster_connect.ensure(RaySettings(), 5)
 
 
@@ -88,11 +88,11 @@ def test_a_job_that_has_begun_goes_on_with_what_nodes_are_left(monkeypatch, capl
     monkeypatch.setattr(cluster_connect.ray, "cluster_resources", lambda: {"CPU": cpus["now"]})
     with caplog.at_level("WARNING", "latentlake"):
         assert cluster_connect.still(RaySettings(), 2) == 1
-    assert "1 CPUs are left of the 2 asked for" in caplog.text
+    assert "1 CPUs are left of the 2 requested" in caplog.text
     assert cluster_connect.still(RaySettings(), None) == 1
     cpus["now"] = 0.0
     monkeypatch.setattr(cluster_connect, "GRACE_S", 0.0)
-    with pytest.raises(ClusterError, match="1 workers asked for"):
+    with pytest.raises(ClusterError, match="1 workers requested"):
         cluster_connect.still(RaySettings(), 2)
 
 

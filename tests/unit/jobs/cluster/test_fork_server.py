@@ -165,7 +165,7 @@ def test_the_server_ends_with_its_owner(worker: Path, tmp_path: Path) -> None:
 
 
 def all_told() -> list[str]:
-    """Every module that the fork server is asked for."""
+    """Every module that the fork server is requested."""
     from jobs.train.launch import TRAINING
 
     made = [

@@ -68,7 +68,7 @@ def test_a_range_of_nights(retrained: LakePaths) -> None:
     assert runner.run(InlineEmbed(retrained, until="2025-12-31")).job_ids == []
     runner.run(InlineEmbed(retrained, since="2026-01-02", until="2026-01-02"))
     assert nights_of_champion(retrained) == {"2026-01-02": 50}
-    # Reconstructions, too, are of those nights: none of images that were not asked for.
+    # Reconstructions, too, are of those nights: none of images that were not requested.
     runner.run(InlineEmbed(retrained, until="2026-01-01", reconstructions="all"))
     assert nights_of_champion(retrained) == {"2026-01-01": 600, "2026-01-02": 50}
     drawn = views.sql(

@@ -175,7 +175,7 @@ def test_an_image_that_was_trained_on_has_no_p_value_in_any_dataset(
         "validation": 0,
     }
     assert all(row["p"] == row["n"] for row in rows if row["split"] in ("calibration", "test"))
-    # The same image in two datasets can still be asked for by its whole id.
+    # The same image in two datasets can still be requested by its whole id.
     runner.run(InlineEmbed(trained))
     image_id = rows and views.sql(trained, "SELECT min(image_id) AS i FROM images")["i"][0].as_py()
     assert len(query_api.Lake(trained.uri).embeddings("m").neighbours(image_id, k=3)) == 3
@@ -218,7 +218,7 @@ def test_p_values_hold_where_scores_were_computed_as_the_calibrations(trained: L
     assert InlineEmbed(trained).workers.device == "cpu"
     runner.run(InlineEmbed(trained))
     assert valid() == [True]
-    # As if it had been calibrated on a GPU: one is asked for, and a worker without says so.
+    # As if it had been calibrated on a GPU: one is requested, and a worker without says so.
     about = Path(trained.bundle(*catalog.resolve_model(trained, "m")).removeprefix("file://"))
     text = (about / "model.json").read_text()
     told = json.loads(text)["scoring"]

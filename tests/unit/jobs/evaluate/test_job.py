@@ -247,7 +247,7 @@ def test_another_rule_or_new_images_take_its_place(lake: LakePaths, tmp_path: Pa
     assert len(set(rows["image_id"].to_pylist())) == len(rows)
     held = catalog.images_snapshot(lake, "d").version
     assert latest(lake)[0]["images_version"] == held
-    # An older snapshot may be asked for; the newest one's evaluation is still the latest.
+    # An older snapshot may be requested; the newest one's evaluation is still the latest.
     again(lake, images_version=first[0]["images_version"], night="2026-01-03")
     assert len(evaluated(lake)) == first[0]["images"]
     assert latest(lake)[0]["images_version"] == held

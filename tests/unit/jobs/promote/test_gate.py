@@ -229,7 +229,7 @@ def test_other_decision_scores_are_compared_by_the_wider_interval() -> None:
 def test_the_first_bundle_passes_and_its_calibration_is_told() -> None:
     found = gate.verdict(RULE, [], bundle(calibration=0.0), None)
     assert found.passes
-    assert found.why == "first bundle of the alias: there is none to be held against"
+    assert found.why == "first bundle of the alias: there is none to be compared with"
     assert "are not valid" in check(found, "calibration").told
     assert gate.verdict(RULE, [], [], None).passes
 
@@ -282,7 +282,7 @@ def test_one_that_is_better_in_everything_never_fails_where_a_worse_one_passes()
 def test_of_few_images_nothing_is_believed(images: int) -> None:
     """Their bootstrap is degenerate: of one image, its interval is a point."""
     are = "1 image is" if images == 1 else "49 images are"
-    told = f"{are} too few to tell, at least 50 are asked for"
+    told = f"{are} too few to tell, at least 50 are requested"
     few = [dataclasses.replace(each, images=images) for each in differences()]
     found = judged(few)
     assert failed(found) == ["bound", "probe_accuracy", "auroc"]

@@ -156,7 +156,7 @@ def test_a_challenger_that_the_gate_refused(judged: LakePaths) -> None:
     }
     append_rows(Table(judged.catalog("runs"), RUNS), "promote-1", [row])
     made = write_report(judged, "d", "m", "2026-01-03")
-    told = "m@0123456789ab was held against the champion and refused: too few nats."
+    told = "m@0123456789ab was compared with the champion and refused: too few nats."
     assert told in made.headline.happened
     assert made.headline.status == "look"
     page = page_of(made)
