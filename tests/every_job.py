@@ -11,6 +11,7 @@ from jobs.drift.job import DriftJob
 from jobs.drift.settings import DriftSettings
 from jobs.embed.drop import DropJob
 from jobs.embed.map import MapJob
+from jobs.embed.settings import DropSettings, MapSettings
 from jobs.engine import runner
 from jobs.lake.paths import LakePaths
 from jobs.maintain.vacuum import vacuum
@@ -63,6 +64,10 @@ def promotion(lake: LakePaths, version: str, night: str = NIGHT) -> PromoteJob:
     return PromoteJob(lake, PromoteSettings(model=f"m@{version}", rule=None), night)
 
 
+def _drop(lake: LakePaths) -> DropJob:
+    return DropJob(lake, DropSettings(model=f"m@{bundles(lake)[0]}"), NIGHT)
+
+
 def _back(lake: LakePaths) -> PromoteJob:
     settings = PromoteSettings(model="m", back=True, back_from=bundles(lake)[0])
     return PromoteJob(lake, settings, NIGHT)
@@ -82,12 +87,12 @@ JOBS: dict[str, Callable[[LakePaths, Path], object]] = {
     "drift": lambda lake, source: runner.run(
         DriftJob(lake, DriftSettings(dataset="d", model="m"), NIGHT)
     ),
-    "map": lambda lake, source: runner.run(MapJob(lake, "m", "pca", NIGHT)),
+    "map": lambda lake, source: runner.run(MapJob(lake, MapSettings(model="m"), NIGHT)),
     "promote": lambda lake, source: runner.run(promotion(lake, bundles(lake)[1])),
     "rollback": lambda lake, source: runner.run(_back(lake)),
     "compact": lambda lake, source: runner.run(InlineCompact.of(lake, night=NIGHT)),
     "compact a model": lambda lake, source: runner.run(InlineCompact.of(lake, "model", "m", NIGHT)),
-    "drop": lambda lake, source: runner.run(DropJob(lake, f"m@{bundles(lake)[0]}", None, NIGHT)),
+    "drop": lambda lake, source: runner.run(_drop(lake)),
     "index": lambda lake, source: index.build(lake, "m", "cosine"),
     "vacuum": lambda lake, source: vacuum(lake, ["d"], ["m"], keep_days=0.0, grace_s=0.0),
 }

@@ -7,14 +7,12 @@ from typing import Any
 
 import click
 
-from flows.cli.options import common, drop_none, lake_of, parse_fraction, work_of
+from flows.cli.options import common, drop_none, lake_of, parse_fraction, request_of
 from jobs.drift.settings import DriftSettings
 from jobs.settings import build
 
 SHOWN = ("sample", "test", "of", "p_value", "effect", "effect_unit")
 SETTINGS = "dataset model nights block_by block_images max_images least_images relabellings seed"
-# Of a cluster that grows and of its workers: one process does it.
-NO_WORKERS = {"autoscaling": False, "resource_timeout": None}
 
 
 def small_job_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -62,7 +60,7 @@ def drift(alpha: str | None, **options: Any) -> None:
         alpha=parse_fraction("--alpha", alpha) if alpha else None,
         **{name: options[name] for name in SETTINGS.split()},
     )
-    work = work_of(build(DriftSettings, values), options | NO_WORKERS)
+    work = request_of(build(DriftSettings, values), options)
     from flows.output import emit, records_text
     from jobs.dispatch.run import job_of, run
     from jobs.engine.runner import planned

@@ -11,13 +11,12 @@ from flows.cli.options import (
     drop_none,
     job_options,
     lake_of,
-    night_of,
     parse_fraction,
+    request_of,
     run_job,
-    work_of,
 )
 from flows.cli.query import METHOD, METRIC
-from jobs.embed.settings import EmbedSettings, Reconstructions
+from jobs.embed.settings import DropSettings, EmbedSettings, MapSettings, Reconstructions
 from jobs.settings import build
 
 
@@ -69,7 +68,7 @@ def embed(dataset: str, model: str, alpha: str | None, **options: Any) -> None:
             **{name: options[name] for name in plain},
         ),
     )
-    run_job(work_of(settings, options), options)
+    run_job(request_of(settings, options), options)
 
 
 @click.command()
@@ -83,9 +82,8 @@ def drop(model: str, dataset: str | None, **options: Any) -> None:
 
     Example: latentlake drop --model photos@3f7a09c1d2e4
     """
-    from jobs.embed.drop import DropJob
-
-    run_job(DropJob(lake_of(options["lake"]), model, dataset, night_of(options)), options)
+    settings = build(DropSettings, drop_none(model=model, dataset=dataset))
+    run_job(request_of(settings, options), options)
 
 
 @click.command("map")
@@ -97,9 +95,8 @@ def map_command(model: str, method: str, **options: Any) -> None:
 
     Example: latentlake map --model photos
     """
-    from jobs.embed.map import MapJob
-
-    run_job(MapJob(lake_of(options["lake"]), model, method, night_of(options)), options)
+    settings = build(MapSettings, {"model": model, "method": method})
+    run_job(request_of(settings, options), options)
 
 
 @click.command("index")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flows.cli.options import common, drop_none, job_options, lake_of, run_job, work_of
+from flows.cli.options import common, drop_none, job_options, lake_of, request_of, run_job
 from jobs.evaluate.settings import EvaluateSettings
 from jobs.settings import build
 
@@ -35,7 +35,7 @@ def evaluate(**options: Any) -> None:
     """
     plain = "dataset model label anomaly samples max_images images_version workers"
     settings = build(EvaluateSettings, drop_none(**{name: options[name] for name in plain.split()}))
-    work = work_of(settings, options)
+    work = request_of(settings, options)
     if options["dry_run"]:
         run_job(work, options)
         return

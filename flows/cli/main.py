@@ -26,8 +26,8 @@ from flows.cli.options import (
     night_of,
     parse_fraction,
     ray_settings,
+    request_of,
     run_job,
-    work_of,
 )
 from flows.cli.query import query
 from flows.cli.report import report
@@ -116,7 +116,7 @@ def stage(
             max_removed=parse_fraction("--max-removed", max_removed) if max_removed else None,
         ),
     )
-    run_job(work_of(settings, options), options)
+    run_job(request_of(settings, options), options)
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -190,7 +190,7 @@ def maintain(
         lake, night = lake_of(options["lake"]), night_of(options)
         done = run_maintain(lake, settings, night, ray_settings(options), dry_run=True)
     else:
-        done = run(work_of(settings, options))
+        done = run(request_of(settings, options))
     emit(done, options["as_json"], maintained_text(done))
 
 

@@ -10,16 +10,16 @@ import click
 
 from flows.nightly.settings import tonight, valid_night
 from jobs.cluster.settings import RaySettings
-from jobs.engine import runner
 from jobs.errors import InputError
-from jobs.settings import build
+from jobs.settings import Settings, build
 
 if TYPE_CHECKING:
-    from jobs.dispatch.request import AnySettings, JobRequest
+    from jobs.dispatch.request import JobRequest
     from jobs.engine.job import Job
     from jobs.lake.paths import LakePaths
 
 DEFAULT_LAKE = "./lake"
+OF_WORKERS = ("workers", "autoscaling", "resource_timeout")
 
 
 def common(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -90,8 +90,8 @@ def ray_settings(options: dict[str, Any]) -> RaySettings:
         drop_none(
             address=options["ray_address"],
             wheel=options["wheel"],
-            autoscaling=options["autoscaling"],
-            resource_timeout_s=options["resource_timeout"],
+            autoscaling=options.get("autoscaling"),
+            resource_timeout_s=options.get("resource_timeout"),
         ),
     )
 
@@ -101,26 +101,40 @@ def night_of(options: dict[str, Any]) -> str:
     return valid_night(options["night"] or tonight())
 
 
-def run_job(work: JobRequest | Job, options: dict[str, Any]) -> None:
-    """Runs a job, or prints its plan, and tells what it did."""
+def run_job(request: JobRequest, options: dict[str, Any]) -> None:
+    """Runs a job, or prints its plan, and says what it did."""
     from flows.output import emit, report_text
-    from jobs.dispatch.request import JobRequest
     from jobs.dispatch.run import job_of, run
     from jobs.engine.report import JobReport
 
     if options["dry_run"]:
-        _print_plan(job_of(work) if isinstance(work, JobRequest) else work, options["as_json"])
+        _print_plan(job_of(request), options["as_json"])
         return
-    report = JobReport(**run(work)) if isinstance(work, JobRequest) else runner.run(work)
+    report = JobReport(**run(request))
     emit(report.to_dict(), options["as_json"], report_text(report))
 
 
-def work_of(settings: AnySettings, options: dict[str, Any], *, fresh: bool = False) -> JobRequest:
-    """With what job_options added."""
+def request_of(settings: Settings, options: dict[str, Any], *, fresh: bool = False) -> JobRequest:
+    """With what job_options added. Raises InputError for those that this job has no use for."""
+    from jobs.dispatch.registry import JOBS, kind_of
     from jobs.dispatch.request import JobRequest
 
+    ray, name = ray_settings(options), kind_of(settings)
+    if not JOBS[name].workers:
+        _require_one_process(name, ray, options)
     lake = lake_of(options["lake"]).uri
-    return JobRequest.of(settings, lake, night_of(options), ray_settings(options), fresh=fresh)
+    return JobRequest.of(settings, lake, night_of(options), ray, fresh=fresh)
+
+
+def _require_one_process(name: str, ray: RaySettings, options: dict[str, Any]) -> None:
+    useless = [f"--{option.replace('_', '-')}" for option in OF_WORKERS if options.get(option)]
+    if ray.address is not None and not ray.takes_jobs:
+        useless.append(f"--ray-address {ray.address}")
+    if useless:
+        raise InputError(
+            f"{name} runs in one process, without Ray workers: leave out {', '.join(useless)}, or "
+            "give --ray-address http://HEAD:8265 to run it as a job there"
+        )
 
 
 def _print_plan(job: Job, as_json: bool) -> None:

@@ -12,8 +12,8 @@ from flows.cli.options import (
     lake_of,
     night_of,
     ray_settings,
+    request_of,
     run_job,
-    work_of,
 )
 from jobs.errors import InputError
 from jobs.settings import build, load_yaml
@@ -72,7 +72,7 @@ def train(
         if name not in values:
             raise click.UsageError(f"Missing option '--{name}' (or '{name}' in --config).")
     settings = build(TrainSettings, values)
-    run_job(work_of(settings, options, fresh=fresh), options)
+    run_job(request_of(settings, options, fresh=fresh), options)
 
 
 @click.command()

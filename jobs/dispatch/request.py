@@ -2,64 +2,55 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from jobs.cluster.settings import RaySettings
-from jobs.drift.settings import DriftSettings
-from jobs.embed.settings import EmbedSettings
-from jobs.evaluate.settings import EvaluateSettings
-from jobs.maintain.settings import MaintainSettings
-from jobs.promote.settings import PromoteSettings
+from jobs.dispatch.registry import JOBS, kind_of, requested
+from jobs.errors import InputError
 from jobs.settings import Settings
-from jobs.stage.settings import StageSettings
-from jobs.train.settings import TrainSettings
-
-AnySettings = (
-    StageSettings
-    | TrainSettings
-    | EmbedSettings
-    | EvaluateSettings
-    | DriftSettings
-    | PromoteSettings
-    | MaintainSettings
-)
-KINDS: dict[str, type[AnySettings]] = {
-    "stage": StageSettings,
-    "train": TrainSettings,
-    "embed": EmbedSettings,
-    "evaluate": EvaluateSettings,
-    "drift": DriftSettings,
-    "promote": PromoteSettings,
-    "maintain": MaintainSettings,
-}
 
 
 class JobRequest(Settings):
     """One call of one of the jobs, wherever it runs."""
 
-    kind: Literal["stage", "train", "embed", "evaluate", "drift", "promote", "maintain"]
+    kind: str
     settings: dict[str, Any]
     lake: str = Field(description="root URI of the lake")
     night: str
     ray: RaySettings = RaySettings()
     fresh: bool = Field(default=False, description="of a training: forget earlier attempts")
 
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, kind: str) -> str:
+        try:
+            requested(kind)
+        except InputError as error:
+            raise ValueError(str(error)) from error
+        return kind
+
     @classmethod
     def of(
-        cls, settings: AnySettings, lake: str, night: str, ray: RaySettings, *, fresh: bool = False
+        cls, settings: Settings, lake: str, night: str, ray: RaySettings, *, fresh: bool = False
     ) -> JobRequest:
-        """lake: its URI."""
-        kind = next(name for name, known in KINDS.items() if known is type(settings))
+        """Ask for the job whose settings these are.
+
+        Args:
+            settings: of a job of `JOBS` that may be requested.
+            lake: URI of its root.
+            night: YYYY-MM-DD.
+            ray: where it runs.
+            fresh: of a training: forget earlier attempts.
+        """
         values = settings.model_dump(mode="json")
         return cls.model_validate(
-            {"kind": kind, "settings": values, "lake": lake, "night": night, "fresh": fresh}
-            | {"ray": ray}
+            {"kind": kind_of(settings), "settings": values, "lake": lake, "night": night}
+            | {"fresh": fresh, "ray": ray}
         )
 
     @property
     def target(self) -> str:
         """The dataset or model it makes, or all."""
-        name = "dataset" if self.kind in ("stage", "maintain") else "model"
-        return self.settings[name] or "all"
+        return self.settings[str(JOBS[self.kind].makes)] or "all"

@@ -4,68 +4,50 @@ from __future__ import annotations
 
 from typing import Any
 
-from jobs.dispatch.request import KINDS, JobRequest
-from jobs.drift.settings import DriftSettings
-from jobs.embed.settings import EmbedSettings
+from jobs.dispatch.registry import JOBS, JobKind
+from jobs.dispatch.request import JobRequest
 from jobs.engine import runner
 from jobs.engine.job import Job
-from jobs.evaluate.settings import EvaluateSettings
 from jobs.lake.paths import LakePaths
-from jobs.maintain.settings import MaintainSettings
-from jobs.promote.settings import PromoteSettings
-from jobs.stage.settings import StageSettings
-from jobs.train.settings import TrainSettings
 
 
-def job_of(work: JobRequest) -> Job:
-    """The job itself; of maintain, which is several, there is none."""
-    lake, settings = LakePaths(work.lake), KINDS[work.kind].model_validate(work.settings)
-    match settings:
-        case StageSettings():
-            from jobs.stage.job import StageJob
-
-            return StageJob(lake, settings, work.night, work.ray)
-        case TrainSettings():
-            from jobs.train.job import TrainJob
-
-            return TrainJob(lake, settings, work.night, work.ray, fresh=work.fresh)
-        case EmbedSettings():
-            from jobs.embed.job import EmbedJob
-
-            return EmbedJob(lake, settings, work.night, work.ray)
-        case EvaluateSettings():
-            from jobs.evaluate.job import EvaluateJob
-
-            return EvaluateJob(lake, settings, work.night, work.ray)
-        case DriftSettings():
-            from jobs.drift.job import DriftJob
-
-            return DriftJob(lake, settings, work.night)
-        case PromoteSettings():
-            from jobs.promote.job import PromoteJob
-
-            return PromoteJob(lake, settings, work.night)
-    raise AssertionError(f"{work.kind} is no job of one plan")
+def job_of(request: JobRequest) -> Job:
+    """Make the job; of maintain, which is several, there is none."""
+    kind = JOBS[request.kind]
+    job = kind.load()
+    assert issubclass(job, Job), f"{request.kind} is no job of one plan"
+    more = {"fresh": request.fresh} if request.kind == "train" else {}
+    return job(*_arguments(request, kind), **more)
 
 
-def run(work: JobRequest, asked_by: str = "") -> dict[str, Any]:
+def run(request: JobRequest, asked_by: str = "") -> dict[str, Any]:
     """Run it here, or as a Ray job of a cluster that takes those.
 
-    Returns a JobReport as a dict, or what maintain reports. asked_by: names who asks; the
-    second time, a Ray job that has ended well since is not run once more.
+    Args:
+        request: the job and its settings.
+        asked_by: who asks. For the same one, a Ray job that has ended well since is not run again.
+
+    Returns:
+        A JobReport as a dict, or what maintain reports.
     """
-    if work.ray.takes_jobs:
+    if request.ray.takes_jobs:
         from jobs.dispatch.submit import run_on_cluster
 
-        return run_on_cluster(work, asked_by)
-    return run_here(work)
+        return run_on_cluster(request, asked_by)
+    return run_here(request)
 
 
-def run_here(work: JobRequest) -> dict[str, Any]:
+def run_here(request: JobRequest) -> dict[str, Any]:
     """Run it in this process."""
-    if work.kind == "maintain":
-        from jobs.maintain.run import maintain
+    kind = JOBS[request.kind]
+    if request.kind == "maintain":
+        return kind.load()(*_arguments(request, kind))
+    return runner.run(job_of(request)).to_dict()
 
-        settings = MaintainSettings.model_validate(work.settings)
-        return maintain(LakePaths(work.lake), settings, work.night, work.ray)
-    return runner.run(job_of(work)).to_dict()
+
+def _arguments(request: JobRequest, kind: JobKind) -> tuple[Any, ...]:
+    """As every job takes them: lake, settings, night and, for its workers, Ray."""
+    assert kind.settings is not None
+    settings = kind.settings.model_validate(request.settings)
+    ray = (request.ray,) if kind.workers else ()
+    return (LakePaths(request.lake), settings, request.night, *ray)

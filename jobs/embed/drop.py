@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from jobs.bundles.manifest import read_about
+from jobs.embed.settings import DropSettings
 from jobs.embed.tables import embed_tables
 from jobs.engine.job import Job
 from jobs.engine.plan import CommitPlan, Completion, Plan, Unit
@@ -24,8 +25,13 @@ class DropJob(Job):
     name = "drop"
     rows_counted = "dropped"
 
-    def __init__(self, lake: LakePaths, model: str, dataset: str | None, night: str) -> None:
-        """model: NAME@VERSION or NAME@ALIAS. dataset: all of them if None."""
+    def __init__(self, lake: LakePaths, settings: DropSettings, night: str) -> None:
+        """Find the version.
+
+        Raises:
+            InputError: the model is named without a version, or is unknown, as the dataset may be.
+        """
+        model, dataset = settings.model, settings.dataset
         if "@" not in model:
             raise InputError(f"{model}: say which version to drop, as in {model}@VERSION")
         name, self.version = catalog.resolve_model(lake, model)

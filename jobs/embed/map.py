@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import pyarrow as pa
 
+from jobs.embed.settings import MapSettings
 from jobs.engine import records
 from jobs.engine.job import Job, StalePlan
 from jobs.engine.plan import CommitPlan, Completion, Plan, Unit, total_counts
@@ -42,12 +43,17 @@ class MapJob(Job):
     name = "map"
     rows_counted = "mapped"
 
-    def __init__(self, lake: LakePaths, model: str, method: str, night: str) -> None:
-        name, self.version = catalog.resolve_model(lake, model)
+    def __init__(self, lake: LakePaths, settings: MapSettings, night: str) -> None:
+        """Find the version and its embeddings.
+
+        Raises:
+            InputError: the model is unknown, has no embeddings, or the method is not installed.
+        """
+        name, self.version = catalog.resolve_model(lake, settings.model)
         super().__init__(lake, name)
-        if method == "umap":
+        if settings.method == "umap":
             _umap()
-        self.method = method
+        self.method: str = settings.method
         self.night = night
         self.embeddings = catalog.embeddings_snapshot(lake, name, self.version)
 

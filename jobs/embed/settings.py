@@ -71,3 +71,17 @@ class EmbedSettings(Settings):
         if self.min_workers is not None and (self.workers or 0) < self.min_workers:
             raise ValueError("min_workers goes with workers, the most there may be, and is no more")
         return self
+
+
+class DropSettings(Settings):
+    """A model version's rows, out of the tables."""
+
+    model: str = Field(description="NAME@VERSION or NAME@ALIAS")
+    dataset: str | None = Field(default=None, description="only images of that one; all if none")
+
+
+class MapSettings(Settings):
+    """A model's embeddings, as points on a plane."""
+
+    model: str = Field(description="NAME, NAME@VERSION or NAME@ALIAS; the champion if only NAME")
+    method: Literal["pca", "umap"] = Field(default="pca", description="what lays out the plane")

@@ -8,6 +8,7 @@ import pytest
 
 from jobs.drift.job import DriftJob
 from jobs.embed.drop import DropJob
+from jobs.embed.settings import DropSettings
 from jobs.engine import records, runner
 from jobs.lake.paths import LakePaths
 from jobs.tables.delta import Snapshot
@@ -121,7 +122,7 @@ def test_a_plan_whose_embeddings_were_dropped_is_given_up(changed: LakePaths, mo
     with pytest.raises(KeyboardInterrupt):
         judge(changed)
     monkeypatch.undo()
-    runner.run(DropJob(changed, f"m@{version(changed)}", None, NIGHTS[1]))
+    runner.run(DropJob(changed, DropSettings(model=f"m@{version(changed)}"), NIGHTS[1]))
     report = judge(changed, NIGHTS[1])
     assert report.counts["drifted"] is None
     assert "has embedded no images" in report.counts["note"]

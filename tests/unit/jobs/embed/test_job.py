@@ -15,6 +15,7 @@ from PIL import Image
 from jobs.bundles import bundle
 from jobs.bundles.manifest import Compute
 from jobs.embed.drop import DropJob
+from jobs.embed.settings import DropSettings
 from jobs.engine import commit as engine_commit
 from jobs.engine import runner
 from jobs.errors import InputError
@@ -385,13 +386,18 @@ def test_a_redo_begins_anew_where_another_embed_came_first(
 
 def test_a_dropped_version_leaves_every_table_and_can_be_embedded_again(trained: LakePaths) -> None:
     runner.run(InlineEmbed(trained, reconstructions="all", alpha=0.9))
-    report = runner.run(DropJob(trained, "m@champion", None, "2026-01-02"))
+    report = runner.run(DropJob(trained, DropSettings(model="m@champion"), "2026-01-02"))
     assert report.counts["dropped"] == 600
     for table in ("embeddings", "reconstructions", "anomalies", "batches"):
         assert len(views.sql(trained, f"SELECT * FROM {table}")) == 0, table
-    assert runner.run(DropJob(trained, "m@champion", "d", "2026-01-02")).job_ids == []
+    assert (
+        runner.run(
+            DropJob(trained, DropSettings(model="m@champion", dataset="d"), "2026-01-02")
+        ).job_ids
+        == []
+    )
     with pytest.raises(InputError, match="m@VERSION"):
-        DropJob(trained, "m", None, "2026-01-02")
+        DropJob(trained, DropSettings(model="m"), "2026-01-02")
     again = InlineEmbed(trained, reconstructions="all", alpha=0.9)  # the same work by every name
     assert runner.run(again).counts["embedded"] == 600
     assert len(views.sql(trained, "SELECT DISTINCT image_id FROM embeddings")) == 600

@@ -19,6 +19,7 @@ from sklearn.manifold import trustworthiness
 from flows.cli.main import cli
 from jobs.embed.drop import DropJob
 from jobs.embed.map import MapJob
+from jobs.embed.settings import DropSettings, MapSettings
 from jobs.engine import job, runner
 from jobs.errors import InputError
 from jobs.lake.paths import LakePaths as Places
@@ -37,7 +38,7 @@ def lake(trained: Places) -> Lake:
 
 
 def mapped(lake: Lake, method: str = "pca", night: str = NIGHT):
-    return runner.run(MapJob(lake, "m", method, night))
+    return runner.run(MapJob(lake, MapSettings(model="m", method=method), night))
 
 
 def points(lake: Lake, method: str = "pca") -> np.ndarray:
@@ -74,7 +75,7 @@ def test_a_map_keeps_up_with_its_embeddings(lake: Lake, tmp_path: Path, caplog) 
     assert rows.to_pylist() == [{"n": 650, "ids": 650}]
     assert len(lake.embeddings("m").map(night="2026-01-02")) == 50
     version = lake.embeddings("m").version
-    runner.run(DropJob(lake, f"m@{version}", None, "2026-01-04"))
+    runner.run(DropJob(lake, DropSettings(model=f"m@{version}"), "2026-01-04"))
     assert len(lake.sql("SELECT * FROM maps")) == 0
     with pytest.raises(InputError, match="has embedded no images yet"):
         mapped(lake)
@@ -82,13 +83,13 @@ def test_a_map_keeps_up_with_its_embeddings(lake: Lake, tmp_path: Path, caplog) 
 
 class OvertakenMap(Overtaken, MapJob):
     def __init__(self, lake: Lake, rival: job.Job) -> None:
-        super().__init__(lake, "m", "pca", NIGHT)
+        super().__init__(lake, MapSettings(model="m"), NIGHT)
         self.rival = rival
 
 
 def test_a_map_of_what_is_dropped_meanwhile_is_not_published(lake: Lake) -> None:
     """At the last moment, between its work and its commit."""
-    drop = DropJob(lake, f"m@{lake.embeddings('m').version}", None, NIGHT)
+    drop = DropJob(lake, DropSettings(model=f"m@{lake.embeddings('m').version}"), NIGHT)
     with pytest.raises(InputError, match="has embedded no images yet"):
         runner.run(OvertakenMap(lake, drop))
     assert len(lake.sql("SELECT * FROM maps")) == 0
@@ -105,7 +106,9 @@ def test_a_map_has_no_points_of_a_dataset_that_was_dropped(lake: Lake, tmp_path:
 
     runner.run(Other())
     runner.run(InlineEmbed(lake, dataset="e"))
-    drop = DropJob(lake, f"m@{lake.embeddings('m').version}", "e", NIGHT)
+    drop = DropJob(
+        lake, DropSettings(model=f"m@{lake.embeddings('m').version}", dataset="e"), NIGHT
+    )
     report = runner.run(OvertakenMap(lake, drop))
     assert report.counts["mapped"] == 600
     counts = lake.sql("SELECT dataset, count(*) AS n FROM maps GROUP BY ALL")
@@ -118,7 +121,7 @@ def test_a_map_that_was_killed_is_given_up_once_it_is_old(lake: Lake, tmp_path: 
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        runner.run(Killed(lake, "m", "pca", NIGHT))
+        runner.run(Killed(lake, MapSettings(model="m"), NIGHT))
     write_source(tmp_path / "more" / "b.parquet", range(2000, 2050))
     runner.run(InlineStage(lake, tmp_path / "more", night="2026-01-02"))
     runner.run(InlineEmbed(lake, night="2026-01-02"))
@@ -154,7 +157,7 @@ def test_umap_keeps_neighbours_together_and_is_the_same_again(lake: Lake, monkey
 def test_umap_that_is_not_installed_is_asked_for(lake: Lake, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(InputError, match=r"pip install 'latentlake\[umap\]'"):
-        MapJob(lake, "m", "umap", NIGHT)
+        MapJob(lake, MapSettings(model="m", method="umap"), NIGHT)
 
 
 def test_embedding_atlas_can_open_the_file(lake: Lake, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from torch.distributions import MultivariateNormal, kl_divergence
 
 from jobs.bundles import bundle
 from jobs.embed.drop import DropJob
+from jobs.embed.settings import DropSettings
 from jobs.engine import commit as engine_commit
 from jobs.engine import records, runner
 from jobs.evaluate import results as evaluate_results
@@ -395,6 +396,6 @@ def test_a_dropped_version_is_still_judged(lake: LakePaths) -> None:
     """Its bundle stays, and so does what was found out of it."""
     before = evaluated(lake)
     runner.run(InlineEmbed(lake))
-    runner.run(DropJob(lake, "m@champion", None, "2026-01-02"))
+    runner.run(DropJob(lake, DropSettings(model="m@champion"), "2026-01-02"))
     assert evaluated(lake).equals(before)
     assert again(lake).executed == []

@@ -169,7 +169,7 @@ def test_an_alias_table_of_before_is_read_and_widened(staged: LakePaths) -> None
     kept = [f for f in ALIASES.schema if f.name not in ("moved_by", "night")]
     older = dataclasses.replace(ALIASES, schema=pa.schema(kept))
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("train", "alias_history"):
+        for module in ("train.job", "bundles.aliases"):
             patch.setattr(f"jobs.{module}.ALIASES", older)
         runner.run(InlineTrain(staged))
     first = champion(staged)

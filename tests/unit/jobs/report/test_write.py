@@ -21,6 +21,7 @@ from PIL import Image
 
 from flows.cli.main import cli
 from jobs.embed.map import MapJob
+from jobs.embed.settings import MapSettings
 from jobs.engine import runner
 from jobs.errors import InputError
 from jobs.lake.paths import LakePaths
@@ -330,7 +331,7 @@ def test_another_version_can_be_asked_for(judged: LakePaths) -> None:
 
 def test_the_newest_map_is_drawn_where_it_has_all_images(lake: LakePaths) -> None:
     assert page_of(write_report(lake, "d", "m", SECOND)).says("map", "largest variance (PCA)")
-    runner.run(MapJob(lake, "m", "pca", SECOND))
+    runner.run(MapJob(lake, MapSettings(model="m", method="pca"), SECOND))
     assert page_of(write_report(lake, "d", "m", SECOND)).says("map", "latentlake map (pca)")
 
 

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from flows.cli.main import cli
 from jobs.embed.drop import DropJob
+from jobs.embed.settings import DropSettings
 from jobs.engine import runner
 from jobs.errors import InputError
 from jobs.lake.paths import LakePaths as Places
@@ -128,7 +129,7 @@ def test_one_of_earlier_embeddings_takes_no_later_one_away(lake: Lake, monkeypat
     index.build(lake, "m", "cosine")
     assert recall(lake, "cosine") > 0.95
     version = lake.embeddings("m").version
-    runner.run(DropJob(lake, f"m@{version}", None, "2026-01-03"))
+    runner.run(DropJob(lake, DropSettings(model=f"m@{version}"), "2026-01-03"))
     assert not files(lake)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from jobs.embed.drop import DropJob
+from jobs.embed.settings import DropSettings
 from jobs.engine import runner
 from jobs.engine.job import Job
 from jobs.errors import InputError
@@ -53,7 +54,7 @@ JOBS: dict[str, Made] = {
     "train": lambda lake, source: InlineTrain(lake, "2026-01-03", epochs=1),
     "compact": lambda lake, source: InlineCompact.of(lake),
     "compact a model": lambda lake, source: InlineCompact.of(lake, "model", "m"),
-    "drop": lambda lake, source: DropJob(lake, "m@champion", None, "2026-01-03"),
+    "drop": lambda lake, source: DropJob(lake, DropSettings(model="m@champion"), "2026-01-03"),
 }
 
 
