@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 from vae_core.config_tree import ConfigTree, choice, require, require_number
 
@@ -139,8 +139,30 @@ _LIKELIHOOD_SETTINGS = {
     "sigma": "gaussian",
     "components": "logistic_mixture",
 }
-# Kinds with one decoder output for each pixel value, which tied weights give.
-ONE_OUTPUT = ("bernoulli", "continuous_bernoulli", "gaussian", "optimal_gaussian")
+
+
+class LikelihoodFacts(NamedTuple):
+    """What is true of every likelihood of a kind.
+
+    Attributes:
+        discrete: whether it is a probability mass over what a pixel can be, so that bits per
+            dimension mean something.
+        outputs: decoder outputs for each pixel value; None where further settings say.
+    """
+
+    discrete: bool
+    outputs: int | None = 1
+
+
+LIKELIHOOD_FACTS: dict[str, LikelihoodFacts] = {
+    "bernoulli": LikelihoodFacts(discrete=True),
+    "continuous_bernoulli": LikelihoodFacts(discrete=False),
+    "categorical": LikelihoodFacts(discrete=True, outputs=256),
+    "logistic_mixture": LikelihoodFacts(discrete=True, outputs=None),
+    "gaussian": LikelihoodFacts(discrete=False),
+    "optimal_gaussian": LikelihoodFacts(discrete=False),
+    "pixel_gaussian": LikelihoodFacts(discrete=False, outputs=2),
+}
 # Σxxᵀ of 4,096 pixel values takes 128 MiB, its eigenvectors some 20 s.
 CLOSED_FORM_PIXELS = 4096
 
@@ -312,9 +334,9 @@ class ModelConfig(ConfigTree):
             "and code: linear",
         )
         require(
-            not self.network.tied or self.likelihood.kind in ONE_OUTPUT,
+            not self.network.tied or LIKELIHOOD_FACTS[self.likelihood.kind].outputs == 1,
             f"network.tied gives one number a pixel value, likelihood.kind {self.likelihood.kind} "
-            f"needs more; take one of {', '.join(ONE_OUTPUT)}",
+            f"needs more; take one of {', '.join(_one_output())}",
         )
         require(
             self.code == "linear" or self.posterior == "deterministic",
@@ -361,3 +383,8 @@ class ModelConfig(ConfigTree):
             f"fit: closed_form takes fewer latent dimensions ({self.latent_dim}) than pixel "
             f"values ({self.pixels})",
         )
+
+
+def _one_output() -> list[str]:
+    """Kinds that tied weights can serve: they give one number for each pixel value."""
+    return [kind for kind, facts in LIKELIHOOD_FACTS.items() if facts.outputs == 1]

@@ -11,7 +11,7 @@ from jobs.lake.paths import LakePaths
 from jobs.schemas.catalog import EVALUATIONS
 from jobs.tables import catalog
 from jobs.tables.delta import Snapshot, open_snapshot
-from vae_core.scores.names import DISCRETE
+from vae_core.config import LIKELIHOOD_FACTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ def measure_of(likelihood: dict[str, Any]) -> str:
     kind = likelihood["kind"]
     if kind == "bernoulli":
         return f"pixels binarised by {likelihood['binarisation']}, {likelihood['threshold']}"
-    return "values of 256" if kind in DISCRETE else "densities"
+    return "values of 256" if LIKELIHOOD_FACTS[kind].discrete else "densities"
 
 
 def few_note(images: int) -> str | None:

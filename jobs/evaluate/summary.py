@@ -26,7 +26,8 @@ from jobs.schemas.spec import MODEL_PARTITION
 from jobs.tables import catalog
 from jobs.tables.delta import Snapshot
 from jobs.tables.shards import write_shard
-from vae_core.scores.names import DISCRETE, scores_of
+from vae_core.config import LIKELIHOOD_FACTS
+from vae_core.scores.names import scores_of
 from vae_core.stats.aggregate_posterior import (
     AggregateFit,
     active_units,
@@ -254,7 +255,7 @@ class Summary:
         if self.test["bits_per_dim"].null_count:
             kind = config.likelihood.kind
             density = f"the {kind} likelihood is a density: it has no bits"
-            note = density if kind not in DISCRETE else NO_PRIOR
+            note = density if not LIKELIHOOD_FACTS[kind].discrete else NO_PRIOR
             rows.append(self._row(("bits_per_dim", None), None, note=note))
         label = self.settings["label"]
         if self._probe[1] is not None:

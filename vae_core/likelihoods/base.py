@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vae_core.all_reduce import Peers
+from vae_core.config import LIKELIHOOD_FACTS, LikelihoodConfig
 from vae_core.noise import Noise
 from vae_core.normal import at_least_float32
 
@@ -16,18 +17,18 @@ from vae_core.normal import at_least_float32
 class Likelihood(nn.Module, abc.ABC):
     """A likelihood over images in [0, 1]. `params` is what the decoder (and σ) gave.
 
-    discrete: whether log_prob is a probability mass, so that bits per dimension mean something.
-    params_per_value: decoder outputs for each pixel value; params are (N, C·params_per_value, H, W)
-    with the parameters of one channel next to each other.
+    discrete, params_per_value: as `LIKELIHOOD_FACTS` has them of its kind. params are
+    (N, C·params_per_value, H, W) with the parameters of one channel next to each other.
     needs_final_error: whether `freeze` wants the train split's mean squared error after training.
     """
 
-    discrete: bool
-    params_per_value: int = 1
     needs_final_error: bool = False
 
-    def __init__(self) -> None:
+    def __init__(self, config: LikelihoodConfig) -> None:
         super().__init__()
+        facts = LIKELIHOOD_FACTS[config.kind]
+        self.discrete = facts.discrete
+        self.params_per_value = facts.outputs or 1
         self._no_sigma: Tensor
         self.register_buffer("_no_sigma", torch.zeros(()), persistent=False)
 

@@ -17,10 +17,8 @@ from vae_core.normal import at_least_float32
 class Bernoulli(Likelihood):
     """Binarised pixels; params are logits. Kingma & Welling 2014, appendix C.1."""
 
-    discrete = True
-
     def __init__(self, config: LikelihoodConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         self.stochastic = config.binarisation == "stochastic"
         self.threshold = config.threshold
 
@@ -57,11 +55,6 @@ class ContinuousBernoulli(Likelihood):
     """A density on [0, 1] whose logits are the decoder's, with the normaliser that a Bernoulli
     log-likelihood of grey pixels leaves out. Loaiza-Ganem & Cunningham 2019, eq. 7.
     """
-
-    discrete = False
-
-    def __init__(self, config: LikelihoodConfig) -> None:
-        super().__init__()
 
     def pixel_log_prob(self, params_NCHW: Tensor, log_sigma: Tensor, target_NCHW: Tensor) -> Tensor:
         logits, target = at_least_float32(params_NCHW), at_least_float32(target_NCHW)

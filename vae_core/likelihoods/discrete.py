@@ -20,12 +20,6 @@ class Categorical(Likelihood):
     256·C·H·W logits an image: the normaliser is taken in chunks of images.
     """
 
-    discrete = True
-    params_per_value = LEVELS
-
-    def __init__(self, config: LikelihoodConfig) -> None:
-        super().__init__()
-
     def pixel_log_prob(self, params_NCHW: Tensor, log_sigma: Tensor, target_NCHW: Tensor) -> Tensor:
         return in_chunks(self._log_prob, params_NCHW, pixel_values(target_NCHW))
 
@@ -70,10 +64,8 @@ class LogisticMixture(Likelihood):
     channels before it. Values are on [-1, 1] inside.
     """
 
-    discrete = True
-
     def __init__(self, config: LikelihoodConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         self.components = config.components
 
     def outputs(self, channels: int) -> int:

@@ -16,8 +16,6 @@ from vae_core.normal import LOG_2PI, at_least_float32, soft_bound
 class SharedSigma(Likelihood):
     """N(x; params, σ²) with one σ for all pixels. Kingma & Welling 2014, appendix C.2."""
 
-    discrete = False
-
     def log_prob(self, params_NCHW: Tensor, log_sigma: Tensor, target_NCHW: Tensor) -> Tensor:
         error = at_least_float32(target_NCHW) - at_least_float32(params_NCHW)
         pixels = error[0].numel() if len(error) else 0
@@ -47,7 +45,7 @@ class Gaussian(SharedSigma):
     """σ is a parameter of the model (Rybkin et al. 2021, σ-VAE), or fixed by the config."""
 
     def __init__(self, config: LikelihoodConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         start = torch.tensor(math.log(config.sigma if config.sigma is not None else 0.2))
         self.learned = config.sigma is None
         self.raw_log_sigma = nn.Parameter(start, requires_grad=self.learned)
@@ -71,7 +69,7 @@ class OptimalGaussian(SharedSigma):
     needs_final_error = True
 
     def __init__(self, config: LikelihoodConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         self.squared_error: Tensor
         self.steps: Tensor
         self.register_buffer("squared_error", torch.tensor(0.04))
@@ -108,12 +106,6 @@ class PixelGaussian(Likelihood):
 
     Kingma & Welling 2014, appendix C.2, with the variance an output. Parameters: μ, raw log σ².
     """
-
-    discrete = False
-    params_per_value = 2
-
-    def __init__(self, config: LikelihoodConfig) -> None:
-        super().__init__()
 
     def _moments(self, params_NCHW: Tensor) -> tuple[Tensor, Tensor]:
         mean, raw = self._per_value(params_NCHW).unbind(2)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from vae_core.config import LIKELIHOOD_FACTS
+
 
 @dataclasses.dataclass(frozen=True)
 class ScoreInfo:
@@ -34,16 +36,13 @@ SCORES: dict[str, ScoreInfo] = {
     ),
 }
 
-# Likelihoods that are probability masses of pixels, so that bits of them mean something.
-DISCRETE = ("bernoulli", "categorical", "logistic_mixture")
-
 
 def scores_of(posterior: str, likelihood: str) -> list[str]:
     """The scores that a model has which can judge an image, by the config's names."""
     missing = set()
     if posterior == "deterministic":
         missing |= {"kl", "neg_elbo", "typicality", "bits_per_dim", "complexity_corrected"}
-    if likelihood not in DISCRETE:
+    if not LIKELIHOOD_FACTS[likelihood].discrete:
         missing |= {"bits_per_dim", "complexity_corrected"}
     anomalous = {name for name, info in SCORES.items() if info.anomalous == "higher"}
     return [name for name in SCORES if name in anomalous - missing]

@@ -157,13 +157,12 @@ def test_a_collapsed_dimension_does_not_explode_the_distance() -> None:
 
 def test_the_scores_a_config_promises_are_those_its_model_has() -> None:
     from vae_core.likelihoods.registry import LIKELIHOODS
-    from vae_core.scores.names import DISCRETE, SCORES, scores_of
+    from vae_core.scores.names import SCORES, scores_of
 
     for kind in LIKELIHOODS:
         held = scorer(kind, kind="mlp").score(pixels(2), ids(2)).scores
         judging = [n for n, v in held.items() if v is not None and SCORES[n].anomalous == "higher"]
         assert scores_of("gaussian", kind) == judging
-        assert (kind in DISCRETE) == scorer(kind, kind="mlp").model.likelihood.discrete
 
 
 @pytest.mark.parametrize("kind", ["mlp", "conv", "residual"])
