@@ -74,7 +74,7 @@ class Job(abc.ABC):
         """Holds what was done against what is published at `head`.
 
         Returns units that must run first (rows that another unit or job has published meanwhile
-        are dropped so), or what to publish. Raises JobError to publish nothing, OutOfDate to
+        are dropped so), or what to publish. Raises JobError to publish nothing, StalePlan to
         plan anew.
         """
 

@@ -53,7 +53,7 @@ class Staged(NamedTuple):
 def decode(data: bytes | Pixels | None, target: Target) -> Staged:
     """Decodes, turns upright, flattens and resizes. Of an animation, the first frame.
 
-    Raises Refused with a reason: no_bytes, zero_bytes, not_an_image, too_many_pixels,
+    Raises RejectedInput with a reason: no_bytes, zero_bytes, not_an_image, too_many_pixels,
     unsupported_mode, truncated, decode_error.
     """
     if data is None:
@@ -131,7 +131,7 @@ def _has_exif(data: bytes) -> bool:
 def _coefficient_bytes(data: bytes) -> int:
     """Of a pixel of progressive JPEG; 0 of any other.
 
-    Raises Refused where it has more scans than any encoder makes.
+    Raises RejectedInput where it has more scans than any encoder makes.
     """
     frame = next((at for marker, at in _segments(data) if marker in (0xC2, 0xC6, 0xCA)), None)
     if frame is None:

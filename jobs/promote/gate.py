@@ -134,7 +134,7 @@ def _auroc(
     rarer = min((d.rarer for d in differences if d.rarer is not None), default=None)
     if rarer is not None and rarer < rule.least_anomalies:
         reason = f"{rarer} of the rarer kind (anomalous or normal) are too few to tell, at least"
-        reason = f"AUROC cannot be compared: {reason} {rule.least_anomalies} are requested"
+        reason = f"AUROC cannot be compared: {reason} {rule.least_anomalies} are required"
         return Check(name, False, reason)
     if scores[0] == scores[1]:
         found = _difference(differences, name, scores[0])
@@ -202,7 +202,7 @@ def _calibration(rule: GateRule, challenger: MetricRows) -> Check:
     passes = p_value >= rule.calibration_p
     are_valid = "are valid" if passes else "are not valid"
     reason = f"its p-values of {score} {are_valid} on the test split (p = {p_value:.2g}"
-    return Check(name, passes, f"{reason}, at least {rule.calibration_p:g} is requested)")
+    return Check(name, passes, f"{reason}, at least {rule.calibration_p:g} is required)")
 
 
 def _active_units(rule: GateRule, challenger: MetricRows, champion: MetricRows) -> Check:
@@ -216,7 +216,7 @@ def _active_units(rule: GateRule, challenger: MetricRows, champion: MetricRows) 
         return Check(name, False, f"its active latents are not known: {why}")
     least = rule.active_share * ours
     reason = f"{theirs:g} of its latents are active, of the champion's {ours:g}"
-    return Check(name, theirs >= least, f"{reason}; at least {least:g} are requested")
+    return Check(name, theirs >= least, f"{reason}; at least {least:g} are required")
 
 
 def _decision_score(rows: MetricRows) -> str | None:

@@ -118,7 +118,7 @@ class FileRange:
 
 
 class Format(Protocol):
-    """One way in which images lie. Raises Refused, Replaced or StorageError."""
+    """One way in which images lie. Raises RejectedInput, SourceChanged or StorageError."""
 
     def look(self, file: SourceFile, layout: Layout) -> FileProbe:
         """Rows, columns and the image column of a file."""
@@ -127,7 +127,7 @@ class Format(Protocol):
     def read(self, part: FileRange, layout: Layout, columns: list[str]) -> Iterator[SourceBatch]:
         """Rows of a file in batches of bounded size; `columns` it lacks are left out.
 
-        After Refused or Replaced, what was yielded before is to be thrown away.
+        After RejectedInput or SourceChanged, what was yielded before is to be thrown away.
         """
         ...
 

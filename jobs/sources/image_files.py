@@ -40,7 +40,7 @@ def read(part: FileRange, layout: Layout, columns: list[str]) -> Iterator[Source
 
 
 def read_many(parts: Sequence[FileRange]) -> Iterator[SourceBatch | list[FileRange]]:
-    """The rows of many files in order, in batches; between them, parts that were Replaced."""
+    """The rows of many files in order, in batches; between them, parts that were SourceChanged."""
     pending: list[tuple[FileRange, Image]] = []
     size = 0
     for part, image in _images(parts):

@@ -97,7 +97,7 @@ def _table(columns: dict[str, pa.Array], rows: int) -> pa.Table:
 
 
 class _opened:
-    """A pinned Parquet file; what is wrong with its bytes comes out as Refused."""
+    """A pinned Parquet file; what is wrong with its bytes comes out as RejectedInput."""
 
     def __init__(self, uri: str, etag: str) -> None:
         self.uri = uri
@@ -133,7 +133,7 @@ def _raise_told(error: BaseException, uri: str) -> None:
 
 
 def _require_honest(metadata: Any, size: int) -> None:
-    """Raises Refused where the footer claims more than the file can hold."""
+    """Raises RejectedInput where the footer claims more than the file can hold."""
     rows = 0
     for index in range(metadata.num_row_groups):
         group = metadata.row_group(index)
@@ -206,7 +206,7 @@ def _row_groups(metadata: Any, start: int, stop: int) -> tuple[list[int], int]:
 
 
 def _image_column(schema: pa.Schema, layout: Layout) -> str:
-    """The image column, a dotted name where it is nested. Raises Refused, listing the columns."""
+    """The image column, a dotted name where it is nested. Raises RejectedInput, listing the columns."""
     wanted = layout.image_column
     if wanted is not None:
         kind = _type_at(schema, wanted)

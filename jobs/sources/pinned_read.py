@@ -188,7 +188,7 @@ def _is_expired(error: BaseException) -> bool:
 
 
 def read_pinned(uri: str, etag: str, size: int) -> bytes:
-    """The whole file, by one request. Raises Replaced, or LatentlakeError."""
+    """The whole file, by one request. Raises SourceChanged, or LatentlakeError."""
     path = local_name(uri)
 
     def action() -> bytes:

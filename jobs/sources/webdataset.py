@@ -165,7 +165,7 @@ def _side(ending: str, member: tarfile.TarInfo, stream: IO[bytes]) -> Any:
 
 
 def _members(part: FileRange, file: BinaryIO) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
-    """Regular members with a stream of each. Raises Refused where the archive is damaged."""
+    """Regular members with a stream of each. Raises RejectedInput where the archive is damaged."""
     packed = not part.uri.lower().endswith(".tar")
     source = _Unpacked(file, part.size) if packed else file
     try:

@@ -73,7 +73,7 @@ def still_gone(gone: list[Pair], completions: list[Completion], sources: Snapsho
 
 
 def require_whole_files(tonight: StageState) -> None:
-    """Raises OutOfDate where one unit has rows of a file that another found replaced."""
+    """Raises StalePlan where one unit has rows of a file that another found replaced."""
     skipped = {uri for c in tonight.completions for uri in c.details.get("skipped", [])}
     if not skipped:
         return
@@ -143,7 +143,7 @@ def _keys(ids: pa.ChunkedArray) -> np.ndarray:
 def _published(tonight: StageState, gone: list[Pair]) -> dict[str, list[list[str]]]:
     """By unit, its source files whose rows are in the sources table already.
 
-    Raises OutOfDate where another version of one of them is.
+    Raises StalePlan where another version of one of them is.
     """
     known: set[tuple[str, str]] = set()
     for _, rows in tonight.sources.read_each(["source_uri", "etag", "removed_night"]):
@@ -166,7 +166,7 @@ def _pairs(rows: pa.Table) -> list[Pair]:
 
 
 def _require_known(tonight: StageState) -> None:
-    """Raises OutOfDate where an image that a worker took for known has been removed meanwhile."""
+    """Raises StalePlan where an image that a worker took for known has been removed meanwhile."""
     published = [ids for _, ids in tonight.images.digests_each()]
     published += [digests(rows["image_id"]) for _, rows in tonight.rows("images", ["image_id"])]
     known = IdSet(published)

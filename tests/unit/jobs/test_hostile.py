@@ -192,7 +192,7 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
     for batch in {module}.read(part, Layout(), []):
         assert sum(len(image) for image in batch.images) < 200 << 20
-except Refused:
+except RejectedInput:
     pass
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """

@@ -282,7 +282,7 @@ def test_one_that_is_better_in_everything_never_fails_where_a_worse_one_passes()
 def test_of_few_images_nothing_is_believed(images: int) -> None:
     """Their bootstrap is degenerate: of one image, its interval is a point."""
     are = "1 image is" if images == 1 else "49 images are"
-    told = f"{are} too few to tell, at least 50 are requested"
+    told = f"{are} too few to tell, at least 50 are required"
     few = [dataclasses.replace(each, images=images) for each in differences()]
     found = judged(few)
     assert failed(found) == ["bound", "probe_accuracy", "auroc"]
