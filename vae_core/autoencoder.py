@@ -31,6 +31,11 @@ class Autoencoder(nn.Module):
         self.encoder = ENCODERS[kind](config, features)
         self.decoder = DECODERS[kind](config, self.likelihood.outputs(channels), self.encoder)
 
+    def compile_networks(self) -> None:
+        """Compile in place, so that weights keep their names. The rest of a step is cheap."""
+        self.encoder.compile()
+        self.decoder.compile()
+
     def observe(self, x_NCHW: Tensor, noise: Noise | None = None) -> Tensor:
         """The image as the likelihood and the encoder see it. noise: for stochastic binarisation.
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
-
-from vae_core.autoencoder import Autoencoder
 
 
 class Placement(Protocol):
@@ -21,16 +19,24 @@ class Placement(Protocol):
     def channels_last(self) -> bool: ...
 
 
-def place(model: Autoencoder, way: Placement) -> Autoencoder:
+class Placeable(Protocol):
+    """A model: its tensors move, and its networks compile in place."""
+
+    def to(self, *arguments: Any, **more: Any) -> Any: ...
+    def compile_networks(self) -> None: ...
+
+
+M = TypeVar("M", bound=Placeable)
+
+
+def place(model: M, way: Placement) -> M:
     """The model on the device, its networks compiled where that is wanted."""
     model.to(way.device)
     if way.channels_last:
         # Only weights of four dimensions have such a format.
-        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        model.to(memory_format=torch.channels_last)
     if way.compiled:
-        # In place, so that weights keep their names. The rest of a step is cheap beside them.
-        model.encoder.compile()
-        model.decoder.compile()
+        model.compile_networks()
     return model
 
 

@@ -167,7 +167,7 @@ class DriftJob(Job):
 
     def execute(self, plan: Plan, units: Iterable[Unit]) -> None:
         for unit in units:
-            do = self._marked if "rewrite" in unit.inputs else self._judged
+            do = self._marked if unit.kind == "rewrite" else self._judged
             records.save_completion(self.lake, plan.job_id, do(plan, unit, uuid.uuid4().hex[:8]))
 
     def _judged(self, plan: Plan, unit: Unit, attempt: str) -> Completion:
@@ -225,8 +225,8 @@ class DriftJob(Job):
             outputs=[writer.close()],
             counts={f"marked_{name}": marked},
             seconds=time.monotonic() - started,
-            details={"rewrites": path},
             replaces={name: [path]},
+            kind=unit.kind,
         )
 
     def settle(
@@ -265,7 +265,7 @@ class DriftJob(Job):
                 rows = read_shard(join(table.uri, path), ["job_id", "calibration_valid"])
                 if pc.any(_believed(rows, jobs)).as_py():  # type: ignore[attr-defined]
                     inputs = {"rewrite": table.spec.name, "path": path}
-                    units.append(Unit.of(plan.job_id, inputs))
+                    units.append(Unit.of(plan.job_id, inputs, "rewrite"))
         return units
 
 

@@ -55,8 +55,9 @@ class DropJob(Job):
         return {key: value for key, value in given.items() if value is not None}
 
     def tables(self, plan: Plan) -> list[Table]:
-        *others, embeddings = embed_tables(self.lake, self.target, plan.settings["latent_dim"])
-        return [*others, Table(self.lake.model(self.target, MAPS.name), MAPS), embeddings]
+        tables = embed_tables(self.lake, self.target, plan.settings["latent_dim"])
+        maps = Table(self.lake.model(self.target, MAPS.name), MAPS)
+        return [tables.reconstructions, tables.anomalies, tables.batches, maps, tables.embeddings]
 
     def plan(self) -> Plan:
         """Empty where there is nothing to drop."""
@@ -93,13 +94,14 @@ class DropJob(Job):
         self, plan: Plan, completions: dict[str, Completion], head: Snapshot
     ) -> list[Unit] | CommitPlan:
         tables = self.tables(plan)
+        embeddings = self.lake.model(self.target, "embeddings")
         snapshots = {table.uri: table.snapshot() for table in tables}
         gone = {u: s.files(self._partition) if s is not None else [] for u, s in snapshots.items()}
         return CommitPlan(
             files={table.uri: [] for table in tables},
             removed={uri: [file.path for file in files] for uri, files in gone.items()},
             counts={
-                "dropped": sum(file.rows for file in gone[tables[-1].uri]),
+                "dropped": sum(file.rows for file in gone[embeddings]),
                 "model_version": self.version,
             },
         )

@@ -19,10 +19,12 @@ from jobs.bundles.manifest import Compute, compute_of, read_about, require_same_
 from jobs.cluster.pool_job import PoolJob
 from jobs.cluster.settings import RaySettings
 from jobs.cluster.worker import ImportedWorker, WorkerFactory, Workers
+from jobs.embed.flag_batch import flag_batch
+from jobs.embed.payloads import EmbedRows
 from jobs.embed.reconcile import PER_IMAGE, EmbedSettle
 from jobs.embed.sampling import in_sample
 from jobs.embed.settings import EmbedSettings
-from jobs.embed.tables import embed_tables
+from jobs.embed.tables import EmbedTables, embed_tables
 from jobs.engine.plan import CommitPlan, Completion, Plan, Unit, slices
 from jobs.hashing import digest
 from jobs.lake.paths import LakePaths
@@ -30,7 +32,7 @@ from jobs.lake.storage import join
 from jobs.schemas.dataset import PREPROCESSING, image_shape_of
 from jobs.schemas.model import EMBED_TABLES, RECONSTRUCTIONS
 from jobs.tables import catalog
-from jobs.tables.delta import Snapshot, Table, open_snapshot
+from jobs.tables.delta import Snapshot, open_snapshot
 from jobs.tables.image_ids import IdSet, digests
 from jobs.tables.shards import read_digests, read_shard
 
@@ -56,13 +58,13 @@ def _by_tables(lacking: dict[str, np.ndarray]) -> dict[tuple[str, ...], np.ndarr
     return found
 
 
-def _pieces(rows: np.ndarray, count: int) -> Iterator[dict[str, Any]]:
-    """Rows of a shard of `count`, as much as a unit has at once; `rows` null: all from the span."""
+def _pieces(rows: np.ndarray, count: int) -> Iterator[tuple[tuple[int, int], list[int] | None]]:
+    """Span and rows of a shard of `count`, as much as a unit has at once; None: all of the span."""
     for start, stop in slices(len(rows), UNIT_ROWS):
         part = rows[start:stop]
         whole = len(rows) == count
-        span = [int(part[0]), int(part[-1]) + 1]
-        yield {"span": span, "rows": None if whole else part.tolist()}
+        span = (int(part[0]), int(part[-1]) + 1)
+        yield span, None if whole else part.tolist()
 
 
 class EmbedJob(PoolJob):
@@ -99,7 +101,7 @@ class EmbedJob(PoolJob):
         own = [self.lake.model(self.target, table) for table in EMBED_TABLES]
         return [self.lake.dataset(self.settings.dataset, "images"), *own]
 
-    def tables(self, plan: Plan) -> list[Table]:
+    def tables(self, plan: Plan) -> EmbedTables:
         return embed_tables(self.lake, self.target, plan.settings["latent_dim"])
 
     def plan(self) -> Plan:
@@ -173,8 +175,10 @@ class EmbedJob(PoolJob):
             drawn = self._drawn(ids, new, extreme) & ~embedded["reconstructions"].has(ids)
             drawn &= new | (of_nights & known)
             for tables, wanted in _by_tables({"embeddings": new, "reconstructions": drawn}).items():
-                work = {"path": path, "tables": list(tables)}
-                units += [Unit.of(fingerprint, work | piece) for piece in _pieces(wanted, len(ids))]
+                units += [
+                    EmbedRows(path, span, rows, list(tables)).unit(fingerprint)
+                    for span, rows in _pieces(wanted, len(ids))
+                ]
         present = IdSet(found)
         leaves = any(not ids.within(present) for ids in (*embedded.values(), anomalies))
         if redo:
@@ -259,6 +263,10 @@ class EmbedJob(PoolJob):
 
     def worker(self) -> WorkerFactory:
         return ImportedWorker("jobs.embed.worker", "EmbedWorker")
+
+    def close(self, plan: Plan, unit: Unit, attempt: str) -> Completion:
+        """Flag the batch."""
+        return flag_batch(plan, self.tables(plan), unit, attempt)
 
     def settle(
         self, plan: Plan, completions: dict[str, Completion], head: Snapshot

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import uuid
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.embed.anomalies import FlaggedBatch, anomalies_table, flag
+from jobs.embed.anomalies import FlaggedBatch
+from jobs.embed.payloads import EmbedRewrite, FlagBatch
+from jobs.embed.tables import EmbedTables
 from jobs.engine.corrections import correction_unit, latest_completions
 from jobs.engine.job import StalePlan
 from jobs.engine.plan import CommitPlan, Completion, Plan, Unit, total_counts
 from jobs.lake.paths import LakePaths
 from jobs.lake.storage import join
-from jobs.schemas.model import ANOMALIES, BATCHES
+from jobs.schemas.model import BATCHES
 from jobs.schemas.spec import MODEL_PARTITION
 from jobs.tables import catalog
-from jobs.tables.data_file import Output
 from jobs.tables.delta import Table, open_snapshot
-from jobs.tables.shards import read_shard, write_shard
+from jobs.tables.shards import read_shard
 
 PER_IMAGE = ("reconstructions", "embeddings")  # tables that units write
 
@@ -32,7 +32,7 @@ class EmbedSettle:
     lake: LakePaths
     about: dict[str, Any]
     plan: Plan
-    tables: list[Table]
+    tables: EmbedTables
 
     @property
     def partition(self) -> dict[str, str]:
@@ -40,7 +40,7 @@ class EmbedSettle:
 
     def settle(self, completions: dict[str, Completion]) -> list[Unit] | CommitPlan:
         """Units that must run first, or what to publish. See Job.settle."""
-        made = {u: c for u, c in completions.items() if "rewrites" not in c.details}
+        made = {u: c for u, c in completions.items() if c.kind in ("work", "correction")}
         latest = latest_completions(made)
         plan, tables = self.plan, self.tables
         of_units = [table for table in tables if table.spec.name in PER_IMAGE]
@@ -63,21 +63,27 @@ class EmbedSettle:
         if missing:
             return missing
         removals = [completions[unit.unit_id] for unit in rewrites]
-        done = [*(latest[unit.unit_id] for unit in plan.units), *removals]
+        own = [o for unit in plan.units for o in latest[unit.unit_id].outputs_of("embeddings")]
+        closed: list[Completion] = []
+        if own:
+            computed = {c.details["compute"] for c in made.values() if "compute" in c.details}
+            flagging = FlagBatch(self._batch(computed), [output.path for output in own])
+            unit = flagging.unit(plan.fingerprint)
+            if unit.unit_id not in completions:
+                return [unit]
+            closed = [completions[unit.unit_id]]
+        done = [*(latest[unit.unit_id] for unit in plan.units), *removals, *closed]
         files = {t.uri: [o for c in done for o in c.outputs_of(t.spec.name)] for t in tables}
         gone = {t.uri: [p for c in done for p in c.replaces.get(t.spec.name, [])] for t in tables}
         if redo:
             gone = {t.uri: t.now().paths(self.partition) for t in tables}
-        own = [o for unit in plan.units for o in latest[unit.unit_id].outputs_of("embeddings")]
-        computed = {c.details["compute"] for c in made.values() if "compute" in c.details}
-        batch_counts = self._finalise(self._batch(computed), files, own) if own else {}
         return CommitPlan(
             files=files,
             removed=gone,
             counts={
                 "embedded": 0,
                 **total_counts([*latest.values(), *removals]),
-                **batch_counts,
+                **(closed[0].details if closed else {}),
                 "model_version": plan.settings["model_version"],
             },
         )
@@ -94,30 +100,9 @@ class EmbedSettle:
         for table in of_images:
             for path, ids in table.now().digests_each(self.partition):
                 if not known.has(ids).all():
-                    inputs = {"rewrite": table.spec.name, "path": path, "images": images.version}
-                    units.append(Unit.of(self.plan.fingerprint, inputs))
+                    rewrite = EmbedRewrite(table.spec.name, path, images.version)
+                    units.append(rewrite.unit(self.plan.fingerprint))
         return units
-
-    def _finalise(
-        self, batch: FlaggedBatch, files: dict[str, list[Output]], own: list[Output]
-    ) -> dict[str, Any]:
-        """Decides the batch's anomalies, and adds their file to those of the commit.
-
-        files: of the commit, by table. own: the units' embeddings.
-        """
-        plan, embeddings = self.plan, self.lake.model(self.plan.target, "embeddings")
-        flagged = flag(batch, [join(embeddings, output.path) for output in own])
-        row = flagged.batch
-        stamp = {"night": plan.night, "job_id": plan.job_id, "unit_id": batch.name}
-        rows = {ANOMALIES: anomalies_table(flagged, stamp)}
-        rows[BATCHES] = pa.Table.from_pylist([row | stamp], schema=BATCHES.file_schema)
-        for spec, table in rows.items():
-            if table.num_rows:
-                uri = self.lake.model(plan.target, spec.name)
-                name = f"{plan.job_id}-{uuid.uuid4().hex[:8]}"
-                files[uri] = [*files[uri], write_shard(uri, spec, table, name, self.partition)]
-        counts = {name: row[name] for name in ("batch", "tested", "fewest_flaggable")}
-        return {**counts, "anomalies": row["flagged"]}
 
     def _batch(self, computed: set[str]) -> FlaggedBatch:
         """Of what the plan publishes.

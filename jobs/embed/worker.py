@@ -14,9 +14,10 @@ import torch
 
 from jobs.bundles import bundle as bundles
 from jobs.datasets.splits import pixels_of
+from jobs.embed.payloads import EmbedRewrite, EmbedRows, payload_of
 from jobs.embed.sampling import in_sample
 from jobs.embed.tables import embed_tables
-from jobs.engine.corrections import correction_details, is_correction
+from jobs.engine.corrections import Correction
 from jobs.engine.plan import Completion, JobContext, Unit
 from jobs.imaging.decode import encode_png
 from jobs.lake.paths import LakePaths
@@ -52,13 +53,13 @@ class EmbedWorker:
 
     def execute(self, unit: Unit, attempt: str) -> Completion:
         started = time.monotonic()
-        details: dict[str, Any] = {}
-        if "rewrite" in unit.inputs:
-            return self._rewritten(unit, attempt)
-        if is_correction(unit):
-            rows, details = self._corrected(unit), correction_details(unit)
-        else:
-            rows, details = self._embedded(unit), {"compute": self.compute}
+        match payload_of(unit):
+            case EmbedRewrite() as rewrite:
+                return self._rewritten(rewrite, unit, attempt)
+            case Correction() as correction:
+                rows, details = self._corrected(correction), correction.details
+            case EmbedRows() as wanted:
+                rows, details = self._embedded(wanted, unit.unit_id), {"compute": self.compute}
         name = f"{unit.unit_id}-{attempt}"
         outputs = [
             write_shard(table.uri, table.spec, rows[table.spec.name], name, self.partition)
@@ -77,14 +78,15 @@ class EmbedWorker:
             },
             seconds=time.monotonic() - started,
             details=details,
+            kind=unit.kind,
         )
 
-    def _rewritten(self, unit: Unit, attempt: str) -> Completion:
+    def _rewritten(self, rewrite: EmbedRewrite, unit: Unit, attempt: str) -> Completion:
         """A published file without the images that have left the dataset."""
         started = time.monotonic()
-        name, path = unit.inputs["rewrite"], unit.inputs["path"]
+        name, path = rewrite.table, rewrite.path
         table = next(table for table in self.tables if table.spec.name == name).as_published()
-        known = self._ids(unit.inputs["images"])
+        known = self._ids(rewrite.images)
         before = 0
         writer = ShardWriter(table.uri, table.spec, f"{unit.unit_id}-{attempt}", self.partition)
         for rows in row_groups(join(table.uri, path)):
@@ -96,8 +98,8 @@ class EmbedWorker:
             outputs=[writer.close()] if writer.rows else [],
             counts={f"removed_{name}": before - writer.rows},
             seconds=time.monotonic() - started,
-            details={"rewrites": path},
             replaces={name: [path]},
+            kind=unit.kind,
         )
 
     @functools.lru_cache(maxsize=1)  # noqa: B019 - a worker lives as long as its process
@@ -106,9 +108,9 @@ class EmbedWorker:
         images = open_snapshot(self.images_uri, images_version)
         return still_there(images, self.images_uri).image_ids()
 
-    def _embedded(self, unit: Unit) -> dict[str, pa.Table]:
-        uri = join(self.images_uri, unit.inputs["path"])
-        (start, stop), rows = unit.inputs["span"], unit.inputs["rows"]
+    def _embedded(self, work: EmbedRows, unit_id: str) -> dict[str, pa.Table]:
+        uri = join(self.images_uri, work.path)
+        (start, stop), rows = work.span, work.rows
         images = read_span(uri, start, stop, ["image_id", "image", "split"])
         wanted = np.arange(len(images)) if rows is None else np.array(rows) - start
         # Sorted, so that a look-up by id reads few row groups. Pixels are moved once, by numpy.
@@ -122,15 +124,15 @@ class EmbedWorker:
         stamp = {
             "night": self.context.night,
             "job_id": self.context.job_id,
-            "unit_id": unit.unit_id,
+            "unit_id": unit_id,
         }
         model_split = np.array(images["split"].to_pylist(), object)
         model_split[~self.trained_on.has(digests(ids))] = None
         p_value = self._p_values(scored, model_split)
         made: dict[str, pa.Table] = {}
-        if "embeddings" in unit.inputs["tables"]:
+        if "embeddings" in work.tables:
             made["embeddings"] = self._embedding_rows(ids, scored, model_split, p_value, stamp)
-        if "reconstructions" in unit.inputs["tables"]:
+        if "reconstructions" in work.tables:
             # Of images that are embedded already, the plan has chosen.
             kept = self._drawn(ids, p_value) if "embeddings" in made else range(len(ids))
             assert scored.reconstruction_NHWC is not None, "reconstructions come with scores"
@@ -193,16 +195,16 @@ class EmbedWorker:
         }
         for name, values in scored.scores.items():
             columns[name] = pa.nulls(count, pa.float64()) if values is None else pa.array(values)
-        schema = self.tables[-1].spec.file_schema
+        schema = self.tables.embeddings.spec.file_schema
         return pa.table([columns[name] for name in schema.names], schema=schema)
 
-    def _corrected(self, unit: Unit) -> dict[str, pa.Table]:
+    def _corrected(self, correction: Correction) -> dict[str, pa.Table]:
         """An earlier unit's rows, less the images that another job has embedded meanwhile."""
         rows = {}
         for table in self.tables:
-            for path in unit.inputs["outputs"].get(table.spec.name, []):
+            for path in correction.outputs.get(table.spec.name, []):
                 batch = read_shard(join(table.uri, path))
-                lost = pa.array(unit.inputs["lost"][table.spec.name], pa.string())
+                lost = pa.array(correction.drop["lost"][table.spec.name], pa.string())
                 rows[table.spec.name] = _without(batch, table, lost)
         return rows
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from jobs.engine.plan import CommitPlan, Completion, Plan, Unit
@@ -56,7 +56,7 @@ class Job(abc.ABC):
         return [self.first_table]
 
     @abc.abstractmethod
-    def tables(self, plan: Plan) -> list[Table]:
+    def tables(self, plan: Plan) -> Sequence[Table]:
         """The tables it publishes, in commit order."""
 
     @abc.abstractmethod
@@ -67,11 +67,15 @@ class Job(abc.ABC):
     def execute(self, plan: Plan, units: Iterable[Unit]) -> None:
         """Runs units as they come; each leaves a completion record."""
 
+    def close(self, plan: Plan, unit: Unit, attempt: str) -> Completion:
+        """Does a unit of kind closing, in this process."""
+        raise AssertionError(f"{self.name} has no closing units")
+
     @abc.abstractmethod
     def settle(
         self, plan: Plan, completions: dict[str, Completion], head: Snapshot
     ) -> list[Unit] | CommitPlan:
-        """Holds what was done against what is published at `head`.
+        """Compares what was done with what is published at `head`. Decides only; writes no file.
 
         Returns units that must run first (rows that another unit or job has published meanwhile
         are dropped so), or what to publish. Raises JobError to publish nothing, StalePlan to

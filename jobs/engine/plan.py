@@ -10,22 +10,35 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from jobs.hashing import digest
 from jobs.tables.data_file import Output
 
+UnitKind = Literal["work", "correction", "rewrite", "summary", "closing"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """One independent piece of work: named inputs in, named outputs out."""
+    """One independent piece of work: named inputs in, named outputs out.
+
+    Attributes:
+        unit_id: derives from the inputs and the config's fingerprint.
+        inputs: as JSON has them; each room has types for those of its kinds.
+        kind: work is planned. What settling asks for: a correction writes a unit's outputs again
+            without rows that are published elsewhere, a rewrite a published file without rows that
+            leave, a summary brings together what the others found, and closing, which the job
+            does itself, writes what follows from all of them.
+    """
 
     unit_id: str
     inputs: dict[str, Any]
+    kind: UnitKind = "work"
 
     @classmethod
-    def of(cls, fingerprint: str, inputs: dict[str, Any]) -> Unit:
-        return cls(digest(fingerprint, inputs), inputs)
+    def of(cls, fingerprint: str, inputs: dict[str, Any], kind: UnitKind = "work") -> Unit:
+        """Name a unit after its inputs."""
+        return cls(digest(fingerprint, inputs), inputs, kind)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,7 +98,8 @@ class JobContext:
 class Completion:
     """What one unit did. Written after its outputs; the first one of a unit wins.
 
-    replaces: by table, paths of published files that the outputs take the place of.
+    kind: of the unit. replaces: by table, paths of published files that the outputs take the
+    place of.
     """
 
     unit_id: str
@@ -95,6 +109,7 @@ class Completion:
     seconds: float
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
     replaces: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    kind: UnitKind = "work"
 
     def to_json(self) -> bytes:
         return json.dumps(dataclasses.asdict(self)).encode()

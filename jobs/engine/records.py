@@ -193,6 +193,11 @@ def completion_of(data: bytes, uri: str) -> Completion:
     """uri: where it lies, for whoever reads that it is damaged."""
     completion = parsed(Completion, data, uri, AGAIN)
     _require_inner(completion.outputs, uri)
+    if completion.kind == "work":  # releases before 0.2 wrote no kind
+        if "of" in completion.details:
+            return dataclasses.replace(completion, kind="correction")
+        if "rewrites" in completion.details:
+            return dataclasses.replace(completion, kind="rewrite")
     return completion
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -149,7 +150,12 @@ class _Work:
         def missing() -> Iterator[Unit]:
             for unit in units:
                 order.append(unit.unit_id)
-                if unit.unit_id not in done:
+                if unit.unit_id in done:
+                    continue
+                if unit.kind == "closing":
+                    closed = self.job.close(self.plan, unit, uuid.uuid4().hex[:8])
+                    records.save_completion(self.job.lake, self.plan.job_id, closed)
+                else:
                     self.executed.add(unit.unit_id)
                     yield unit
 

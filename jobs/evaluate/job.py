@@ -281,7 +281,7 @@ def _last_unit(plan: Plan, completions: dict[str, Completion]) -> Unit:
         for split in ("test", "train")
     }
     computed = sorted({one.details["compute"] for one in done})
-    return Unit.of(plan.fingerprint, {"parts": parts, "computed": computed})
+    return Unit.of(plan.fingerprint, {"parts": parts, "computed": computed}, "summary")
 
 
 def _same_rows(images: Snapshot, version: Any) -> bool:

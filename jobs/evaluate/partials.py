@@ -31,7 +31,7 @@ def part_spec(latent_dim: int) -> TableSpec:
         *scores(),
         column("p_value", pa.float64(), "of the decision score"),
     ]
-    return TableSpec(FOLDER, pa.schema(columns), sort_by="image_id")
+    return TableSpec(FOLDER, pa.schema(columns), owner="model", sort_by="image_id")
 
 
 def parts_uri(lake: LakePaths, job_id: str) -> str:

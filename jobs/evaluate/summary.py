@@ -80,6 +80,7 @@ def sum_up(
         outputs=outputs,
         counts={"metrics": len(rows)},
         seconds=time.monotonic() - started,
+        kind=unit.kind,
     )
 
 

@@ -37,7 +37,7 @@ class EvaluateWorker:
         self.rule = settings["rule"]
 
     def execute(self, unit: Unit, attempt: str) -> Completion:
-        if "parts" in unit.inputs:
+        if unit.kind == "summary":
             return sum_up(self.lake, self.context, self.bundle, unit, attempt)
         started = time.monotonic()
         of_test = unit.inputs["split"] == "test"

@@ -39,6 +39,10 @@ class LakePaths:
     def catalog(self, table: str) -> str:
         return join(self.uri, "catalog", table)
 
+    def owned(self, owner: str, name: str, table: str) -> str:
+        """A table of a dataset or a model. owner: dataset or model; name: of that one."""
+        return self.dataset(name, table) if owner == "dataset" else self.model(name, table)
+
     def run(self, run_id: str) -> str:
         return join(self.uri, "runs", run_id)
 

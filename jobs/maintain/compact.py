@@ -92,7 +92,7 @@ class CompactJob(PoolJob):
         return DATASET_TABLES if self.kind == "dataset" else EMBED_TABLES
 
     def _uri(self, table: str) -> str:
-        return compacted_uri(self.lake, self.kind, self.part, table)
+        return self.lake.owned(self.kind, self.part, table)
 
     def tables(self, plan: Plan) -> list[Table]:
         return [Table(self._uri(name), self._spec(name)) for name in plan.settings["tables"]]
@@ -164,10 +164,6 @@ class CompactJob(PoolJob):
             dataset_card(self.lake, self.part)
 
 
-def compacted_uri(lake: LakePaths, kind: str, target: str, table: str) -> str:
-    return lake.dataset(target, table) if kind == "dataset" else lake.model(target, table)
-
-
 def spec_of(uri: str, name: str) -> TableSpec:
     """The spec of a published table, with the shape, columns and contract that it has."""
     fixed = {QUARANTINE.name: QUARANTINE, SOURCES.name: SOURCES, **MODEL_TABLES}
@@ -194,7 +190,7 @@ class CompactWorker:
     def execute(self, unit: Unit, attempt: str) -> Completion:
         started = time.monotonic()
         name, paths = unit.inputs["table"], unit.inputs["paths"]
-        uri = compacted_uri(self.lake, self.settings["kind"], self.settings["target"], name)
+        uri = self.lake.owned(self.settings["kind"], self.settings["target"], name)
         table = Table(uri, spec_of(uri, name)).as_published()
         writer = self._writer(table, f"{unit.unit_id}-{attempt}", paths[0])
         if table.spec.sort_by is None:

@@ -23,9 +23,8 @@ from jobs.lake.storage import attempt, delete, delete_tree, folder_names, join, 
 from jobs.lake.uri import is_inner
 from jobs.lake.walk import last_touched, walk
 from jobs.maintain.leftovers import drafts, index_parts
-from jobs.schemas.catalog import CATALOG_TABLES, RUNS
-from jobs.schemas.dataset import DATASET_TABLES
-from jobs.schemas.model import EMBED_TABLES, MAPS
+from jobs.schemas.catalog import RUNS
+from jobs.schemas.registry import tables_of
 from jobs.tables import catalog
 from jobs.tables.data_file import Output
 from jobs.tables.delta import Snapshot, open_snapshot
@@ -34,7 +33,6 @@ from jobs.tables.log_check import require_whole
 log = logging.getLogger("latentlake")
 
 GRACE_S = 86_400.0
-MODEL_FOLDERS = (*EMBED_TABLES, MAPS.name, "evaluated")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +58,9 @@ def vacuum(
 
     Raises InputError, and removes nothing, where the log of one of these tables is damaged.
     """
-    tables = [lake.dataset(d, t) for d in datasets for t in DATASET_TABLES]
-    tables += [lake.model(m, t) for m in models for t in MODEL_FOLDERS]
-    tables += [lake.catalog(t) for t in CATALOG_TABLES]
+    tables = [lake.dataset(d, t) for d in datasets for t in tables_of("dataset")]
+    tables += [lake.model(m, t) for m in models for t in tables_of("model")]
+    tables += [lake.catalog(t) for t in tables_of("catalog")]
     require_whole(lake, tables, to_the_oldest=True)
     young = time.time() - grace_s
     uses = _Uses(lake, young)

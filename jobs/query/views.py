@@ -15,12 +15,11 @@ from jobs.errors import InputError
 from jobs.lake.paths import LakePaths
 from jobs.lake.storage import attempt, filesystem, join, local_path
 from jobs.query.immutable_files import ImmutableFiles
-from jobs.schemas.catalog import CATALOG_TABLES, every_spec
-from jobs.schemas.dataset import TableSpec
+from jobs.schemas.registry import SPECS
+from jobs.schemas.spec import TableSpec
 from jobs.tables import catalog
 from jobs.tables.delta import Snapshot, open_snapshot
 
-SPECS = {spec.name: spec for spec in every_spec()}
 VIEWS = frozenset(SPECS)
 REQUESTS = 16  # to a store at once: DuckDB's threads wait for them
 NONE: Mapping[str, pa.Table] = MappingProxyType({})
@@ -113,7 +112,7 @@ class Views:
             connection.register(f"no_{name}", _empty(SPECS[name]))
             body = " UNION ALL BY NAME ".join([f'SELECT * FROM "no_{name}" WHERE false', *parts])
             connection.execute(f'CREATE OR REPLACE VIEW "{name}" AS {body}')
-            if name not in CATALOG_TABLES:
+            if SPECS[name].owner != "catalog":
                 self._opened.add(name)
 
     def _prepare(self, connection: duckdb.DuckDBPyConnection, tables: Sequence[Snapshot]) -> None:
@@ -153,12 +152,9 @@ def _only_asks(parser: duckdb.DuckDBPyConnection, statement: str) -> bool:
 
 
 def _empty(spec: TableSpec) -> pa.Table:
-    owner = {"images": "dataset", "sources": "dataset", "quarantine": "dataset"}.get(
-        spec.name, "model"
-    )
     fields = [f.with_type(pa.binary()) if f.name == "image" else f for f in spec.schema]
-    if spec.name not in CATALOG_TABLES:
-        fields.append(pa.field(owner, pa.string()))
+    if spec.owner != "catalog":
+        fields.append(pa.field(spec.owner, pa.string()))
     return pa.schema(fields).empty_table()
 
 
@@ -167,9 +163,9 @@ def _snapshots(
 ) -> list[tuple[Snapshot, dict[str, str]]]:
     """Every published table of a kind, with the column that tells whose it is."""
     places: list[tuple[str, dict[str, str]]] = [(lake.catalog(name), {})]
-    if name in ("images", "sources", "quarantine"):
+    if SPECS[name].owner == "dataset":
         places = [(lake.dataset(d, name), {"dataset": d}) for d in catalog.datasets(lake)]
-    elif name not in CATALOG_TABLES:
+    elif SPECS[name].owner == "model":
         places = [(lake.model(m, name), {"model": m}) for m in catalog.models(lake)]
     found = []
     for uri, owner in places:

@@ -1,16 +1,15 @@
-"""The tables of the catalog, and every table of a lake."""
+"""The tables of the catalog: one each in a lake."""
 
 from __future__ import annotations
 
 import pyarrow as pa
 
-from jobs.schemas.dataset import QUARANTINE, SOURCES, images_spec
-from jobs.schemas.model import MAPS, MODEL_TABLES, embeddings_spec, evaluated_spec
 from jobs.schemas.spec import TableSpec, column, provenance
 
 EVALUATIONS = TableSpec(
     "evaluations",
-    pa.schema(
+    owner="catalog",
+    schema=pa.schema(
         [
             column("model", pa.string(), "the model", required=True),
             column("model_version", pa.string(), "version of the bundle", required=True),
@@ -33,7 +32,8 @@ EVALUATIONS = TableSpec(
 )
 DRIFT = TableSpec(
     "drift",
-    pa.schema(
+    owner="catalog",
+    schema=pa.schema(
         [
             column("model", pa.string(), "the model", required=True),
             column("model_version", pa.string(), "version of the bundle", required=True),
@@ -75,7 +75,8 @@ DRIFT = TableSpec(
 
 ALIASES = TableSpec(
     "aliases",
-    pa.schema(
+    owner="catalog",
+    schema=pa.schema(
         [
             column("sequence", pa.int64(), "grows by one a change; the last one holds"),
             column("model", pa.string(), "the model", required=True),
@@ -93,7 +94,8 @@ ALIASES = TableSpec(
 
 RUNS = TableSpec(
     "runs",
-    pa.schema(
+    owner="catalog",
+    schema=pa.schema(
         [
             column("job_id", pa.string(), "the job", required=True),
             column(
@@ -119,13 +121,3 @@ RUNS = TableSpec(
     ),
     stats=("job", "night"),
 )
-
-
-CATALOG_TABLES = (ALIASES.name, RUNS.name, EVALUATIONS.name, DRIFT.name)
-
-
-def every_spec() -> list[TableSpec]:
-    """One of each kind of table, without passthrough columns and of one latent dimension."""
-    of_datasets = [images_spec((1, 1, 1), pa.schema([])), SOURCES, QUARANTINE]
-    of_models = [embeddings_spec(1), *MODEL_TABLES.values(), MAPS, evaluated_spec(1)]
-    return [*of_datasets, *of_models, EVALUATIONS, DRIFT, ALIASES, RUNS]

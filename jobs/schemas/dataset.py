@@ -64,7 +64,10 @@ def images_spec(
         *passthrough,
     ]
     return TableSpec(
-        "images", pa.schema(columns), stats=("image_id", "source_uri", "split", "night")
+        "images",
+        owner="dataset",
+        schema=pa.schema(columns),
+        stats=("image_id", "source_uri", "split", "night"),
     )
 
 
@@ -96,7 +99,8 @@ def type_named(name: str) -> pa.DataType:
 
 SOURCES = TableSpec(
     "sources",
-    pa.schema(
+    owner="dataset",
+    schema=pa.schema(
         [
             column("source_uri", pa.string(), "file of the source", required=True),
             column(
@@ -115,7 +119,8 @@ SOURCES = TableSpec(
 
 QUARANTINE = TableSpec(
     "quarantine",
-    pa.schema(
+    owner="dataset",
+    schema=pa.schema(
         [
             column("source_uri", pa.string(), "file of the source", required=True),
             column(

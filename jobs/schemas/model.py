@@ -38,7 +38,8 @@ def embeddings_spec(latent_dim: int) -> TableSpec:
     ]
     return TableSpec(
         "embeddings",
-        pa.schema([*columns, *model_partition()]),
+        owner="model",
+        schema=pa.schema([*columns, *model_partition()]),
         partition_by=MODEL_PARTITION,
         stats=("image_id", "images_version", "night", "model_split", "p_value", *SCORES),
         sort_by="image_id",
@@ -55,7 +56,8 @@ def _region() -> list[pa.Field]:
 
 RECONSTRUCTIONS = TableSpec(
     "reconstructions",
-    pa.schema(
+    owner="model",
+    schema=pa.schema(
         [
             column("image_id", pa.string(), "the image", required=True),
             column("png", pa.binary(), "reconstruction at the posterior mean, PNG bytes"),
@@ -78,7 +80,8 @@ _BATCH = column(
 
 ANOMALIES = TableSpec(
     "anomalies",
-    pa.schema(
+    owner="model",
+    schema=pa.schema(
         [
             column("image_id", pa.string(), "the flagged image", required=True),
             _BATCH,
@@ -125,7 +128,8 @@ ANOMALIES = TableSpec(
 
 BATCHES = TableSpec(
     "batches",
-    pa.schema(
+    owner="model",
+    schema=pa.schema(
         [
             _BATCH,
             column("first_version", pa.int64(), "of the images table: its first"),
@@ -156,7 +160,8 @@ EMBED_TABLES = (*MODEL_TABLES, "embeddings")
 # Derived from the embeddings, by a job of its own.
 MAPS = TableSpec(
     "maps",
-    pa.schema(
+    owner="model",
+    schema=pa.schema(
         [
             column("image_id", pa.string(), "the image", required=True),
             column("x", pa.float32(), "of its embedding on a plane"),
@@ -194,7 +199,8 @@ def evaluated_spec(latent_dim: int) -> TableSpec:
     ]
     return TableSpec(
         "evaluated",
-        pa.schema([*columns, *model_partition()]),
+        owner="model",
+        schema=pa.schema([*columns, *model_partition()]),
         partition_by=MODEL_PARTITION,
         stats=("image_id", "images_version", "night"),
         sort_by="image_id",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import pyarrow as pa
 
@@ -16,16 +17,25 @@ CONTRACT_KEYS = ("shape", "preprocessing", "fit", "background", "exact", "dimens
 MODEL_PARTITION = ("model_version", "dataset")
 
 
+Owner = Literal["dataset", "model", "catalog"]
+
+
 @dataclasses.dataclass(frozen=True)
 class TableSpec:
-    """A kind of table. `schema` is that of the rows; partition columns are part of it.
+    """A kind of table.
 
-    stats: columns whose ends the commit log has for each file. sort_by: column by which the rows
-    of a file are sorted.
+    Attributes:
+        name: of the table, and of the view over all of its kind.
+        schema: of the rows; partition columns are part of it.
+        owner: what there is one of for each dataset, each model, or once in a lake.
+        partition_by: columns that are folders, and not inside the files.
+        stats: columns whose ends the commit log has for each file.
+        sort_by: column by which the rows of a file are sorted.
     """
 
     name: str
     schema: pa.Schema
+    owner: Owner = dataclasses.field(kw_only=True)
     partition_by: tuple[str, ...] = ()
     stats: tuple[str, ...] = ()
     sort_by: str | None = None

@@ -206,7 +206,10 @@ def _row_groups(metadata: Any, start: int, stop: int) -> tuple[list[int], int]:
 
 
 def _image_column(schema: pa.Schema, layout: Layout) -> str:
-    """The image column, a dotted name where it is nested. Raises RejectedInput, listing the columns."""
+    """The image column, a dotted name where it is nested.
+
+    Raises RejectedInput, which lists the columns.
+    """
     wanted = layout.image_column
     if wanted is not None:
         kind = _type_at(schema, wanted)

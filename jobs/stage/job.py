@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import time
 from collections.abc import Iterator
 
 from jobs.cluster.pool_job import PoolJob
@@ -23,11 +24,19 @@ from jobs.hashing import digest
 from jobs.lake.paths import LakePaths, valid_name
 from jobs.schemas.dataset import DATASET_TABLES, PREPROCESSING, QUARANTINE, passthrough_of
 from jobs.sources.listing import list_files
+from jobs.stage.payloads import LeavingOrder
 from jobs.stage.plan import Pair, UnitStream
-from jobs.stage.reconcile import StageState, already_held, removals, require_whole_files, still_gone
+from jobs.stage.reconcile import (
+    StageState,
+    already_held,
+    removals,
+    require_whole_files,
+    save_order,
+    still_gone,
+)
 from jobs.stage.settings import StageSettings
-from jobs.stage.tables import stage_tables
-from jobs.tables.delta import Snapshot, Table, open_snapshot
+from jobs.stage.tables import StageTables, stage_tables
+from jobs.tables.delta import Snapshot, open_snapshot
 
 log = logging.getLogger("latentlake")
 
@@ -57,7 +66,7 @@ class StageJob(PoolJob):
     def relies_on(self) -> list[str]:
         return [self.lake.dataset(self.target, table) for table in DATASET_TABLES]
 
-    def tables(self, plan: Plan) -> list[Table]:
+    def tables(self, plan: Plan) -> StageTables:
         return stage_tables(self.lake, self.target, plan.settings)
 
     def plan(self) -> Plan:
@@ -174,10 +183,23 @@ class StageJob(PoolJob):
     def worker(self) -> WorkerFactory:
         return ImportedWorker("jobs.stage.worker", "StageWorker")
 
+    def close(self, plan: Plan, unit: Unit, attempt: str) -> Completion:
+        """Keep what says what leaves, for the rewrites."""
+        started = time.monotonic()
+        save_order(self.lake, plan.job_id, LeavingOrder(unit.inputs["leaving"]))
+        return Completion(
+            unit_id=unit.unit_id,
+            attempt=attempt,
+            outputs=[],
+            counts={},
+            seconds=time.monotonic() - started,
+            kind=unit.kind,
+        )
+
     def settle(
         self, plan: Plan, completions: dict[str, Completion], head: Snapshot
     ) -> list[Unit] | CommitPlan:
-        read = [c for c in completions.values() if "rewrites" not in c.details]
+        read = [c for c in completions.values() if c.kind in ("work", "correction")]
         latest = latest_completions({completion.unit_id: completion for completion in read})
         _require_few_refused(latest, self.settings.max_refused)
         tonight = StageState(self.lake, plan, self.tables(plan), list(latest.values()), head)
@@ -201,10 +223,11 @@ class StageJob(PoolJob):
         ]
         if corrections:
             return corrections
-        rewrites = leaving.units()
-        missing = [unit for unit in rewrites if unit.unit_id not in completions]
-        if missing:
-            return missing
+        orders, rewrites = leaving.units(plan.fingerprint)
+        for units in (orders, rewrites):
+            missing = [unit for unit in units if unit.unit_id not in completions]
+            if missing:
+                return missing
         done = [*latest.values(), *(completions[unit.unit_id] for unit in rewrites)]
         return CommitPlan(
             files={

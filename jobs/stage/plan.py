@@ -25,6 +25,7 @@ from jobs.sources.format_names import FormatName, recognise
 from jobs.sources.listing import Scope, SourceFile, list_files
 from jobs.sources.pinned_read import SourceChanged
 from jobs.sources.registry import choose_format, format_of
+from jobs.stage.payloads import ReadRanges
 from jobs.stage.settings import StageSettings
 from jobs.tables.delta import Snapshot
 
@@ -266,4 +267,4 @@ def _grouped(parts: Iterable[FileRange], rows_per_unit: int, fingerprint: str) -
 
 
 def _unit(parts: list[FileRange], fingerprint: str) -> Unit:
-    return Unit.of(fingerprint, {"parts": [part.to_json() for part in parts]})
+    return ReadRanges(parts).unit(fingerprint)

@@ -16,15 +16,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs.engine.corrections import corrected_unit
 from jobs.engine.job import StalePlan
 from jobs.engine.plan import Completion, Plan, Unit
 from jobs.engine.records import AGAIN
-from jobs.hashing import digest
 from jobs.lake.documents import parsed
 from jobs.lake.paths import LakePaths
 from jobs.lake.storage import create_or_keep, join, read
+from jobs.stage.payloads import LeavingOrder, StageRewrite
 from jobs.stage.plan import Pair, known_files
-from jobs.tables.delta import Snapshot, Table
+from jobs.stage.tables import StageTables
+from jobs.tables.delta import Snapshot
 from jobs.tables.duplicate_keys import Keys, repeats
 from jobs.tables.image_ids import IdSet, digests
 from jobs.tables.shards import read_shard
@@ -38,13 +40,12 @@ class StageState:
 
     lake: LakePaths
     plan: Plan
-    tables: list[Table]
+    tables: StageTables
     completions: list[Completion]
     quarantine: Snapshot
 
     def __post_init__(self) -> None:
-        _, sources, images = self.tables
-        self.sources, self.images = sources.now(), images.now()
+        self.sources, self.images = self.tables.sources.now(), self.tables.images.now()
         # What the workers knew is what the plan looked at.
         self.overtaken = self.images.version != max(self.plan.base["images"], 0)
 
@@ -54,11 +55,6 @@ class StageState:
         for completion in self.completions:
             for output in completion.outputs_of(table):
                 yield completion, read_shard(join(uri, output.path), columns)
-
-
-def unit_of(completion: Completion) -> str:
-    """The unit of the plan that a completion, or a correction of it, is about."""
-    return completion.details.get("of", completion.unit_id)
 
 
 def still_gone(gone: list[Pair], completions: list[Completion], sources: Snapshot) -> list[Pair]:
@@ -122,7 +118,7 @@ def _held_twice(tonight: StageState, gone: list[Pair]) -> dict[str, list[str]]:
                 mine.append(image_id)
             seen.add(image_id)
         if mine:
-            lost.setdefault(unit_of(completion), []).extend(mine)
+            lost.setdefault(corrected_unit(completion), []).extend(mine)
     return lost
 
 
@@ -156,7 +152,7 @@ def _published(tonight: StageState, gone: list[Pair]) -> dict[str, list[list[str
             raise StalePlan("another version of a file was published meanwhile")
         both = sorted(known.intersection(_pairs(rows)))
         if both:
-            found.setdefault(unit_of(completion), []).extend(list(pair) for pair in both)
+            found.setdefault(corrected_unit(completion), []).extend(list(pair) for pair in both)
     return found
 
 
@@ -193,25 +189,22 @@ class Removals:
     rewrites: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     gone: list[Pair] = dataclasses.field(default_factory=list)
 
-    def units(self) -> list[Unit]:
-        """Rewrites of the published files that these rows lie in."""
+    def units(self, fingerprint: str) -> tuple[list[Unit], list[Unit]]:
+        """What says what leaves, and the rewrites of the published files that these rows lie in."""
         if not self.gone:
-            return []
-        order = {"gone": self.gone, "homes": self.homes, "night": self.tonight.plan.night}
-        name = save_order(self.tonight, order)
-        return [
-            Unit.of(self.tonight.plan.fingerprint, {"rewrite": table, "path": path, "order": name})
+            return [], []
+        night = self.tonight.plan.night
+        order = LeavingOrder({"gone": self.gone, "homes": self.homes, "night": night})
+        return [order.unit(fingerprint)], [
+            StageRewrite(table, path, order.name).unit(fingerprint)
             for table, paths in self.rewrites.items()
             for path in paths
         ]
 
 
-def save_order(tonight: StageState, order: dict[str, Any]) -> str:
-    """Kept beside the plan: too large to go to every unit."""
-    name = f"leaving-{digest(order)}.json"
-    uri = join(tonight.lake.units(tonight.plan.job_id), name)
-    create_or_keep(uri, json.dumps(order).encode())
-    return name
+def save_order(lake: LakePaths, job_id: str, order: LeavingOrder) -> None:
+    """Keep it beside the plan."""
+    create_or_keep(join(lake.units(job_id), order.name), json.dumps(order.order).encode())
 
 
 def load_order(lake: LakePaths, job_id: str, name: str) -> dict[str, Any]:
@@ -308,7 +301,7 @@ def _find_promoted(leaving: Removals, homeless: pa.Array) -> None:
             place = (row["source_uri"], row["source_row"], row["source_member"])
             leaving.homes[row["image_id"]] = place
             if row["fate"] == "duplicate":
-                leaving.promoted.setdefault(unit_of(completion), []).append(place)
+                leaving.promoted.setdefault(corrected_unit(completion), []).append(place)
 
 
 def _in(values: Any, wanted: pa.Array) -> Any:

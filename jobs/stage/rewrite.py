@@ -9,12 +9,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.datasets.rewrite import rewritten
-from jobs.engine.corrections import correction_details, is_correction
-from jobs.engine.plan import JobContext, Unit
+from jobs.engine.corrections import Correction
+from jobs.engine.plan import JobContext
 from jobs.lake.paths import LakePaths
+from jobs.stage.payloads import StageRewrite
 from jobs.stage.reconcile import leaving_rows, load_order
+from jobs.stage.tables import StageTables
 from jobs.tables.data_file import Output
-from jobs.tables.delta import Table
 
 Done = tuple[list[Output], dict[str, int], dict[str, Any], dict[str, list[str]]]
 
@@ -23,20 +24,24 @@ class Rewriter:
     """Does the corrections and rewrites of a stage job."""
 
     def __init__(
-        self, lake: LakePaths, context: JobContext, tables: list[Table], name: str
+        self, lake: LakePaths, context: JobContext, tables: StageTables, name: str
     ) -> None:
         self.lake = lake
         self.context = context
         self.tables = {table.spec.name: table for table in tables}
         self.name = name
 
-    def run(self, unit: Unit) -> Done:
+    def run(self, payload: StageRewrite | Correction) -> Done:
         """Outputs, counts, details and the published paths that the outputs replace."""
-        return self._corrected(unit) if is_correction(unit) else self._rewritten(unit)
+        match payload:
+            case StageRewrite():
+                return self._rewritten(payload)
+            case Correction():
+                return self._corrected(payload)
 
-    def _rewritten(self, unit: Unit) -> Done:
-        name, path = unit.inputs["rewrite"], unit.inputs["path"]
-        order = load_order(self.lake, self.context.job_id, unit.inputs["order"])
+    def _rewritten(self, payload: StageRewrite) -> Done:
+        name, path = payload.table, payload.path
+        order = load_order(self.lake, self.context.job_id, payload.order)
         leaving = _Removals(order)
         change = {
             "images": leaving.images,
@@ -44,11 +49,11 @@ class Rewriter:
             "sources": leaving.sources,
         }[name]
         output = rewritten(self.tables[name], path, self.name, change)
-        return [output] if output else [], {}, {"rewrites": path}, {name: [path]}
+        return [output] if output else [], {}, {}, {name: [path]}
 
-    def _corrected(self, unit: Unit) -> Done:
+    def _corrected(self, correction: Correction) -> Done:
         """An earlier unit's rows, less what is published elsewhere."""
-        drop = _Drop(unit.inputs)
+        drop = _Drop(correction)
         outputs: list[Output] = []
         changes = (
             ("sources", drop.sources),
@@ -56,23 +61,24 @@ class Rewriter:
             ("images", drop.images),
         )
         for name, change in changes:
-            for number, path in enumerate(unit.inputs["outputs"].get(name, [])):
+            for number, path in enumerate(correction.outputs.get(name, [])):
                 output = rewritten(self.tables[name], path, f"{self.name}-{number:03d}", change)
                 outputs += [output] if output else []
-        return outputs, drop.removed_counts(), correction_details(unit), {}
+        return outputs, drop.removed_counts(), correction.details, {}
 
 
 class _Drop:
     """What one unit loses. Sources go first: they tell which rows the other tables keep."""
 
-    def __init__(self, inputs: dict[str, Any]) -> None:
-        self.lost = pa.array(inputs.get("lost", []), pa.string())
-        self.published = {tuple(pair) for pair in inputs.get("published", [])}
-        self.promoted = {(uri, row) for uri, row, _ in inputs.get("promoted", [])}
+    def __init__(self, correction: Correction) -> None:
+        drop = correction.drop
+        self.lost = pa.array(drop.get("lost", []), pa.string())
+        self.published = {tuple(pair) for pair in drop.get("published", [])}
+        self.promoted = {(uri, row) for uri, row, _ in drop.get("promoted", [])}
         self.gone: set[tuple[str, int]] = set()
         # What a correction cannot tell anew stays as the unit counted it.
         kept = ("files_in", "files_refused", "files_skipped")
-        counts = inputs.get("counts", {})
+        counts = correction.counts
         self.counts: Counter[str] = Counter({name: counts.get(name, 0) for name in kept})
         self.counts.update(dict.fromkeys(("rows_in", "rows_read", "staged", "refused"), 0))
         self._fates: Counter[str] = Counter()

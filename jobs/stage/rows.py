@@ -23,6 +23,7 @@ from jobs.imaging.pixel_arrays import Pixels
 from jobs.imaging.target import Target
 from jobs.schemas.dataset import passthrough_of, split_of
 from jobs.sources.base import WHOLE_FILE, FileRange, Image, SourceBatch
+from jobs.stage.tables import StageTables
 from jobs.tables.data_file import Output
 from jobs.tables.delta import Table
 from jobs.tables.image_ids import IdSet, digests
@@ -35,7 +36,7 @@ class UnitRows:
     """Takes source rows in order; `close` writes what is left and returns all outputs."""
 
     def __init__(
-        self, context: JobContext, tables: list[Table], known: IdSet, unit_id: str, name: str
+        self, context: JobContext, tables: StageTables, known: IdSet, unit_id: str, name: str
     ) -> None:
         self.quarantine, self.sources, self.images = tables
         self.target = target_of(context.settings)

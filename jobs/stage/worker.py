@@ -8,7 +8,6 @@ from itertools import groupby
 
 import pyarrow.compute as pc
 
-from jobs.engine.corrections import is_correction
 from jobs.engine.plan import Completion, JobContext, Unit
 from jobs.errors import RejectedInput, StorageError
 from jobs.lake.paths import LakePaths
@@ -16,6 +15,7 @@ from jobs.sources import image_files
 from jobs.sources.base import FileRange, Layout, SourceBatch
 from jobs.sources.pinned_read import SourceChanged
 from jobs.sources.registry import format_of
+from jobs.stage.payloads import ReadRanges, payload_of
 from jobs.stage.rewrite import Rewriter
 from jobs.stage.rows import UnitRows
 from jobs.stage.tables import stage_tables
@@ -38,7 +38,7 @@ class StageWorker:
     @functools.cached_property
     def published(self) -> Snapshot | None:
         version = self.context.base["images"]
-        return open_snapshot(self.tables[-1].uri, version) if version >= 0 else None
+        return open_snapshot(self.tables.images.uri, version) if version >= 0 else None
 
     @functools.cached_property
     def known(self) -> IdSet:
@@ -49,14 +49,14 @@ class StageWorker:
     def execute(self, unit: Unit, attempt: str) -> Completion:
         started = time.monotonic()
         name = f"{unit.unit_id}-{attempt}"
-        if is_correction(unit) or "rewrite" in unit.inputs:
-            rewriter = Rewriter(self.lake, self.context, self.tables, name)
-            outputs, counts, details, replaces = rewriter.run(unit)
-        else:
-            parts = [FileRange.from_json(raw) for raw in unit.inputs["parts"]]
-            rows, skipped = self._staged(parts, unit.unit_id, name)
-            outputs, counts, replaces = rows.outputs, dict(rows.counts), {}
-            details = {"skipped": sorted(skipped)} if skipped else {}
+        match payload_of(unit):
+            case ReadRanges(parts):
+                rows, skipped = self._staged(parts, unit.unit_id, name)
+                outputs, counts, replaces = rows.outputs, dict(rows.counts), {}
+                details = {"skipped": sorted(skipped)} if skipped else {}
+            case payload:
+                rewriter = Rewriter(self.lake, self.context, self.tables, name)
+                outputs, counts, details, replaces = rewriter.run(payload)
         return Completion(
             unit_id=unit.unit_id,
             attempt=attempt,
@@ -64,6 +64,7 @@ class StageWorker:
             counts=counts,
             seconds=time.monotonic() - started,
             details=details,
+            kind=unit.kind,
             replaces=replaces,
         )
 

@@ -124,9 +124,11 @@ def _complete(order: TrainTask, entry: dict[str, Any], seen: int, seconds: float
     save_completion(order.lake, order.job_id, completion)
 
 
-def is_published(order: TrainTask) -> bool:
-    """Whether an earlier attempt wrote the bundle; its completion is made up for."""
-    if not is_there(order.lake, order.model, order.version):
-        return False
+def find_published(order: TrainTask) -> bool:
+    """Whether an earlier attempt has written the bundle."""
+    return is_there(order.lake, order.model, order.version)
+
+
+def complete_publication(order: TrainTask) -> None:
+    """Write the completion of an attempt that was lost after its bundle was there."""
     _complete(order, read_about(order.lake, order.model, order.version)["metrics"], 0, 0.0)
-    return True

@@ -17,7 +17,7 @@ from jobs.errors import LatentlakeError, StorageError
 from jobs.lake.storage import begin
 from jobs.telemetry.listeners import RayMetrics, Screen, listeners
 from jobs.telemetry.metrics import Telemetry
-from jobs.train.finalize import is_published, publish
+from jobs.train.finalize import complete_publication, find_published, publish
 from jobs.train.loop import Training
 from jobs.train.rank import Rank
 from jobs.train.task import TrainTask
@@ -56,7 +56,10 @@ def _train(order: TrainTask, started: float, environment: dict[str, str], board:
         board.follow.remote(get_train_context().controller_actor)
     # Ray starts a worker group again with what the first one was given; names are each one's own.
     order = dataclasses.replace(order, attempt=rank.agree(uuid.uuid4().hex[:8]))
-    if rank.agree(is_published(order) if rank.is_first else None):
+    if rank.agree(find_published(order) if rank.is_first else None):
+        if rank.is_first:
+            complete_publication(order)
+        rank.wait()
         return  # a worker was lost after the bundle was there
     telemetry = _telemetry(order, rank, board)
     try:

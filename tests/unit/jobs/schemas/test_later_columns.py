@@ -9,9 +9,10 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from jobs.embed.reconcile import EmbedSettle
+from jobs.embed.tables import EmbedTables
 from jobs.engine import commit as engine_commit
 from jobs.engine import runner
+from jobs.engine.plan import Completion, Plan, Unit
 from jobs.errors import InputError
 from jobs.lake.paths import LakePaths
 from jobs.query import views
@@ -41,10 +42,16 @@ def _older(latent_dim: int) -> TableSpec:
     )
 
 
+def _flag_nothing(plan: Plan, tables: EmbedTables, unit: Unit, attempt: str) -> Completion:
+    return Completion(
+        unit_id=unit.unit_id, attempt=attempt, outputs=[], counts={}, seconds=0.0, kind=unit.kind
+    )
+
+
 def _embed_as_before(lake: LakePaths, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a release that had neither those columns nor batches."""
     monkeypatch.setattr("jobs.embed.tables.embeddings_spec", _older)
-    monkeypatch.setattr(EmbedSettle, "_finalise", lambda *_: {})
+    monkeypatch.setattr("jobs.embed.job.flag_batch", _flag_nothing)
     runner.run(InlineEmbed(lake))
     monkeypatch.undo()
 

@@ -23,7 +23,7 @@ from jobs.tables import catalog
 from jobs.telemetry.metrics import Listener, Telemetry
 from jobs.train import checkpoints, finalize
 from jobs.train import loop as train_loop
-from jobs.train.finalize import is_published
+from jobs.train.finalize import complete_publication, find_published
 from jobs.train.loop import Training
 from jobs.train.settings import TrainSettings
 from tests.inline import InlineTrain
@@ -227,11 +227,13 @@ def test_a_restart_after_the_bundle_is_there_trains_nothing(trained: LakePaths) 
     plan = work.plan()
     unit = Unit.of(plan.fingerprint, {"version": plan.fingerprint})
     order = work.order_of(plan, unit)
-    assert is_published(order)
+    assert find_published(order)
+    assert not load_completions(trained, order.job_id, [unit.unit_id])  # a question writes nothing
+    complete_publication(order)
     (completion,) = load_completions(trained, order.job_id, [unit.unit_id]).values()
     assert completion.counts["steps"] == 16
     assert set(completion.details) >= {"train_nats", "validation_nats"}
-    assert not is_published(dataclasses.replace(order, version="0" * 12))
+    assert not find_published(dataclasses.replace(order, version="0" * 12))
 
 
 def test_what_another_attempt_has_yet_to_name_is_left_alone(tmp_path: Path) -> None:
