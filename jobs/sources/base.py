@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -118,7 +118,13 @@ class FileRange:
 
 
 class Format(Protocol):
-    """One way in which images lie. Raises RejectedInput, SourceChanged or StorageError."""
+    """One way in which images lie: a module. Raises RejectedInput, SourceChanged or StorageError.
+
+    LOOKS_INSIDE: whether a look opens the file; else its name tells all, and the same for all
+    names without columns in them.
+    """
+
+    LOOKS_INSIDE: bool
 
     def look(self, file: SourceFile, layout: Layout) -> FileProbe:
         """Rows, columns and the image column of a file."""
@@ -128,6 +134,18 @@ class Format(Protocol):
         """Rows of a file in batches of bounded size; `columns` it lacks are left out.
 
         After RejectedInput or SourceChanged, what was yielded before is to be thrown away.
+        """
+        ...
+
+
+@runtime_checkable
+class ReadsMany(Protocol):
+    """A format whose files are one row each, so that many are read together."""
+
+    def read_many(self, parts: Sequence[FileRange]) -> Iterator[SourceBatch | list[FileRange]]:
+        """Rows of files in order; between them, files that have changed since they were listed.
+
+        A file that is bad is a row with its RejectedInput, and costs no other one.
         """
         ...
 

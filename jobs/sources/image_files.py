@@ -22,6 +22,7 @@ from jobs.sources.base import (
 from jobs.sources.listing import SourceFile
 from jobs.sources.pinned_read import SourceChanged, read_pinned
 
+LOOKS_INSIDE = False
 THREADS = 16  # requests at a time, where a request is a journey
 AHEAD_BYTES = 64 << 20
 BATCH_ROWS = 256

@@ -27,6 +27,7 @@ from jobs.sources.base import (
 from jobs.sources.listing import SourceFile
 from jobs.sources.pinned_read import open_pinned
 
+LOOKS_INSIDE = True
 IMAGE_COLUMNS = ("image", "img", "bytes", "image_bytes", "jpg", "png", "data", "pixels")
 BATCH_ROWS = 512
 BATCH_BYTES = 32 << 20

@@ -29,10 +29,11 @@ from jobs.sources.base import (
     hive_arrays,
     hive_columns,
 )
-from jobs.sources.format_names import EXTENSIONS
+from jobs.sources.format_names import FORMATS
 from jobs.sources.listing import SourceFile
 from jobs.sources.pinned_read import open_pinned
 
+LOOKS_INSIDE = False
 BATCH_ROWS = 256
 BATCH_BYTES = 32 << 20
 SIDE_BYTES = 1 << 20  # of a .cls, .txt or .json
@@ -115,7 +116,7 @@ def _key_and_ending(name: str) -> tuple[str, str]:
 
 def _take(sample: _Sample, member: tarfile.TarInfo, ending: str, stream: IO[bytes]) -> None:
     last = ending.rsplit(".", 1)[-1]
-    if last in EXTENSIONS["files"]:
+    if last in FORMATS["files"].endings:
         if sample.member is not None:
             return  # a second picture of the sample, such as a mask: the first one counts
         sample.member = member.name

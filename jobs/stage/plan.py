@@ -128,9 +128,9 @@ class UnitStream:
 
     def _looked(self, files: Iterator[SourceFile], fmt: FormatName) -> Looked:
         """Each file with what a look into it tells, a few looks ahead of their use."""
-        look = format_of(fmt).look
-        if fmt != "parquet":
-            # From the name alone, and one answer for all names without columns in them.
+        source_format = format_of(fmt)
+        look = source_format.look
+        if not source_format.LOOKS_INSIDE:
             plain: FileProbe | None = None
             for file in files:
                 if "=" in file.uri or plain is None:

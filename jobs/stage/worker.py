@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Iterator
 from itertools import groupby
 
 import pyarrow.compute as pc
@@ -11,8 +12,8 @@ import pyarrow.compute as pc
 from jobs.engine.plan import Completion, JobContext, Unit
 from jobs.errors import RejectedInput, StorageError
 from jobs.lake.paths import LakePaths
-from jobs.sources import image_files
-from jobs.sources.base import FileRange, Layout, SourceBatch
+from jobs.sources.base import FileRange, Layout, ReadsMany, SourceBatch
+from jobs.sources.format_names import FormatName
 from jobs.sources.pinned_read import SourceChanged
 from jobs.sources.registry import format_of
 from jobs.stage.payloads import ReadRanges, payload_of
@@ -92,9 +93,10 @@ class StageWorker:
     ) -> tuple[UnitRows, set[str]]:
         rows = UnitRows(self.context, self.tables, self.known, unit_id, name)
         skipped: set[str] = set()
-        for fmt, group in groupby(parts, key=lambda part: part.format):
-            if fmt == "files":
-                _add_files(rows, list(group), skipped)
+        for name_of_format, group in groupby(parts, key=_format_name):
+            source_format = format_of(name_of_format)
+            if isinstance(source_format, ReadsMany):
+                _add_files(rows, source_format.read_many(list(group)), skipped)
                 continue
             for part in group:
                 verdict = verdicts.get((part.uri, part.start))
@@ -108,17 +110,18 @@ class StageWorker:
                     rows.refuse_part(part, refused)
                     continue
                 own = self._own(part.uri) if part.replaces else None
-                for batch in format_of(part.format).read(part, self.layout, self.columns):
+                for batch in source_format.read(part, self.layout, self.columns):
                     rows.add(batch, own)
         rows.close()
         return rows, skipped
 
     def _verdict(self, part: FileRange) -> RejectedInput | SourceChanged | None:
         """Reads a part to its end, keeping nothing."""
-        if part.refused or part.format == "files":
+        source_format = format_of(part.format)
+        if part.refused or isinstance(source_format, ReadsMany):
             return None
         try:
-            for _ in format_of(part.format).read(part, self.layout, self.columns):
+            for _ in source_format.read(part, self.layout, self.columns):
                 pass
         except (RejectedInput, SourceChanged) as verdict:
             return verdict
@@ -134,12 +137,18 @@ class StageWorker:
         )
 
 
-def _add_files(rows: UnitRows, parts: list[FileRange], skipped: set[str]) -> None:
+def _add_files(
+    rows: UnitRows, read: Iterator[SourceBatch | list[FileRange]], skipped: set[str]
+) -> None:
     """Files that are one row each."""
-    for found in image_files.read_many(parts):
+    for found in read:
         if isinstance(found, SourceBatch):
             rows.counts["files_in"] += len(found.images)
             rows.add(found)
         else:
             rows.counts["files_skipped"] += len(found)
             skipped.update(part.uri for part in found)
+
+
+def _format_name(part: FileRange) -> FormatName:
+    return part.format

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,9 @@ from jobs.engine import runner
 from jobs.errors import InputError
 from jobs.imaging.pixel_arrays import NotPixels, Pixels, pixels_of
 from jobs.lake.paths import LakePaths
+from jobs.sources.format_names import FORMATS, FormatName, recognise
 from jobs.sources.listing import Scope, list_files
+from jobs.sources.registry import format_of
 from tests.helpers import image_bytes, image_ids, staged_ids, staged_rows, write_files
 from tests.inline import InlineStage
 
@@ -282,3 +285,15 @@ def test_other_stores_that_fsspec_reaches_are_sources(lake) -> None:
         runner.run(InlineStage(lake, "nonsense://x"))
     with pytest.raises(InputError, match="does not exist"):
         runner.run(InlineStage(lake, "memory://nowhere"))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_is_whole(name: FormatName) -> None:
+    """What stage asks of it is there, and its endings are its own."""
+    found = format_of(name)
+    assert isinstance(found.LOOKS_INSIDE, bool)
+    assert callable(found.look)
+    assert callable(found.read)
+    assert {recognise(f"s3://b/x.{ending}") for ending in FORMATS[name].endings} == {name}
+    assert name in get_args(FormatName)
+    assert len(FORMATS) == len(get_args(FormatName))
