@@ -40,11 +40,12 @@ attack: $(VENV)/.dev     ## what a stranger may try: web pages, folders, files, 
 mutants: $(VENV)/.dev    ## 40 small changes of the code: does a unit test fail for each? long
 	$(BIN)/python -u -m tests.mutants
 
-lint: $(VENV)/.dev       ## ruff, pyright and the floors of the house
+lint: $(VENV)/.dev       ## ruff, pyright, the floors of the house, docstrings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/pydoclint vae_core jobs flows
 
 format: $(VENV)/.dev     ## let ruff write what it can
 	$(BIN)/ruff format .

@@ -75,7 +75,7 @@ class Told:
 
 
 def run_demo(lake_uri: str) -> Told:
-    """Runs both nights on a lake; a second run finds nothing to do."""
+    """Run both nights on a lake; a second run finds nothing to do."""
     started = time.monotonic()
     lake = LakePaths(resolve_uri(lake_uri))
     _say(f"latentlake demo on {lake.uri}")
@@ -92,7 +92,7 @@ def _say(line: str) -> None:
 
 
 def settings_of(lake: LakePaths) -> NightlySettings:
-    """The demo's nightly config; nothing about it is special to the demo."""
+    """Return the demo's nightly config; nothing about it is special to the demo."""
     return NightlySettings(
         lake=lake.uri,
         stage=StageSettings(
@@ -145,7 +145,7 @@ def _night(lake: LakePaths, index: int) -> list[JobReport]:
 
 
 def sample() -> pa.Table:
-    """The 10,000 test images of Fashion-MNIST, in the Hugging Face column layout."""
+    """Return the 10,000 test images of Fashion-MNIST, in the Hugging Face column layout."""
     path = files("flows") / "sample" / "fashion-mnist-t10k.parquet"
     return pq.read_table(io.BytesIO(path.read_bytes()))
 
@@ -187,7 +187,7 @@ def _parquet(rows: pa.Table) -> bytes:
 
 
 def _measured(lake: LakePaths, reports: list[JobReport]) -> dict[str, Any]:
-    """What the tables and the run rows say; the same after a run that had nothing to do."""
+    """Return what the tables and the run rows say; the same after a run that had nothing to do."""
     _, version = catalog.resolve_model(lake, NAME)
     runs = [row | {"counts": json.loads(row["counts"])} for row in catalog.runs(lake)]
     counts = views.sql(
@@ -250,7 +250,7 @@ def _median_p_values(lake: LakePaths, version: str) -> dict[str, float]:
 
 
 def _drift(lake: LakePaths, version: str) -> dict[str, Any] | None:
-    """What was decided of night two; None where nothing was."""
+    """Return what was decided of night two; None where nothing was."""
     latest = drift_results.latest(lake, NAME, version, NAME, NIGHTS[1])
     return next((row for row in latest if row["test"] == "combined"), None)
 

@@ -49,7 +49,7 @@ def _bundles(lake: LakePaths, model: str) -> list[dict[str, Any]]:
 
 
 def _told(lake: LakePaths, model: str, version: str) -> dict[str, Any]:
-    """What its bundle says; nothing, and a word in the log, where it is damaged."""
+    """Return what its bundle says; nothing, and a word in the log, where it is damaged."""
     try:
         about = read_about(lake, model, version)
     except InputError as error:
@@ -68,7 +68,7 @@ def _run(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def inventory_text(found: dict[str, Any]) -> str:
-    """The same for people."""
+    """Return the same for people."""
     parts = [f"lake {found['lake']}"]
     for kind in ("datasets", "models", "runs"):
         parts.append(f"\n{kind}\n{records_text(found[kind]) if found[kind] else 'none yet'}")

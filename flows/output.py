@@ -32,7 +32,7 @@ def emit(value: Any, as_json: bool, text: str) -> None:
 
 
 def report_text(report: JobReport) -> str:
-    """A job's report for people."""
+    """Return a job's report for people."""
     if not report.job_ids:
         version = report.counts.get("version")
         known = f": {report.target}@{version} is there already" if version else ""
@@ -74,7 +74,7 @@ def _csv_cell(value: Any) -> Any:
 
 
 def write_parquet(table: pa.Table, path: str) -> None:
-    """Raises InputError where the file cannot be written."""
+    """Raise InputError where the file cannot be written."""
     import pyarrow.parquet as pq
 
     try:
@@ -112,7 +112,7 @@ def _with_patch(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def cell(name: str, value: Any) -> str:
-    """A value as text; long hashes, URIs and lists are cut."""
+    """Return a value as text; long hashes, URIs and lists are cut."""
     if value is None:
         return "-"
     if isinstance(value, str) and name.endswith(("_id", "_hash")) and len(value) > 40:

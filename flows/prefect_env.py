@@ -91,7 +91,7 @@ def private_folder() -> Path:
 
 
 def _refuse_what_others_reach(folder: Path) -> None:
-    """Raises InputError where another user made the folder, or may have put something into it."""
+    """Raise InputError where another user made the folder, or may have put something into it."""
     found = folder.lstat()
     ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
     if not ours or found.st_mode & 0o022:
@@ -106,6 +106,7 @@ class ToldInASentence(logging.Filter):
     """Takes the traceback off log records of errors that are the user's to mend."""
 
     def filter(self, record: logging.LogRecord) -> bool:
+        """Leave out records of errors that are reported in a sentence."""
         error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
         if isinstance(error, LatentlakeError):
             record.exc_info, record.exc_text = None, None

@@ -88,7 +88,7 @@ class _Server:
 
 
 def begin() -> None:
-    """Starts one, unless a server is named, this process has one, or Prefect has read its settings
+    """Start one, unless a server is named, this process has one, or Prefect has read its settings
     already and starts its own. Call `wait` before Prefect is requested anything."""
     global _server
     prepare_prefect()

@@ -37,7 +37,7 @@ class RejectedInput(Exception):
 
 
 def unknown_name(kind: str, name: str, known: list[str], hint: str = "") -> InputError:
-    """The error for a name that is not there, listing those that are."""
+    """Return the error for a name that is not there, listing those that are."""
     listed = ", ".join(sorted(known)) if known else f"none yet{hint}"
     return InputError(f"unknown {kind} {name!r}; known: {listed}")
 

@@ -8,6 +8,6 @@ from typing import Any
 
 
 def digest(*parts: Any, length: int = 16) -> str:
-    """The first `length` hex digits of the sha256 of the parts' canonical JSON."""
+    """Return the first `length` hex digits of the sha256 of the parts' canonical JSON."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:length]

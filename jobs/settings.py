@@ -24,7 +24,7 @@ class Settings(BaseModel):
 
 
 def build(kind: type[T], values: dict[str, Any]) -> T:
-    """Validated settings; raises InputError that names every wrong key in a line."""
+    """Validate settings; raises InputError that names every wrong key in a line."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -52,7 +52,7 @@ def _known_keys(kind: Any, path: tuple[Any, ...]) -> list[str]:
 
 
 def load_yaml(path: str) -> dict[str, Any]:
-    """A config file as a dict; raises InputError that says what is wrong with it.
+    """Return a config file as a dict; raises InputError that says what is wrong with it.
 
     path: of a local file, or a URI.
     """

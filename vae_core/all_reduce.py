@@ -33,7 +33,8 @@ class Peers:
     world_size: int = 1
 
     def sum(self, values: Tensor) -> Tensor:
-        """The element-wise sum over ranks; differentiable: of the sum of the ranks' losses."""
+        """Return the element-wise sum over ranks; differentiable: of the sum of the ranks'
+        losses."""
         if self.world_size == 1:
             return values
         return _SumOverRanks.apply(values)  # type: ignore[no-any-return]

@@ -37,14 +37,15 @@ class Autoencoder(nn.Module):
         self.decoder.compile()
 
     def observe(self, x_NCHW: Tensor, noise: Noise | None = None) -> Tensor:
-        """The image as the likelihood and the encoder see it. noise: for stochastic binarisation.
+        """Return the image as the likelihood and the encoder see it. noise: for stochastic
+        binarisation.
 
         Raises ValueError where noise is needed and not given.
         """
         return self.likelihood.target(x_NCHW, noise)
 
     def encode(self, target_NCHW: Tensor) -> Posterior:
-        """The posterior; its mean (N, D) is the embedding."""
+        """Return the posterior; its mean (N, D) is the embedding."""
         return self.posterior.read(self.encoder(target_NCHW))
 
     def draw(self, posterior: Posterior, eps: Tensor) -> Tensor:
@@ -56,7 +57,7 @@ class Autoencoder(nn.Module):
         return self.posterior.kl(posterior)
 
     def decode(self, z_ND: Tensor) -> Tensor:
-        """The likelihood's parameters, (N, outputs, H, W)."""
+        """Return the likelihood's parameters, (N, outputs, H, W)."""
         return self.decoder(z_ND)
 
     def reconstruct(self, x_NCHW: Tensor, noise: Noise | None = None) -> Tensor:

@@ -60,7 +60,8 @@ def log_likelihood(
     samples: int,
     chunk: int = 64,
 ) -> Tensor:
-    """The importance-weighted bound with many samples, in bounded memory, shape (N,), in nats.
+    """Return the importance-weighted bound with many samples, in bounded memory, shape (N,), in
+    nats.
 
     noise: the standard normal noise (N, D) of sample k. chunk: samples decoded at once. The
     result does not depend on it but for rounding.

@@ -262,7 +262,7 @@ class ObjectiveConfig(ConfigTree):
         return self.beta * self.warmup_at(step)
 
     def warmup_at(self, step: int) -> float:
-        """The share of the KL term that counts at optimiser step `step` (from 0)."""
+        """Return the share of the KL term that counts at optimiser step `step` (from 0)."""
         if self.kl_warmup_steps == 0:
             return 1.0
         return min(1.0, (step + 1) / self.kl_warmup_steps)
@@ -350,7 +350,7 @@ class ModelConfig(ConfigTree):
         return height * width * channels
 
     def check_objective(self, objective: ObjectiveConfig) -> None:
-        """Raises ValueError unless this posterior can be trained by that objective."""
+        """Raise ValueError unless this posterior can be trained by that objective."""
         plain = objective.kind == "reconstruction"
         require(
             plain == (self.posterior == "deterministic"),
@@ -370,7 +370,7 @@ class ModelConfig(ConfigTree):
         )
 
     def check_closed_form(self) -> None:
-        """Raises ValueError where images of this shape are too large, or too small, for the fit."""
+        """Raise ValueError where images of this shape are too large, or too small, for the fit."""
         if self.fit == "gradient":
             return
         require(

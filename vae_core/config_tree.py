@@ -19,7 +19,7 @@ class ConfigTree:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Raises ValueError that names a key it does not know, and lists the known ones."""
+        """Raise ValueError that names a key it does not know, and lists the known ones."""
         resolved = typing.get_type_hints(cls)
         hints = {field.name: resolved[field.name] for field in dataclasses.fields(cls)}
         unknown = sorted(set(data) - set(hints))
@@ -47,12 +47,13 @@ def _typed(hint: Any, value: Any) -> Any:
 
 
 def require(condition: bool, message: str) -> None:
+    """Raise ValueError with the message unless the condition holds."""
     if not condition:
         raise ValueError(message)
 
 
 def require_number(name: str, value: Any, like: Any) -> None:
-    """A number of the kind that its default is."""
+    """Require a number of the kind that its default is."""
     kinds = int if isinstance(like, int) else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds):
         word = "a whole number" if kinds is int else "a number"
@@ -60,5 +61,6 @@ def require_number(name: str, value: Any, like: Any) -> None:
 
 
 def choice(name: str, value: str, kind: Any) -> None:
+    """Raise ValueError, which lists the known values, unless `value` is one of them."""
     known = typing.get_args(kind)
     require(value in known, f"{name} is {value!r}; known: {', '.join(known)}")

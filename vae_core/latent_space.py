@@ -86,7 +86,8 @@ def along(model: Autoencoder, z_ND: Tensor, direction_D: Tensor, amounts: Tensor
 
 @torch.no_grad()
 def denoise(model: Autoencoder, noisy_NCHW: Tensor) -> Tensor:
-    """The reconstruction of a corrupted image; best of a model trained with that corruption."""
+    """Return the reconstruction of a corrupted image; best of a model trained with that
+    corruption."""
     return model.show(model.encode(noisy_NCHW).mean_ND)
 
 
@@ -100,7 +101,7 @@ def impute(
     generator: torch.Generator | None = None,
     start_NCHW: Tensor | None = None,
 ) -> Tensor:
-    """Fills pixels that are not known, by encoding and decoding in turn, known ones fixed.
+    """Fill pixels that are not known, by encoding and decoding in turn, known ones fixed.
 
     Rezende et al. 2014, "Stochastic backpropagation", appendix F. With a
     generator latents and pixels are drawn, a Markov chain whose draws approach p(missing | known)

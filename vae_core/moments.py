@@ -21,6 +21,7 @@ class LatentSums:
 
     @classmethod
     def zeros(cls, dim: int) -> LatentSums:
+        """Make sums of nothing yet, of `dim` latents."""
         return cls(
             torch.zeros((), dtype=torch.float64),
             torch.zeros(dim, dtype=torch.float64),
@@ -57,6 +58,7 @@ class LatentMoments:
 
     @classmethod
     def fit(cls, sums: LatentSums) -> LatentMoments:
+        """Fit the moments to sums over images."""
         mean_D = sums.mean_D / sums.count
         cov_DD = sums.outer_DD / sums.count - torch.outer(mean_D, mean_D)
         # E[diag σ²] keeps collapsed dimensions (Cov ≈ 0, σ² ≈ 1) from exploding the distance.

@@ -41,7 +41,7 @@ def _mul_32x32(a: Tensor, b: int) -> tuple[Tensor, Tensor]:
 
 
 def image_keys(image_ids: list[str]) -> np.ndarray:
-    """The first 64 bits of each image id (hex digits), as two 32-bit words: (N, 2) int64."""
+    """Return the first 64 bits of each image id (hex digits), as two 32-bit words: (N, 2) int64."""
     words = np.array([int(image_id[:16], 16) for image_id in image_ids], dtype=np.uint64)
     pair = np.stack([words >> np.uint64(32), words & np.uint64(_MASK)], axis=-1)
     return pair.reshape(-1, 2).astype(np.int64)
@@ -65,7 +65,7 @@ def _image_uniform(keys_N2: Tensor, *, seed: int, k: int, dim: int) -> Tensor:
 
 
 def image_noise(keys_N2: Tensor, *, seed: int, k: int, dim: int) -> Tensor:
-    """Standard normal noise of sample k of each image: (N, dim) float32.
+    """Return standard normal noise of sample k of each image: (N, dim) float32.
 
     keys_N2 comes from `image_keys`. The same image draws the same noise in any batch.
     """
@@ -113,14 +113,14 @@ class StepNoise:
     device: torch.device | str = "cpu"
 
     def part(self, rows: slice) -> StepNoise:
-        """That of some of the share's images."""
+        """Return that of some of the share's images."""
         if isinstance(self.positions, Tensor):
             return dataclasses.replace(self, positions=self.positions[rows])
         rows_of_batch = range(self.batch)[self.positions or slice(None)][rows]
         return dataclasses.replace(self, positions=slice(rows_of_batch.start, rows_of_batch.stop))
 
     def normal(self, stream: int, dim: int) -> Tensor:
-        """Standard normal, (N, dim), N images of the share."""
+        """Return standard normal, (N, dim), N images of the share."""
         generator = _step_generator(self.seed, self.step, stream, self.device)
         drawn = torch.randn(self.batch, dim, generator=generator, device=self.device)
         return self._share(drawn)
@@ -134,7 +134,7 @@ class StepNoise:
         return drawn if self.positions is None else drawn[self.positions]
 
     def latent(self, samples: int, dim: int) -> Tensor:
-        """Standard normal noise of K posterior samples, (K, N, dim)."""
+        """Return standard normal noise of K posterior samples, (K, N, dim)."""
         drawn = self.normal(LATENT, samples * dim)
         return drawn.reshape(-1, samples, dim).transpose(0, 1)
 
@@ -147,7 +147,7 @@ class ImageNoise:
     keys_N2: Tensor
 
     def normal(self, stream: int, dim: int) -> Tensor:
-        """Standard normal, (N, dim)."""
+        """Return standard normal, (N, dim)."""
         k = _IMAGE_STREAM + stream
         return image_noise(self.keys_N2, seed=self.seed, k=k, dim=dim)
 
@@ -157,19 +157,25 @@ class ImageNoise:
         return image_uniform(self.keys_N2, seed=self.seed, k=k, dim=dim)
 
     def sample(self, k: int, dim: int) -> Tensor:
-        """Standard normal noise of posterior sample k, (N, dim)."""
+        """Return standard normal noise of posterior sample k, (N, dim)."""
         return image_noise(self.keys_N2, seed=self.seed, k=k, dim=dim)
 
     def latent(self, samples: int, dim: int) -> Tensor:
-        """Standard normal noise of K posterior samples, (K, N, dim)."""
+        """Return standard normal noise of K posterior samples, (K, N, dim)."""
         return torch.stack([self.sample(k, dim) for k in range(samples)])
 
 
 class Noise(Protocol):
     """What a model draws its noise from: `StepNoise` in training, `ImageNoise` after it."""
 
-    def normal(self, stream: int, dim: int) -> Tensor: ...
+    def normal(self, stream: int, dim: int) -> Tensor:
+        """Draw standard normal numbers, (N, dim), of one stream."""
+        ...
 
-    def uniform(self, stream: int, dim: int) -> Tensor: ...
+    def uniform(self, stream: int, dim: int) -> Tensor:
+        """Draw uniform numbers in (0, 1), (N, dim), of one stream."""
+        ...
 
-    def latent(self, samples: int, dim: int) -> Tensor: ...
+    def latent(self, samples: int, dim: int) -> Tensor:
+        """Draw standard normal latents, (samples, N, dim)."""
+        ...

@@ -33,7 +33,7 @@ def normal_log_density(x: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
 
 
 def standard_normal(shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
-    """Standard normal noise, on the generator's device (the CPU without one)."""
+    """Return standard normal noise, on the generator's device (the CPU without one)."""
     device = generator.device if generator is not None else None
     return torch.randn(tuple(shape), generator=generator, device=device)
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from vae_core.config import ModelConfig
 from vae_core.normal import at_least_float32, kl_to_standard_normal, reparameterise, soft_bound
@@ -38,11 +39,12 @@ class PosteriorFamily(abc.ABC):
 
     @abc.abstractmethod
     def read(self, features: Tensor) -> Posterior:
-        """The encoder's features, (N, features_per_latent·D), as a posterior."""
+        """Return the encoder's features, (N, features_per_latent·D), as a posterior."""
 
     @abc.abstractmethod
     def draw(self, posterior: Posterior, eps: Tensor) -> Tensor:
-        """A sample by standard normal noise of shape (…, N, D), which the result has, too."""
+        """Return a sample by standard normal noise of shape (…, N, D), which the result has,
+        too."""
 
     @abc.abstractmethod
     def kl(self, posterior: Posterior) -> Tensor | None:
@@ -58,14 +60,17 @@ class GaussianPosterior(PosteriorFamily):
     def __init__(self, config: ModelConfig) -> None:
         pass
 
+    @override
     def read(self, features: Tensor) -> Posterior:
         # Half precision ends here: a density must be that of the sample that was drawn.
         mean_ND, raw_ND = at_least_float32(features).chunk(2, dim=1)
         return Posterior(mean_ND, soft_bound(raw_ND))
 
+    @override
     def draw(self, posterior: Posterior, eps: Tensor) -> Tensor:
         return reparameterise(posterior.mean_ND, posterior.log_variance_ND, eps)
 
+    @override
     def kl(self, posterior: Posterior) -> Tensor | None:
         return kl_to_standard_normal(posterior.mean_ND, posterior.log_variance_ND)
 
@@ -79,13 +84,16 @@ class DeterministicPosterior(PosteriorFamily):
     def __init__(self, config: ModelConfig) -> None:
         self.squash = config.code == "sigmoid"
 
+    @override
     def read(self, features: Tensor) -> Posterior:
         code_ND = at_least_float32(features)
         return Posterior(torch.sigmoid(code_ND) if self.squash else code_ND, None)
 
+    @override
     def draw(self, posterior: Posterior, eps: Tensor) -> Tensor:
         return posterior.mean_ND.expand(eps.shape)
 
+    @override
     def kl(self, posterior: Posterior) -> Tensor | None:
         return None
 

@@ -16,7 +16,7 @@ SETTINGS = "dataset model nights block_by block_images max_images least_images r
 
 
 def small_job_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds what a job of one process takes."""
+    """Add what a job of one process takes."""
     for option in reversed(
         [
             click.option("--night", metavar="DATE", help="Logical night; today if none."),
@@ -78,7 +78,7 @@ def drift(alpha: str | None, **options: Any) -> None:
 
 
 def _latest(options: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of the last judgement, whoever made it."""
+    """Return the rows of the last judgement, whoever made it."""
     from jobs.drift import results as drift_results
     from jobs.tables import catalog
 
@@ -88,7 +88,7 @@ def _latest(options: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _sentence(report: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """The decision, for people."""
+    """Return the decision, for people."""
     new = "" if report["job_ids"] else "nothing has come since the last judgement"
     if not rows:
         return f"drift {report['target']}: {new}, and there was none"

@@ -60,7 +60,7 @@ def evaluate(**options: Any) -> None:
 @click.option("--dataset", metavar="NAME", help="If none, the one that both were evaluated on.")
 @common
 def compare(first: str, second: str, dataset: str | None, lake: str, as_json: bool) -> None:
-    """What the second model gains on the first, in pairs of the same test images.
+    """Compare two models: what the second gains on the first, in pairs of the same test images.
 
     Both are NAME, NAME@VERSION or NAME@ALIAS, and have been evaluated.
 
@@ -77,7 +77,7 @@ def compare(first: str, second: str, dataset: str | None, lake: str, as_json: bo
 
 
 def metrics_text(rows: list[dict[str, Any]]) -> str:
-    """The table of an evaluation; what is said of several metrics is said once, below it."""
+    """Return the table of an evaluation; what is said of several metrics is said once, below it."""
     from flows.output import records_text
 
     names = ("metric", "of", "value", "low", "high", "unit", "better", "images")
@@ -88,7 +88,7 @@ def metrics_text(rows: list[dict[str, Any]]) -> str:
 
 
 def compared_text(found: Comparison) -> str:
-    """What stands in the columns first and second, of which images."""
+    """Return what stands in the columns first and second, of which images."""
     on = f"{found.images:,} images" if found.images != 1 else "1 image"
     of = f"the test split of {found.dataset}, {on}"
     if found.first == found.second:
@@ -99,7 +99,7 @@ def compared_text(found: Comparison) -> str:
 
 
 def differences_text(rows: list[dict[str, Any]]) -> str:
-    """The table of a comparison, with its notes."""
+    """Return the table of a comparison, with its notes."""
     from flows.output import records_text
 
     table = records_text(

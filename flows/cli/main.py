@@ -199,7 +199,7 @@ def maintain(
 @click.option("--images-version", type=int, metavar="V", help="Snapshot; the newest if none.")
 @common
 def describe(dataset: str, images_version: int | None, lake: str, as_json: bool) -> None:
-    """What a dataset holds: counts, sizes, modes, pixel statistics, labels, refusals, a picture.
+    """Describe a dataset: counts, sizes, modes, pixel statistics, labels, refusals, a picture.
 
     Example: latentlake describe --dataset photos
     """
@@ -234,7 +234,7 @@ def list_(lake: str, as_json: bool) -> None:
 @click.option("--lake", envvar="LATENTLAKE_LAKE", metavar="URI", help="Overrides the config's.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON result on stdout.")
 def nightly(config: str, night: str | None, retrain: bool, lake: str | None, as_json: bool) -> None:
-    """The whole flow, as Prefect runs it: stage, train where it is time to, embed.
+    """Run the whole flow, as Prefect runs it: stage, train where it is time to, embed.
 
     Example: latentlake nightly --config nightly.yaml --night 2026-11-21
     """
@@ -272,7 +272,7 @@ def nightly(config: str, night: str | None, retrain: bool, lake: str | None, as_
 def serve(
     configs: tuple[str, ...], port: int, home: str | None, runs_at_once: int, show_login: bool
 ) -> None:
-    """A Prefect server with its UI, a worker and the deployments of nightly configs, here.
+    """Serve: a Prefect server with its UI, a worker and the deployments of nightly configs, here.
 
     Example: latentlake serve nightly.yaml
     """

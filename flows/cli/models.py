@@ -81,7 +81,7 @@ def rollback(model: str, back_from: str | None, **options: Any) -> None:
 @click.option("--alias", metavar="NAME", help="Only this one; all of the model's if none.")
 @common
 def aliases(model: str, alias: str | None, lake: str, as_json: bool) -> None:
-    """What a model's aliases have named: from, to, who, when and why; the last one holds.
+    """List what a model's aliases have named: from, to, who, when and why; the last one holds.
 
     Example: latentlake aliases photos
     """
@@ -112,7 +112,7 @@ def _told(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rule(config: str) -> dict[str, Any]:
-    """The gate of a nightly config; the default one where it has none."""
+    """Return the gate of a nightly config; the default one where it has none."""
     values = load_yaml(config)
     if "gate" not in values:
         return {}
@@ -138,7 +138,7 @@ def _move(settings: PromoteSettings, options: dict[str, Any]) -> None:
 
 
 def _foretold(moving: PromoteJob) -> dict[str, Any]:
-    """What a run would come to; nothing is written."""
+    """Return what a run would come to; nothing is written."""
     from jobs.engine.runner import planned
 
     plan = planned(moving)
@@ -154,7 +154,7 @@ def _foretold(moving: PromoteJob) -> dict[str, Any]:
 
 
 def _text(moving: PromoteJob, done: dict[str, Any]) -> str:
-    """What was or would be done, and what each check says."""
+    """Return what was or would be done, and what each check says."""
     name = f"{moving.target}@{done['version']}"
     checks = [f"  {PASSES[check['passes']]}: {check['told']}" for check in done.get("checks", [])]
     before = f", after {done['held']}" if done["held"] else ""

@@ -23,7 +23,7 @@ OF_WORKERS = ("workers", "autoscaling", "resource_timeout")
 
 
 def common(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds --lake and --json."""
+    """Add --lake and --json."""
     function = click.option(
         "--json", "as_json", is_flag=True, help="One JSON result on stdout; logs go to stderr."
     )(function)
@@ -38,7 +38,7 @@ def common(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def lake_of(uri: str) -> LakePaths:
-    """The lake at a path or URI as a user writes it."""
+    """Return the lake at a path or URI as a user writes it."""
     from jobs.lake.paths import LakePaths
     from jobs.lake.storage import resolve_uri
 
@@ -46,7 +46,7 @@ def lake_of(uri: str) -> LakePaths:
 
 
 def job_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds what every job takes."""
+    """Add what every job takes."""
     options = [
         click.option("--workers", type=int, metavar="N", help="Workers of one CPU each."),
         click.option("--night", metavar="DATE", help="Logical night, YYYY-MM-DD; today if none."),
@@ -71,7 +71,7 @@ def job_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def drop_none(**values: Any) -> dict[str, Any]:
-    """The options that a user gave."""
+    """Return the options that a user gave."""
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -97,12 +97,12 @@ def ray_settings(options: dict[str, Any]) -> RaySettings:
 
 
 def night_of(options: dict[str, Any]) -> str:
-    """The logical night, tonight if none is given."""
+    """Return the logical night, tonight if none is given."""
     return valid_night(options["night"] or tonight())
 
 
 def run_job(request: JobRequest, options: dict[str, Any]) -> None:
-    """Runs a job, or prints its plan, and says what it did."""
+    """Run a job, or print its plan, and say what it did."""
     from flows.output import emit, report_text
     from jobs.dispatch.run import job_of, run
     from jobs.engine.report import JobReport

@@ -39,7 +39,7 @@ LABEL = click.option("--label", metavar="VALUE", help="Only images with that lab
 
 
 def outputs(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the ways in which rows may come out, and --lake."""
+    """Add the ways in which rows may come out, and --lake."""
     for option in reversed(
         [
             click.option("--csv", "as_csv", is_flag=True, help="CSV on stdout."),
@@ -69,7 +69,7 @@ def query() -> None:
 @click.option("--flagged", is_flag=True, help="Only those flagged by their batch, with evidence.")
 @outputs
 def query_anomalies(lake: str, model: str, **options: Any) -> None:
-    """The most anomalous images, worst first.
+    """List the most anomalous images, worst first.
 
     Example: latentlake query anomalies --model photos --score neg_elbo --top 10
     """
@@ -81,7 +81,8 @@ def query_anomalies(lake: str, model: str, **options: Any) -> None:
 
 
 def _doubted(rows: Any) -> str:
-    """What has to be said of p-values whose calibration does not hold; empty where all do."""
+    """Return what has to be said of p-values whose calibration does not hold; empty where all
+    do."""
     pairs = zip(rows["calibration_valid"].to_pylist(), rows["p_value"].to_pylist(), strict=True)
     count = sum(valid is False and p_value is not None for valid, p_value in pairs)
     if not count:
@@ -110,7 +111,7 @@ def _doubted(rows: Any) -> str:
 def query_neighbours(
     lake: str, model: str, image_id: str | None, image: str | None, **options: Any
 ) -> None:
-    """The images nearest to one by embedding.
+    """List the images nearest to one by embedding.
 
     Example: latentlake query neighbours --model photos --image-id 3f7a09 -k 5
     """
@@ -188,7 +189,7 @@ def query_map(lake: str, model: str, **options: Any) -> None:
 )
 @outputs
 def query_sql(lake: str, statement: str, guarded: bool, **options: Any) -> None:
-    """SQL (DuckDB) over images, sources, quarantine, embeddings, reconstructions, anomalies,
+    """Run SQL (DuckDB) over images, sources, quarantine, embeddings, reconstructions, anomalies,
     batches, maps, evaluated, evaluations, drift, aliases, runs.
 
     It runs with your own rights: a statement may read and write any file that you may.

@@ -30,7 +30,7 @@ def report(
     lake: str,
     as_json: bool,
 ) -> None:
-    """A night as one HTML page in the lake: what happened, is it good, what to look at.
+    """Write a night as one HTML page in the lake: what happened, is it good, what to look at.
 
     The page needs no network and no server, and is small enough to mail.
 
@@ -72,7 +72,7 @@ def _copied(uri: str, out: str) -> Path:
 
 
 def _local(uri: str) -> Path:
-    """The page as a file here; of a lake elsewhere, a copy that outlives this process."""
+    """Return the page as a file here; of a lake elsewhere, a copy that outlives this process."""
     from jobs.lake.storage import local_path
 
     path = local_path(uri)

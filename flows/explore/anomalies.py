@@ -21,6 +21,8 @@ FLAGGED, RANKED = "flagged, with evidence", "highest scores, flagged or not"
 
 
 class Anomalies:
+    """The tab of flagged and most anomalous images."""
+
     def __init__(self, state: ExploreState, dialog: ImageDialog) -> None:
         self.state, self.dialog = state, dialog
         self.nights: dict[str, NightCounts] = {}
@@ -43,6 +45,7 @@ class Anomalies:
             self.notice.say("Nothing has been embedded yet: latentlake train, then embed.")
 
     def view(self) -> list[pn.viewable.Viewable]:
+        """Return what the tab shows."""
         chosen = filters(self.model, self.night, self.which)
         return [chosen, self.validity, self.notice, self.pictures, self.pages, self.table]
 
@@ -67,6 +70,7 @@ class Anomalies:
             self.update()
 
     def update(self) -> None:
+        """Show what the choices say."""
         night = self.nights.get(self.night.value)
         if night is None:
             self.notice.say("This model has flagged no night yet: latentlake embed.")

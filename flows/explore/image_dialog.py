@@ -50,6 +50,7 @@ class ImageDialog:
         self.dialog.open = True
 
     def show(self, image_id: str) -> None:
+        """Open the dialog on an image."""
         self.notice.say()
         try:
             of = self.state.embeddings(self.model) if self.model else None
@@ -106,7 +107,7 @@ def _large(found: Evidence) -> list[dict[str, str]]:
 
 
 def _difference(a_HWC: np.ndarray, b_HWC: np.ndarray) -> np.ndarray:
-    """|a − b|, uint8, the largest one white; in grey."""
+    """Return |a − b|, uint8, the largest one white; in grey."""
     if a_HWC.shape[:2] != b_HWC.shape[:2]:
         return np.zeros_like(a_HWC)
     apart_HW = np.abs(a_HWC.astype(np.float32).mean(2) - b_HWC.astype(np.float32).mean(2))

@@ -19,6 +19,8 @@ ALL = "all"
 
 
 class Images:
+    """The tab of all images, page by page."""
+
     def __init__(self, state: ExploreState, dialog: ImageDialog) -> None:
         self.state, self.dialog = state, dialog
         datasets = catalog.datasets(state.lake)
@@ -42,6 +44,7 @@ class Images:
             self.notice.say("There are no datasets yet: latentlake stage.")
 
     def view(self) -> list[pn.viewable.Viewable]:
+        """Return what the tab shows."""
         chosen = filters(self.dataset, self.split, self.night, self.label, self.jump)
         return [chosen, self.notice, self.pictures, self.pages]
 
@@ -51,6 +54,7 @@ class Images:
 
     @property
     def chosen(self) -> ImagePages:
+        """Return the pages that the choices say."""
         given = {
             name: None if choice.value == ALL else choice.value
             for name, choice in (
@@ -88,6 +92,7 @@ class Images:
             self.update()
 
     def update(self) -> None:
+        """Show the page."""
         try:
             pages = self.chosen
             count = pages.count()

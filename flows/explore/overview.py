@@ -19,6 +19,8 @@ NONE = {
 
 
 class Overview:
+    """The tab of what the lake holds."""
+
     def __init__(self, state: ExploreState) -> None:
         self.state = state
         self.refresh = pmui.Button(label="Read again", variant="outlined")
@@ -31,10 +33,12 @@ class Overview:
         self.update()
 
     def view(self) -> list[pn.viewable.Viewable]:
+        """Return what the tab shows."""
         parts = [part for kind in TITLES for part in (self.tables[kind], self.empty[kind])]
         return [self.notice, *parts, self.refresh]
 
     def update(self) -> None:
+        """Read the lake anew."""
         try:
             found = inventory(self.state.lake)
         except LatentlakeError as error:

@@ -65,7 +65,7 @@ def prepare() -> None:
 
 
 def page(state: ExploreState) -> Callable[[], pmui.Page]:
-    """What makes the page of a session."""
+    """Return what makes the page of a session."""
     return lambda: _page(state)
 
 
@@ -106,7 +106,7 @@ def _page(state: ExploreState) -> pmui.Page:
 
 
 def contents(name: str, maker: Callable[[], list[Viewable]]) -> list[Viewable]:
-    """A part's contents, or what went wrong: an empty page says nothing to anybody."""
+    """Return a part's contents, or what went wrong: an empty page says nothing to anybody."""
     try:
         return maker()
     except Exception as error:

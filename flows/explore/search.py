@@ -18,6 +18,8 @@ MOST = 100  # neighbours on a page
 
 
 class Search:
+    """The tab of neighbours of an image, by id or by file."""
+
     def __init__(self, state: ExploreState, dialog: ImageDialog) -> None:
         self.state, self.dialog = state, dialog
         models = state.models()
@@ -39,6 +41,7 @@ class Search:
         self.notice.say(text if models else "Nothing has been embedded yet: latentlake embed.")
 
     def view(self) -> list[pn.viewable.Viewable]:
+        """Return what the tab shows."""
         chosen = filters(self.model, self.count, self.image_id, self.search, self.file)
         return [chosen, self.notice, self.chosen, self.pictures]
 

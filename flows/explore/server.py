@@ -44,7 +44,7 @@ HEADERS = {
 
 
 def explore(uri: str, port: int | None, show: bool) -> None:
-    """Serves until it is stopped. port: a free one if None. show: open a browser.
+    """Serve until it is stopped. port: a free one if None. show: open a browser.
 
     Raises InputError where Panel is not installed, the lake is not there or the port is taken.
     """

@@ -31,6 +31,8 @@ EXAMPLES = {
 
 
 class Sql:
+    """The tab of guarded statements."""
+
     def __init__(self, state: ExploreState, dialog: ImageDialog) -> None:
         self.state, self.dialog = state, dialog
         first = next(iter(EXAMPLES))
@@ -54,6 +56,7 @@ class Sql:
         self.notice.say(text + "nothing can be changed, and no other file is read.")
 
     def view(self) -> list[pn.viewable.Viewable]:
+        """Return what the tab shows."""
         return [filters(self.examples, self.run), self.statement, self.notice, self.table]
 
     def _open(self, image_id: str) -> None:
@@ -64,6 +67,7 @@ class Sql:
         self.statement.value = EXAMPLES[event.new]
 
     def ask(self) -> None:
+        """Run the statement and show its rows."""
         # Panel gathers what is typed for 50 ms, and a press may come before the last of it.
         time.sleep(SETTLE_S)
         statement = (self.statement.value_input or self.statement.value or "").strip()

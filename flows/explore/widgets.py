@@ -72,6 +72,7 @@ export function render({model}) {
     ]
 
     def say(self, text: str = "", kind: str = "plain") -> None:
+        """Show a sentence; kind: plain or warning."""
         self.param.update(text=text, kind=kind, visible=bool(text))
 
 
@@ -152,7 +153,7 @@ button {{ font: inherit; color: inherit; background: none; border: 0; padding: 0
     def fill(
         self, records: Sequence[dict[str, Any]], ids: Sequence[str] = (), caption: str = ""
     ) -> None:
-        """records: with the same keys, in order."""
+        """Show records, which have the same keys, in order."""
         columns = list(records[0]) if records else []
         rows = [
             [cell(name, value)[:LONGEST] for name, value in record.items()] for record in records
@@ -269,7 +270,7 @@ def filters(*widgets: Viewable) -> pmui.FlexBox:
 
 
 def data_uri(pixels_HWC: np.ndarray, most: int = THUMBNAIL) -> str:
-    """A PNG that needs no request; larger pictures are made so small, none larger."""
+    """Return a PNG that needs no request; larger pictures are made so small, none larger."""
     data = encode_png(pixels_HWC)
     if max(pixels_HWC.shape[:2]) > most:
         with Image.open(io.BytesIO(data)) as image:
@@ -281,6 +282,7 @@ def data_uri(pixels_HWC: np.ndarray, most: int = THUMBNAIL) -> str:
 
 
 def number(value: float | None) -> str:
+    """Write a number for people; empty for None."""
     if value is None:
         return "none"
     return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.1f}"

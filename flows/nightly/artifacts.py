@@ -54,7 +54,7 @@ def show(
     model: str | None = None,
     page: Report | None = None,
 ) -> None:
-    """A summary in Markdown, and tables of what was refused and of what was flagged.
+    """Show a summary in Markdown, and tables of what was refused and of what was flagged.
 
     model: that embedded; the config's if None. page: about the night.
     """
@@ -118,7 +118,7 @@ def summary(
     model: str,
     page: Report | None = None,
 ) -> str:
-    """A run in Markdown."""
+    """Return a run in Markdown."""
     lines = [f"# {run.dataset}, night {run.night}", ""]
     if page is not None:
         lines += [f"**{page.headline.word}.** {' '.join(page.headline.sentences)}", ""]
@@ -147,7 +147,8 @@ def _drifted(report: JobReport) -> bool:
 
 
 def report_line(report: JobReport) -> str:
-    """A report in a line: every count that is not zero and not shown elsewhere, then the time."""
+    """Return a report in a line: every count that is not zero and not shown elsewhere, then the
+    time."""
     if not report.job_ids:
         return "nothing to do"
     parts = []
@@ -207,7 +208,7 @@ def event(name: str, dataset: str, **payload: Any) -> None:
 
 
 def _tell_failure(flow: Any, flow_run: Any, state: Any) -> None:
-    """A flow's hook: the event of a run that failed or crashed."""
+    """Emit the event of a run that failed or crashed: a flow's hook."""
     config = str(flow_run.parameters.get("config", "unknown"))
     resource = {"prefect.resource.id": f"prefect.flow-run.{flow_run.id}"}
     resource["prefect.resource.name"] = flow_run.name

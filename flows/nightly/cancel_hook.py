@@ -11,8 +11,10 @@ log = logging.getLogger("latentlake")
 
 
 def stop_jobs(flow: Any, flow_run: Any, state: Any) -> None:
-    """A flow's hook, run by its worker: between two attempts nobody listens, and a process that
-    ends too slowly is killed."""
+    """Stop the run's jobs on a cluster: a hook of flows, which their worker runs.
+
+    Between two attempts nobody listens, and a process that ends too slowly is killed.
+    """
     try:
         settings = load_nightly(flow_run.parameters["config"])
         if settings.ray.takes_jobs:

@@ -23,13 +23,16 @@ def nightly(
     retrain: bool = False,
     lake: Uri | None = None,
 ) -> list[JobReport]:
-    """Stages what is new, trains where it is time to, evaluates, embeds, looks for drift, reports.
+    """Stage what is new, train where it is time to, evaluate, embed, look for drift, report.
 
     Args:
         config: YAML of the nightly settings: a file where the worker runs, or a URI.
         night: Logical night; the day on which the run is due if none.
         retrain: Train a new champion although the rule in the config does not ask for one.
         lake: Root URI of the lake; the config's if none.
+
+    Returns:
+        What each job reports.
     """
     run = opened(config, night, lake)
     settings, limit = run.settings, run.settings.timeouts

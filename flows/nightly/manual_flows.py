@@ -28,13 +28,16 @@ def train(
     promote: bool = True,
     lake: Uri | None = None,
 ) -> list[JobReport]:
-    """Trains on the dataset as it is now.
+    """Train on the dataset as it is now.
 
     Args:
         config: YAML of the nightly settings: a file where the worker runs, or a URI.
         night: Logical night; the day on which the run is due if none.
         promote: Let the new model become the champion, if it passes the config's gate.
         lake: Root URI of the lake; the config's if none.
+
+    Returns:
+        What each job reports.
     """
     run = opened(config, night, lake)
     with Steps(run) as steps:
@@ -48,12 +51,15 @@ def embed(
     night: Night | None = None,
     lake: Uri | None = None,
 ) -> list[JobReport]:
-    """Embeds what the champion has not seen yet.
+    """Embed what the champion has not seen yet.
 
     Args:
         config: YAML of the nightly settings: a file where the worker runs, or a URI.
         night: Logical night; the day on which the run is due if none.
         lake: Root URI of the lake; the config's if none.
+
+    Returns:
+        What each job reports.
     """
     run = opened(config, night, lake)
     with Steps(run) as steps:
@@ -70,7 +76,7 @@ def backfill(
     night: Night | None = None,
     lake: Uri | None = None,
 ) -> list[JobReport]:
-    """Embeds history: images of a range of nights, or all, by a model version.
+    """Embed history: images of a range of nights, or all, by a model version.
 
     Args:
         config: YAML of the nightly settings: a file where the worker runs, or a URI.
@@ -79,6 +85,9 @@ def backfill(
         model: NAME, NAME@VERSION or NAME@ALIAS; the config's if none.
         night: Logical night; the day on which the run is due if none.
         lake: Root URI of the lake; the config's if none.
+
+    Returns:
+        What each job reports.
     """
     run = opened(config, night, lake)
     request = {"backfill": True, "since": since, "until": until}
@@ -97,13 +106,16 @@ def maintain(
     night: Night | None = None,
     lake: Uri | None = None,
 ) -> dict[str, Any]:
-    """Merges small shards and removes files that nothing needs any more.
+    """Merge small shards and remove files that nothing needs any more.
 
     Args:
         config: YAML of the nightly settings: a file where the worker runs, or a URI.
         keep_days: Keep snapshots that were the newest within as many days.
         night: Logical night; the day on which the run is due if none.
         lake: Root URI of the lake; the config's if none.
+
+    Returns:
+        What was merged and removed.
     """
     run = opened(config, night, lake)
     settings = MaintainSettings(

@@ -17,7 +17,7 @@ log = logging.getLogger("latentlake")
 
 @contextlib.contextmanager
 def shown_in_prefect(name: str) -> Iterator[None]:
-    """Shows the progress of jobs run meanwhile as an artifact of the running task.
+    """Show the progress of jobs run meanwhile as an artifact of the running task.
 
     name: what the artifact's key is made of, such as `stage photos`.
     """

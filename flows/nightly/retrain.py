@@ -31,7 +31,7 @@ class Champion:
 
 
 def champion_of(lake: LakePaths, settings: TrainSettings) -> Champion | None:
-    """The bundle that has the training's alias now; None where there is none."""
+    """Return the bundle that has the training's alias now; None where there is none."""
     if settings.model not in catalog.models(lake):
         return None
     version = catalog.aliases(lake, settings.model).get(settings.alias)
@@ -86,7 +86,7 @@ def why_train(
 def reason_to_train(
     lake: LakePaths, settings: TrainSettings, rule: RetrainSettings, night: str, requested: bool
 ) -> str | None:
-    """The same of a lake."""
+    """Return the same of a lake."""
     images = _rows(lake, settings.dataset)
     why = why_train(rule, champion_of(lake, settings), night, images, requested)
     return why or ("a training was left unfinished" if left_unfinished(lake, settings) else None)

@@ -34,12 +34,15 @@ Uri = Annotated[str, Field(json_schema_extra={"pattern": _NO_CREDENTIAL})]
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
+    """A flow's run: its settings, lake and night."""
+
     settings: NightlySettings
     lake: LakePaths
     night: str
 
     @property
     def dataset(self) -> str:
+        """Return the dataset that the run is about."""
         return self.settings.stage.dataset
 
     @property
@@ -49,14 +52,15 @@ class Opened:
 
 
 def opened(config: str, night: dt.date | None, lake: str | None) -> Opened:
-    """Raises InputError where the config is none."""
+    """Raise InputError where the config is none."""
     settings = load_nightly(config)
     uri = resolve_uri(lake or settings.lake)
     return Opened(settings, LakePaths(uri), night.isoformat() if night else _due(settings))
 
 
 def _due(settings: NightlySettings) -> str:
-    """The day on which the run was due, so that it has one night whenever it is tried again."""
+    """Return the day on which the run was due, so that it has one night whenever it is tried
+    again."""
     start = flow_run.scheduled_start_time
     if start is None:
         return tonight()
@@ -65,7 +69,7 @@ def _due(settings: NightlySettings) -> str:
 
 
 def named(what: str) -> Callable[[], str]:
-    """The name of a run, such as `nightly photos 2026-11-21`."""
+    """Return the name of a run, such as `nightly photos 2026-11-21`."""
 
     def name() -> str:
         parameters = flow_run.parameters

@@ -151,11 +151,12 @@ class NightlySettings(Settings):
 
 
 def tonight() -> str:
-    """The logical night of a run that is not given one: today's date."""
+    """Return the logical night of a run that is not given one: today's date."""
     return dt.date.today().isoformat()
 
 
 def valid_night(night: str) -> str:
+    """Return the night, if it is a date. Raises InputError."""
     try:
         return dt.date.fromisoformat(night).isoformat()
     except ValueError as error:

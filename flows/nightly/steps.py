@@ -79,7 +79,7 @@ class Steps:
     def run_deferred(
         self, task: Task[Any, JobReport], settings: Any, seconds: float | None
     ) -> JobReport | None:
-        """A job without which others still can be done: a user's mistake waits for `end`."""
+        """Return a job without which others still can be done: a user's mistake waits for `end`."""
         try:
             return self.run_required(task, settings, seconds)
         except InputError as error:
@@ -87,7 +87,8 @@ class Steps:
             return self._not_done(task, settings, error)
 
     def end(self) -> list[JobReport]:
-        """What was reported. Raises the first mistake, now that all else is done and reported."""
+        """Return what was reported. Raises the first mistake, now that all else is done and
+        reported."""
         if self.mistakes:
             raise self.mistakes[0]
         return self.reports
@@ -95,7 +96,8 @@ class Steps:
     def run_advisory(
         self, task: Task[Any, JobReport], settings: Any, seconds: float | None
     ) -> JobReport | None:
-        """The same of a job that only judges: what it cannot is reported, and the night goes on.
+        """Return the same of a job that only judges: what it cannot is reported, and the night
+        goes on.
 
         settings: None where the config asks for none of it.
         """
@@ -132,7 +134,7 @@ class Steps:
         return is_there(self.run.lake, model, version)
 
     def report(self) -> None:
-        """Writes the night's page where one is wanted. A night is no worse where it fails."""
+        """Write the night's page where one is wanted. A night is no worse where it fails."""
         settings = self.run.settings
         if not settings.report:
             return

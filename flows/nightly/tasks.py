@@ -61,40 +61,47 @@ RETRY: dict[str, Any] = {
 # Tasks are called, not submitted: Ray wants the main thread.
 @task(name="stage", task_run_name="stage {settings.dataset}", **RETRY)
 def stage(settings: StageSettings, lake: str, night: str, ray: RaySettings) -> JobReport:
+    """Stage what is new."""
     with shown_in_prefect(f"stage {settings.dataset}"):
         return JobReport(**_done(JobRequest.of(settings, lake, night, ray)))
 
 
 @task(name="train", task_run_name="train {settings.model}", **RETRY)
 def train(settings: TrainSettings, lake: str, night: str, ray: RaySettings) -> JobReport:
+    """Train a model."""
     with shown_in_prefect(f"train {settings.model}"):
         return JobReport(**_done(JobRequest.of(settings, lake, night, ray)))
 
 
 @task(name="embed", task_run_name="embed {settings.dataset}", **RETRY)
 def embed(settings: EmbedSettings, lake: str, night: str, ray: RaySettings) -> JobReport:
+    """Embed and score what is new."""
     with shown_in_prefect(f"embed {settings.dataset}"):
         return JobReport(**_done(JobRequest.of(settings, lake, night, ray)))
 
 
 @task(name="evaluate", task_run_name="evaluate {settings.model}", **RETRY)
 def evaluate(settings: EvaluateSettings, lake: str, night: str, ray: RaySettings) -> JobReport:
+    """Evaluate a bundle."""
     with shown_in_prefect(f"evaluate {settings.model}"):
         return JobReport(**_done(JobRequest.of(settings, lake, night, ray)))
 
 
 @task(name="promote", task_run_name="promote {settings.model}", **RETRY)
 def promote(settings: PromoteSettings, lake: str, night: str, ray: RaySettings) -> JobReport:
+    """Promote a bundle, if the gate passes it."""
     return JobReport(**_done(JobRequest.of(settings, lake, night, ray)))
 
 
 @task(name="drift", task_run_name="drift {settings.dataset}", **RETRY)
 def drift(settings: DriftSettings, lake: str, night: str, ray: RaySettings) -> JobReport:
+    """Test the new images for drift."""
     return JobReport(**_done(JobRequest.of(settings, lake, night, ray)))
 
 
 @task(name="report", task_run_name="report {dataset} {night}", **RETRY)
 def report(dataset: str, model: str, lake: str, night: str) -> Report:
+    """Write the night's report."""
     from jobs.report.write import write_report  # brings Bokeh: only where there is a page to write
 
     # Where a timeout takes effect: DuckDB and numpy answer when they are done.
@@ -103,6 +110,7 @@ def report(dataset: str, model: str, lake: str, night: str) -> Report:
 
 @task(name="maintain", task_run_name="maintain {settings.dataset}", **RETRY)
 def maintain(settings: MaintainSettings, lake: str, night: str, ray: RaySettings) -> dict[str, Any]:
+    """Compact and vacuum, and show what was done."""
     done = _done(JobRequest.of(settings, lake, night, ray))
     create_markdown_artifact(
         f"```\n{maintained_text(done)}\n```", description="What was merged and removed"
@@ -116,5 +124,5 @@ def _done(work: JobRequest) -> dict[str, Any]:
 
 
 def limited(made: Task[P, R], seconds: float | None) -> Task[P, R]:
-    """The task, given up after as many seconds."""
+    """Return the task, given up after as many seconds."""
     return made.with_options(timeout_seconds=seconds) if seconds is not None else made

@@ -47,7 +47,7 @@ def tagged() -> AbstractContextManager[set[str]]:
 
 
 def watch_runs() -> None:
-    """Makes the automations, or brings those of their names up to date."""
+    """Make the automations, or bring those of their names up to date."""
     for made in watches():
         try:
             made.id = cast(Automation, Automation.read(name=made.name)).id
@@ -58,8 +58,8 @@ def watch_runs() -> None:
 
 
 def watches() -> list[Automation]:
-    """A run whose process was killed is not `Running` for ever, nor `Pending`, which would hold
-    up its dataset's queue."""
+    """Return a run whose process was killed is not `Running` for ever, nor `Pending`, which would
+    hold up its dataset's queue."""
     return [
         _watch(
             "latentlake: runs without a heartbeat have crashed",

@@ -47,7 +47,7 @@ CONFIGURED = "latentlake-config"  # the slug of the schedule that is the config'
 
 
 def schedule_of(config: str, settings: NightlySettings) -> CronSchedule | None:
-    """Raises InputError for a time that is none."""
+    """Raise InputError for a time that is none."""
     schedule = settings.schedule
     if schedule is None:
         return None
@@ -59,7 +59,7 @@ def schedule_of(config: str, settings: NightlySettings) -> CronSchedule | None:
 
 
 def deploy(config: str, settings: NightlySettings, pool: str, workdir: str) -> list[str]:
-    """Registers the flows of a config; returns the names of their deployments.
+    """Register the flows of a config; returns the names of their deployments.
 
     What somebody did on a deployment's page stays: schedules made there, what is paused.
     workdir: where runs work, for paths that are relative. They begin elsewhere: Prefect imports
@@ -93,7 +93,7 @@ def deploy(config: str, settings: NightlySettings, pool: str, workdir: str) -> l
 
 
 def _follow(deployment_id: UUID, wanted: CronSchedule | None) -> None:
-    """The config's schedule becomes what the config says; on or off it is as somebody left it."""
+    """Set the schedule to what the config says; on or off it is as somebody left it."""
     with get_client(sync_client=True) as client:
         schedules = client.read_deployment_schedules(deployment_id)
         ours = [one for one in schedules if one.slug == CONFIGURED]
@@ -111,7 +111,7 @@ def _follow(deployment_id: UUID, wanted: CronSchedule | None) -> None:
 
 
 def make_pool(name: str) -> None:
-    """A process work pool, if there is none of that name."""
+    """Make a process work pool, if there is none of that name."""
     with get_client(sync_client=True) as client:
         try:
             client.create_work_pool(WorkPoolCreate(name=name, type="process"))
@@ -120,7 +120,7 @@ def make_pool(name: str) -> None:
 
 
 def make_queue(dataset: str, pool: str) -> None:
-    """A work queue for the runs of a dataset, one at a time, if there is none of that name.
+    """Make a work queue for the runs of a dataset, one at a time, if there is none of that name.
 
     It counts the runs that there are: no slot is taken that a killed process could keep.
     """

@@ -33,7 +33,7 @@ STOP_S = 40.0  # a worker ends its runs within Prefect's 30
 
 
 def serve(configs: Sequence[str], port: int, home: Path, runs_at_once: int) -> None:
-    """Runs until it is stopped. home: of the server's database and settings.
+    """Run until it is stopped. home: of the server's database and settings.
 
     Raises InputError for a config that is wrong, JobError where the server or the worker ends.
     """
@@ -91,6 +91,7 @@ def _answers(url: str) -> bool:
 
 
 def wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
+    """Wait for a server to answer. Raises JobError where it ends first."""
     deadline = time.monotonic() + READY_S
     while not _answers(url):
         if server.poll() is not None:
@@ -149,7 +150,7 @@ def _stop(*_: Any) -> None:
 
 
 def _work(server: subprocess.Popen[bytes], *options: str) -> None:
-    """Keeps a worker at work for as long as the server lives."""
+    """Keep a worker at work for as long as the server lives."""
     while True:
         arguments = ("worker", "start", "--pool", POOL, "--type", "process", *options)
         with _process("worker", *arguments) as worker:

@@ -36,7 +36,7 @@ def moves(lake: LakePaths, model: str, alias: str) -> list[dict[str, Any]]:
 
 
 def before(rows: AliasRows) -> str | None:
-    """The version that a rollback goes to; None where there is none.
+    """Return the version that a rollback goes to; None where there is none.
 
     Like undo: a move is put on top of what the alias named, a rollback takes it off again. So
     rollbacks one after another go further and further back, what was rolled back does not come up
@@ -72,7 +72,7 @@ def last_move_text(rows: AliasRows) -> str:
 def next_row(
     lake: LakePaths, head: Snapshot, plan: Plan, *, alias: str, version: str, reason: str, by: str
 ) -> Output:
-    """A file with the row that gives the alias of the plan's target to a version.
+    """Return a file with the row that gives the alias of the plan's target to a version.
 
     head: of the aliases table. A row that another job publishes meanwhile makes the commit a
     Conflict, so that no sequence comes twice.

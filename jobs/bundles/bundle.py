@@ -46,7 +46,7 @@ class Bundle:
     sheet: bytes = b""  # PNG of reconstructions and samples
 
     def network(self) -> Autoencoder:
-        """The model with its weights, in evaluation mode."""
+        """Return the model with its weights, in evaluation mode."""
         model = Autoencoder(self.config)
         model.load_state_dict(self.weights)
         return model.eval()
@@ -63,7 +63,7 @@ class Bundle:
         return found if can_compile() else dataclasses.replace(found, compiled=False)
 
     def scorer(self, compute: Compute | None = None) -> Scorer:
-        """The one code path that calibration, embedding and evaluation score with.
+        """Return the one code path that calibration, embedding and evaluation score with.
 
         compute: the model is placed so; if None, where it was calibrated if that is here.
         """
@@ -88,7 +88,7 @@ def make_scorer(
 
 
 def save(lake: LakePaths, bundle: Bundle) -> None:
-    """Writes the bundle, `model.json` last; a complete one of that version is kept."""
+    """Write the bundle, `model.json` last; a complete one of that version is kept."""
     folder = lake.bundle(bundle.model, bundle.version)
     if not np.isfinite(bundle.calibration_scores).all():
         raise JobError(
@@ -128,7 +128,7 @@ def _content(data: bytes) -> str:
 
 
 def _written(folder: str, name: str) -> bytes:
-    """A file whose name tells its content."""
+    """Return a file whose name tells its content."""
     uri = join(folder, name)
     data = read(uri)
     if _content(data) not in name:
@@ -137,7 +137,7 @@ def _written(folder: str, name: str) -> bytes:
 
 
 def load(lake: LakePaths, model: str, version: str) -> Bundle:
-    """Raises InputError that names what is missing or broken."""
+    """Raise InputError that names what is missing or broken."""
     folder = lake.bundle(model, version)
     about = read_about(lake, model, version)
     config = checked(ModelConfig, about["config"], join(folder, "model.json"), AGAIN)
@@ -163,7 +163,7 @@ def load(lake: LakePaths, model: str, version: str) -> Bundle:
 def _require_fitting(
     config: ModelConfig, weights: dict[str, torch.Tensor], moments: LatentMoments
 ) -> None:
-    """Raises ValueError unless they are those of the config's model, and numbers."""
+    """Raise ValueError unless they are those of the config's model, and numbers."""
     with torch.device("meta"):  # which takes no memory, whatever the config says
         wanted = {name: tensor.shape for name, tensor in Autoencoder(config).state_dict().items()}
     if wanted.keys() != weights.keys():

@@ -12,25 +12,38 @@ class Placement(Protocol):
     """Where and how a model computes."""
 
     @property
-    def device(self) -> str | torch.device: ...
+    def device(self) -> str | torch.device:
+        """Return the device: cpu, cuda, or torch's own."""
+        ...
+
     @property
-    def compiled(self) -> bool: ...
+    def compiled(self) -> bool:
+        """Whether networks are compiled."""
+        ...
+
     @property
-    def channels_last(self) -> bool: ...
+    def channels_last(self) -> bool:
+        """Whether weights and images lie with their channels last."""
+        ...
 
 
 class Placeable(Protocol):
     """A model: its tensors move, and its networks compile in place."""
 
-    def to(self, *arguments: Any, **more: Any) -> Any: ...
-    def compile_networks(self) -> None: ...
+    def to(self, *arguments: Any, **more: Any) -> Any:
+        """Move to a device, or to a memory format."""
+        ...
+
+    def compile_networks(self) -> None:
+        """Compile the networks in place."""
+        ...
 
 
 M = TypeVar("M", bound=Placeable)
 
 
 def place(model: M, way: Placement) -> M:
-    """The model on the device, its networks compiled where that is wanted."""
+    """Return the model on the device, its networks compiled where that is wanted."""
     model.to(way.device)
     if way.channels_last:
         # Only weights of four dimensions have such a format.

@@ -100,6 +100,7 @@ class Compute:
 
     @property
     def fingerprint(self) -> str:
+        """Name all that fixes the last digits of a score."""
         ways = [name for name in ("compiled", "channels_last") if getattr(self, name)]
         return digest(self.device, self.precision, self.batch_size, version("torch"), *ways)
 
@@ -127,7 +128,7 @@ def compute_of(about: dict[str, Any], device: str, batch_size: int | None = None
 
 
 def require_same_preprocessing(about: dict[str, Any], name: str) -> None:
-    """Raises InputError where this release would give the model other pixels."""
+    """Raise InputError where this release would give the model other pixels."""
     if about["data"]["preprocessing"] != PREPROCESSING:
         raise InputError(
             f"model {name} was trained on preprocessing {about['data']['preprocessing']}, this "
@@ -138,7 +139,7 @@ def require_same_preprocessing(about: dict[str, Any], name: str) -> None:
 def require_same_images(
     about: dict[str, Any], name: str, dataset: str, image_shape: tuple[int, int, int]
 ) -> None:
-    """Raises InputError where a dataset's images are none that the model `name` can read.
+    """Raise InputError where a dataset's images are none that the model `name` can read.
 
     image_shape: H, W, C of the dataset.
     """
@@ -157,7 +158,7 @@ def is_there(lake: LakePaths, model: str, model_version: str) -> bool:
 
 
 def read_about(lake: LakePaths, model: str, model_version: str) -> dict[str, Any]:
-    """Raises InputError where the bundle is not complete, or newer than this code."""
+    """Raise InputError where the bundle is not complete, or newer than this code."""
     folder = lake.bundle(model, model_version)
     data = read_if_there(join(folder, "model.json"))
     if data is None:

@@ -26,7 +26,7 @@ WAIT_SLICE_S = 0.5
 
 
 def drain(actors: Sequence[Any], units: Iterator[Unit], progress: Progress, *, keep: int) -> None:
-    """Runs all units on the actors, and ends these.
+    """Run all units on the actors, and end these.
 
     Each actor has `ping` and `run`. keep: as many stay to the end; of the others those that have
     nothing to do any more give their CPUs back. Raises the first unit's error.
@@ -119,7 +119,7 @@ class _Pool:
             self.resting.pop(index, None)
 
     def _collect(self) -> bool:
-        """Takes what has ended within a moment; whether a unit is done."""
+        """Take what has ended within a moment; whether a unit is done."""
         watched = [*self.running, *(() if self.running else self.resting.values())]
         ready, _ = ray.wait(watched, num_returns=1, timeout=WAIT_SLICE_S)
         done = False
@@ -141,7 +141,7 @@ class _Pool:
         return done
 
     def _result(self, ref: ray.ObjectRef, unit: Unit) -> dict[str, int] | None:
-        """The unit's counts; None where its storage failed and it has attempts left."""
+        """Return the unit's counts; None where its storage failed and it has attempts left."""
         try:
             return ray.get(ref, timeout=60)
         except RayTaskError as error:

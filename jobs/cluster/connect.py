@@ -38,11 +38,12 @@ _fork_server: ForkServer | None = None
 
 
 def cpu_count() -> int:
+    """Count the CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def ensure(settings: RaySettings, workers: int | None, *, gpus: int = 0) -> int:
-    """Connects once a process, and makes sure that `workers` one-CPU workers can run.
+    """Connect once a process, and make sure that `workers` one-CPU workers can run.
 
     gpus: as many are requested, and waited for, where the cluster scales up; whether there are any
     then is for on_gpus to say.
@@ -167,7 +168,8 @@ def _quiet() -> None:
 
 
 def temporary_folder(prefix: str) -> Path:
-    """A new private folder that goes with the process; its path is short enough for sockets."""
+    """Return a new private folder that goes with the process; its path is short enough for
+    sockets."""
     base = tempfile.gettempdir()
     if len(base) + len(prefix) + 20 > SOCKET_PATH_LIMIT:
         base = "/tmp"
@@ -257,7 +259,7 @@ def _forked_workers() -> Iterator[None]:
 
 
 def _sweep(base: Path, prefix: str) -> None:
-    """Removes what processes that were killed could not remove themselves."""
+    """Remove what processes that were killed could not remove themselves."""
     for folder in base.glob(f"{prefix}*-*"):
         pid = folder.name.removeprefix(prefix).split("-")[0]
         if pid.isdigit() and not _alive(int(pid)):
@@ -335,7 +337,7 @@ def _start_patiently(start: Callable[[Path], None], folder: Path) -> None:
 
 @contextlib.contextmanager
 def _ended_unless_started() -> Iterator[None]:
-    """Ends the processes of a node that did not get through its start: Ray leaves them (2.60)."""
+    """End the processes of a node that did not get through its start: Ray leaves them (2.60)."""
     begun: list[ray_node.Node] = []
     start = ray_node.Node.start_head_processes
 

@@ -70,7 +70,7 @@ def run_units(
     ray_settings: RaySettings,
     report_count: str,
 ) -> None:
-    """Runs units as they come, each on one of the workers, which begin as they find room.
+    """Run units as they come, each on one of the workers, which begin as they find room.
 
     A worker finds its device among its job's settings. Raises InputError where there is no room
     for the least of them, and the first unit's error. A unit whose actor dies is handed out again,

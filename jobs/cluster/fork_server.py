@@ -74,6 +74,7 @@ class ForkServer:
             self.process.stdin.flush()
 
     def end(self) -> None:
+        """End the server, and with it whatever waits for a worker."""
         self.process.kill()
         self.process.wait()
 
@@ -89,7 +90,7 @@ def _no_interrupts() -> Iterator[None]:
 
 
 def serve(listening: socket.socket) -> dict[str, Any] | None:
-    """Imports and forks until its owner is gone. In a forked process, what the worker is to be."""
+    """Import and fork until its owner is gone. In a forked process, what the worker is to be."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
     gc.disable()  # modules are no garbage
     waits = selectors.DefaultSelector()

@@ -22,6 +22,7 @@ class UnitMetrics:
         self.seconds = Histogram("latentlake_unit_seconds", "Of a unit", SECONDS, TAGS)
 
     def add(self, completion: Completion) -> None:
+        """Count a unit that is done."""
         self.units.inc(1, self.tags)
         self.seconds.observe(max(completion.seconds, 1e-6), self.tags)
         for name, value in completion.counts.items():

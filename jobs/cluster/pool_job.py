@@ -5,6 +5,8 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterable
 
+from typing_extensions import override
+
 from jobs.cluster.settings import RaySettings
 from jobs.cluster.worker import WorkerFactory, Workers
 from jobs.engine.job import Job
@@ -31,8 +33,9 @@ class PoolJob(Job):
 
     @abc.abstractmethod
     def worker(self) -> WorkerFactory:
-        """What each actor makes once, to do its units with."""
+        """Return what each actor makes once, to do its units with."""
 
+    @override
     def execute(self, plan: Plan, units: Iterable[Unit]) -> None:
         from jobs.cluster import executor  # brings Ray: only where there is work
 

@@ -29,9 +29,11 @@ class StatusActor:
         self.crashes: list[tuple[int, int, str]] = []
 
     def tell(self, metrics: dict[str, Any]) -> None:
+        """Take the newest metrics."""
         self.last = self.last | metrics
 
     def say(self, text: str) -> None:
+        """Take a line for the log."""
         self.notes.append(text)
 
     def read(self, life: str, notes: int) -> tuple[str, dict[str, Any], list[str]]:
@@ -39,21 +41,23 @@ class StatusActor:
         return self.life, self.last, self.notes[notes if life == self.life else 0 :]
 
     def follow(self, controller: Any) -> None:
-        """controller: of the worker group, an actor of Ray Train."""
+        """Follow the controller of the worker group, an actor of Ray Train."""
         self.led_by = controller
 
     def controller(self) -> Any:
+        """Return the worker group's controller, once it is known."""
         return self.led_by
 
     def fail(self, error: LatentlakeError) -> None:
+        """Take the error that ended the training."""
         self.error = self.error or error
 
     def begin(self, step: int) -> None:
-        """A group goes on from a step."""
+        """Note that a group goes on from a step."""
         self.began = step
 
     def crash(self, rank: int, text: str) -> None:
-        """An error of a rank that nobody foresaw.
+        """Take an error of a rank that nobody foresaw.
 
         The same one again and again, with no checkpoint between, is a fault of the code or of the
         machine, which no further attempt mends.
@@ -64,4 +68,5 @@ class StatusActor:
             self.fail(JobError(f"training failed {SAME_CRASHES} times alike: {text}"))
 
     def failure(self) -> LatentlakeError | None:
+        """Return the error that ended the training, if one did."""
         return self.error

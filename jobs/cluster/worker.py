@@ -15,7 +15,7 @@ class Worker(Protocol):
     """Does a job's units, one at a time; made once an actor."""
 
     def execute(self, unit: Unit, attempt: str) -> Completion:
-        """Reads the unit's inputs, writes its outputs under names that carry the attempt."""
+        """Read the unit's inputs, write its outputs under names that carry the attempt."""
         ...
 
 
@@ -33,6 +33,7 @@ class ImportedWorker:
     name: str
 
     def __call__(self, lake: LakePaths, context: JobContext) -> Worker:
+        """Import the class and make one."""
         return getattr(importlib.import_module(self.module), self.name)(lake, context)
 
 

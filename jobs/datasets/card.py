@@ -34,12 +34,12 @@ LOOK = ("fit", "background", "exact")
 
 
 def card_uri(lake: LakePaths, dataset: str, version: int, ending: str) -> str:
-    """ending: json or png."""
+    """Name a card's file. ending: json or png."""
     return join(lake.dataset(dataset, "cards"), f"{version:08d}.{ending}")
 
 
 def dataset_card(lake: LakePaths, dataset: str, version: int | None = None) -> dict[str, Any]:
-    """The card of a snapshot, the newest published one if None.
+    """Return the card of a snapshot, the newest published one if None.
 
     Raises InputError for an unknown dataset or version.
     """
@@ -55,7 +55,7 @@ def dataset_card(lake: LakePaths, dataset: str, version: int | None = None) -> d
 
 
 def write_card(lake: LakePaths, dataset: str, images: Snapshot) -> dict[str, Any]:
-    """Writes the picture, then the numbers; what is there already stays."""
+    """Write the picture, then the numbers; what is there already stays."""
     card = {
         "dataset": dataset,
         "images_version": images.version,
@@ -73,7 +73,7 @@ def write_card(lake: LakePaths, dataset: str, images: Snapshot) -> dict[str, Any
 
 
 def look_of(images: Snapshot) -> dict[str, Any]:
-    """What staged pixels depend on beside the bytes, as the table holds it."""
+    """Return what staged pixels depend on beside the bytes, as the table holds it."""
     stored = images.schema.field("image").metadata or {}
     with reading(f"the schema of {images.uri}"):
         return {name: json.loads(stored[name.encode()]) for name in LOOK if name.encode() in stored}
@@ -140,7 +140,7 @@ def _published(
 
 
 def _picture(dataset: str, images: Snapshot) -> bytes:
-    """A sheet of images from all over the snapshot, the same ones whenever it is drawn."""
+    """Return a sheet of images from all over the snapshot, the same ones whenever it is drawn."""
     shape = image_shape_of(images.schema)
     uris = images.file_uris()
     chosen = [uris[i] for i in np.unique(np.linspace(0, len(uris) - 1, SHEET_ROWS).astype(int))]
@@ -160,7 +160,7 @@ def _picture(dataset: str, images: Snapshot) -> bytes:
 
 
 def card_text(card: dict[str, Any]) -> str:
-    """The same for people."""
+    """Return the same for people."""
     height, width, channels = card["image_shape"]
     size = f"{card['bytes'] / 2**20:,.1f} MiB in {card['shards']} shards"
     kind = f"{card['images']:,} images of {height}x{width}x{channels}"

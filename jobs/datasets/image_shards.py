@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from typing_extensions import override
 
 from jobs.datasets.splits import pixels_of
 from jobs.schemas.dataset import image_shape_of
@@ -77,6 +78,7 @@ class ImageStatistics:
             self.labels = None
 
     def merge(self, other: ImageStatistics) -> None:
+        """Add the statistics of other images."""
         if not other.rows:
             return
         self.rows += other.rows
@@ -99,16 +101,19 @@ class ImageStatistics:
 
     @property
     def variance(self) -> list[float]:
+        """Return the variance of each channel."""
         return [
             (square - total * total / self.pixels) / self.pixels
             for total, square in zip(self.sums, self.squares, strict=True)
         ]
 
     def to_json(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
         return {k: dict(v) if isinstance(v, Counter) else v for k, v in vars(self).items()}
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> ImageStatistics:
+        """Read what `to_json` gave."""
         values: dict[str, Any] = {
             k: Counter(v) if isinstance(v, dict) else v for k, v in raw.items()
         }
@@ -157,6 +162,7 @@ class ImageShardWriter(ShardWriter):
         self.statistics.add(rows, self.image_shape)
         super()._encode(rows)
 
+    @override
     def close(self) -> Output:
         self._flush()  # the statistics are those of all rows
         self.metadata[STATISTICS] = json.dumps(self.statistics.to_json())

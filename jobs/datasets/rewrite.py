@@ -16,7 +16,8 @@ Change = Callable[[pa.Table], pa.Table]
 
 
 def rewritten(table: Table, path: str, name: str, change: Change) -> Output | None:
-    """A file of the table, every row group changed, as a new file; None if nothing is left."""
+    """Return a file of the table, every row group changed, as a new file; None if nothing is
+    left."""
     writer = shard_writer(table, name)
     for rows in row_groups(join(table.uri, path)):
         writer.write(change(rows))
@@ -24,6 +25,7 @@ def rewritten(table: Table, path: str, name: str, change: Change) -> Output | No
 
 
 def shard_writer(table: Table, name: str) -> ShardWriter:
+    """Make a writer of new files of a table, under a name."""
     if table.spec.name == "images":
         return ImageShardWriter(table, name)
     return ShardWriter(table.uri, table.spec, name)

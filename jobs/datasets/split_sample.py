@@ -29,7 +29,7 @@ class SplitSample:
 
 
 def sample_of(images: Snapshot, split: str, most: int) -> SplitSample:
-    """The images of a split whose ids come first, at most `most` of them.
+    """Return the images of a split whose ids come first, at most `most` of them.
 
     An id is a hash, so that they are as good as drawn; more images push few of them out.
     """
@@ -57,7 +57,8 @@ def sample_of(images: Snapshot, split: str, most: int) -> SplitSample:
 
 
 def packed(pieces: Sequence[Piece], rows: int) -> list[list[Piece]]:
-    """The pieces in groups of so many rows, the last one of what is left; each row in one."""
+    """Return the pieces in groups of so many rows, the last one of what is left; each row in
+    one."""
     groups: list[list[Piece]] = []
     room = 0
     for path, left in pieces:
@@ -72,7 +73,8 @@ def packed(pieces: Sequence[Piece], rows: int) -> list[list[Piece]]:
 
 
 def read_pieces(uri: str, pieces: Sequence[Piece], schema: pa.Schema) -> Iterator[pa.Table]:
-    """The pieces' rows with the schema's columns, and their `shard` and `row`, a few at a time.
+    """Yield the pieces' rows with the schema's columns, and their `shard` and `row`, a few at a
+    time.
 
     uri: of the table.
     """

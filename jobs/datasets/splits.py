@@ -43,6 +43,7 @@ class ImageSet:
         return ImageSet(pixels, self.image_ids + other.image_ids)
 
     def rows(self, start: int, stop: int) -> ImageSet:
+        """Return the images of rows [start, stop)."""
         return ImageSet(self.pixels_NHWC[start:stop], self.image_ids[start:stop])
 
 
@@ -59,6 +60,7 @@ class Split:
 
     @property
     def image_bytes(self) -> int:
+        """Return the bytes of one image."""
         return int(np.prod(self.image_shape))
 
     def lying(self, group: Group) -> tuple[np.ndarray, np.ndarray]:
@@ -68,9 +70,11 @@ class Split:
         return pixels_of(rows["image"], self.image_shape), np.flatnonzero(mine.to_numpy())
 
     def ids(self, group: Group) -> list[str]:
+        """Read the ids of a row group's images."""
         return self._rows(group, ["image_id", "split"])["image_id"].to_pylist()
 
     def images(self, group: Group) -> ImageSet:
+        """Read a row group's images."""
         rows = self._rows(group, ["image_id", "image", "split"])
         return ImageSet(pixels_of(rows["image"], self.image_shape), rows["image_id"].to_pylist())
 
@@ -79,7 +83,7 @@ class Split:
         return rows.filter(pc.equal(rows["split"], self.name))  # type: ignore[attr-defined]
 
     def batches(self, size: int, rank: int = 0, world_size: int = 1) -> Iterator[ImageSet]:
-        """A rank's images in batches of `size`, the last one of what is left.
+        """Yield a rank's images in batches of `size`, the last one of what is left.
 
         All ranks together have each image once.
         """

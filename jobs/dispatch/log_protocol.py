@@ -13,6 +13,8 @@ import sys
 import threading
 from typing import Any
 
+from typing_extensions import override
+
 from jobs.engine.progress import FollowedProgress, Progress
 from jobs.errors import ClusterError, InputError, JobError, LatentlakeError, StorageError
 
@@ -32,7 +34,7 @@ ERRORS: dict[str, type[LatentlakeError]] = {
 
 
 def tell(kind: str, value: Any) -> None:
-    """Writes one line to stdout, whole."""
+    """Write one line to stdout, whole."""
     line = f"{MARK}{json.dumps({kind: value})}\n"
     with _telling:
         sys.stdout.write(line)
@@ -40,6 +42,7 @@ def tell(kind: str, value: Any) -> None:
 
 
 def tell_progress(progress: Progress) -> None:
+    """Report how far a job is."""
     tell("progress", [progress.title, str(progress), progress.done, progress.planned])
 
 
@@ -52,6 +55,7 @@ def tell_error(error: LatentlakeError) -> None:
 class LogLines(logging.Handler):
     """Tells log records of ours."""
 
+    @override
     def emit(self, record: logging.LogRecord) -> None:
         tell("log", [record.levelno, record.getMessage()])
 
@@ -67,7 +71,7 @@ class LogReader:
         self._progress: list[Any] | None = None
 
     def text(self, text: str, *, all_of_it: bool = False) -> int:
-        """Takes what is new of a log that was read whole; returns its length.
+        """Take what is new of a log that was read whole; returns its length.
 
         all_of_it: nothing more will come, so that a last line needs no end.
         """
@@ -81,6 +85,7 @@ class LogReader:
         return len(text)
 
     def line(self, line: str) -> None:
+        """Take one line of the log."""
         entry = _told(line)
         if entry is None:
             self._foreign(line)

@@ -58,6 +58,7 @@ class JobApi:
         return [job for job in self._asked(self._client.list_jobs) if job.submission_id]
 
     def info(self, submission: str) -> JobDetails:
+        """Ask for a submission's state."""
         return self._asked(lambda: self._client.get_job_info(submission))
 
     def log(self, submission: str, within_s: float = LOST_S) -> str:
@@ -65,7 +66,7 @@ class JobApi:
         return self._asked(lambda: self._client.get_job_logs(submission), within_s)
 
     def submit(self, submission: str, **what: Any) -> None:
-        """Raises Taken where there is one of that id."""
+        """Raise Taken where there is one of that id."""
 
         def submit() -> None:
             try:

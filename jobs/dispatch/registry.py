@@ -143,11 +143,7 @@ def kind_of(settings: Settings) -> str:
 
 
 def requested(name: str) -> JobKind:
-    """Look up a job that a request may ask for.
-
-    Raises:
-        InputError: no such job; names those that there are.
-    """
+    """Look up a job that a request may ask for. Raises InputError, which names those there are."""
     kind = JOBS.get(name)
     if kind is None or kind.makes is None:
         raise unknown_name("job", name, [known for known, kind in JOBS.items() if kind.makes])

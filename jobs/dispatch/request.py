@@ -43,6 +43,9 @@ class JobRequest(Settings):
             night: YYYY-MM-DD.
             ray: where it runs.
             fresh: of a training: forget earlier attempts.
+
+        Returns:
+            The request.
         """
         values = settings.model_dump(mode="json")
         return cls.model_validate(

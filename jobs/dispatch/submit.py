@@ -38,7 +38,8 @@ ENTRY = "python -P -m jobs.dispatch.entrypoint"
 
 
 def run_on_cluster(work: JobRequest, asked_by: str = "") -> dict[str, Any]:
-    """What the job returns. Raises its own error, or ClusterError where the cluster loses it.
+    """Return what the job returns. Raises its own error, or ClusterError where the cluster loses
+    it.
 
     asked_by: who hears of a submission of theirs that has ended well meanwhile; nobody if empty.
     """
@@ -55,7 +56,7 @@ def run_on_cluster(work: JobRequest, asked_by: str = "") -> dict[str, Any]:
 
 
 def stop_all_of(address: str, asked_by: str) -> None:
-    """Ends the jobs that a run had requested, where it could not do so itself."""
+    """End the jobs that a run had requested, where it could not do so itself."""
     api = JobApi(address)
     for job in api.jobs():
         if not job.status.is_terminal() and _asked_by(job) == asked_by:
@@ -95,7 +96,7 @@ def _content(wheel: str | None) -> str | None:
 
 @contextlib.contextmanager
 def _shipped(wheel: str | None) -> Iterator[dict[str, Any]]:
-    """A runtime environment with the code of a wheel, or with none: the image's is taken.
+    """Make a runtime environment with the code of a wheel, or with none: the image's is taken.
 
     As a working directory, which Ray knows by its content. A wheel among `py_modules` it knows by
     its file name, so that a changed one would not arrive, and installs with all its dependencies
@@ -174,7 +175,7 @@ class _Run:
         return True
 
     def _follow(self) -> tuple[JobDetails, LogReader]:
-        """Passes its log on until it ends."""
+        """Pass its log on until it ends."""
         log, next_read = LogReader(), 0.0
         while True:
             info = self.api.info(self.submission)

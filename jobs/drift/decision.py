@@ -44,7 +44,7 @@ class Decision:
 
 
 def decide(sides: Sides, rule: DriftRule) -> Decision:
-    """Holds arrivals against the reference; drifted where p_value ≤ rule.level.
+    """Hold arrivals against the reference; drifted where p_value ≤ rule.level.
 
     One p-value of all tests of images (see vae_core.stats.two_sample) and one of the refusals are
     combined by Bonferroni's inequality, in unequal shares; and so are the nights: each may
@@ -121,7 +121,7 @@ def _varying(sample: Sample) -> Sample:
 
 
 def _power(sides: Sides, samples: dict[str, Sample], level: float) -> str:
-    """What the least favoured of the tests finds, were the images independent."""
+    """Return what the least favoured of the tests finds, were the images independent."""
     name = "embeddings" if "embeddings" in samples else next(iter(samples))
     dimensions = len(samples[name].columns)
     if min(sides.arrivals, sides.reference) < ENOUGH * dimensions:

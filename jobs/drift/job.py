@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from typing_extensions import override
 
 from jobs.drift import results as drift_results
 from jobs.drift.settings import DriftRule, DriftSettings
@@ -53,6 +54,7 @@ class DriftJob(Job):
         return self.lake.model(self.target, RECONSTRUCTIONS.name)
 
     @property
+    @override
     def relies_on(self) -> list[str]:
         own = [self.lake.model(self.target, table) for table in EMBED_TABLES]
         images = self.lake.dataset(self.settings.dataset, "images")
@@ -66,6 +68,7 @@ class DriftJob(Job):
     def _rule(self) -> dict[str, Any]:
         return self.settings.model_dump(mode="json", include=set(DriftRule.model_fields))
 
+    @override
     def tables(self, plan: Plan) -> list[Table]:
         of_model = [RECONSTRUCTIONS, ANOMALIES, BATCHES]
         tables = [Table(self.lake.model(self.target, spec.name), spec) for spec in of_model]
@@ -144,6 +147,7 @@ class DriftJob(Job):
         embeddings = self._embeddings()
         return embeddings is not None and embeddings.partition_rows(self._partition) > 0
 
+    @override
     def idle(self, plan: Plan) -> tuple[str, dict[str, Any]]:
         return "nothing to do: no image has come since the last judgement", {}
 
@@ -165,6 +169,7 @@ class DriftJob(Job):
         if not set(_embed_jobs(plan)) <= live:
             raise StalePlan("its images have been embedded again, or have left")
 
+    @override
     def execute(self, plan: Plan, units: Iterable[Unit]) -> None:
         for unit in units:
             do = self._marked if unit.kind == "rewrite" else self._judged
@@ -206,7 +211,8 @@ class DriftJob(Job):
         )
 
     def _marked(self, plan: Plan, unit: Unit, attempt: str) -> Completion:
-        """A published file whose rows of the arrivals say that their p-values do not hold."""
+        """Return a published file whose rows of the arrivals say that their p-values do not
+        hold."""
         started = time.monotonic()
         name, path = unit.inputs["rewrite"], unit.inputs["path"]
         table = next(t for t in self.tables(plan) if t.spec.name == name).as_published()
@@ -229,6 +235,7 @@ class DriftJob(Job):
             kind=unit.kind,
         )
 
+    @override
     def settle(
         self, plan: Plan, completions: dict[str, Completion], head: Snapshot
     ) -> list[Unit] | CommitPlan:

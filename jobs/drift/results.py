@@ -10,7 +10,7 @@ from jobs.tables import catalog
 
 
 def judgements(lake: LakePaths, model: str, version: str, dataset: str) -> list[dict[str, Any]]:
-    """The combined rows of a model version and dataset, oldest first."""
+    """Return the combined rows of a model version and dataset, oldest first."""
     rows = _rows(lake, model, version, dataset)
     return sorted((r for r in rows if r["test"] == "combined"), key=lambda r: r["sequence"])
 

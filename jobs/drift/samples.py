@@ -79,6 +79,7 @@ class Question:
 
     @property
     def partition(self) -> dict[str, str]:
+        """Return the partition of the model's tables that is meant."""
         return {"model_version": self.version, "dataset": self.dataset}
 
 
@@ -222,7 +223,7 @@ def _evened(
 
 
 def _joined(side: pa.Table, embedded: pa.Table) -> pa.Table:
-    """The staged rows, in order, with what the model made of them."""
+    """Return the staged rows, in order, with what the model made of them."""
     place = {image_id: row for row, image_id in enumerate(embedded["image_id"].to_pylist())}
     found = embedded.take([place[image_id] for image_id in side["image_id"].to_pylist()])
     for name in found.column_names:
@@ -239,7 +240,7 @@ def _vectors(arrivals: pa.Table, reference: pa.Table) -> Sample:
 def _families(
     arrivals: pa.Table, reference: pa.Table, shape: tuple[int, int, int], notes: list[str]
 ) -> dict[str, Sample]:
-    """The families that are made column by column, of both sides together."""
+    """Return the families that are made column by column, of both sides together."""
     both = pa.concat_tables([arrivals, reference], promote_options="default")
     count, found = len(arrivals), {}
     made = {

@@ -44,6 +44,7 @@ class FlaggedBatch:
 
     @property
     def name(self) -> str:
+        """Name the batch, such as v3-v5, or v3-v5.2 for the second that ends there."""
         return f"v{self.first}-v{self.last}" + (f".{self.number}" if self.number > 1 else "")
 
 
@@ -56,7 +57,7 @@ class Flagged:
 
 
 def flag(batch: FlaggedBatch, files: Sequence[str]) -> Flagged:
-    """The anomalies of a batch.
+    """Return the anomalies of a batch.
 
     files: URIs of its embeddings. Memory is that of a file, of the distinct p-values and of the
     flagged rows.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from typing_extensions import override
+
 from jobs.bundles.manifest import read_about
 from jobs.embed.settings import DropSettings
 from jobs.embed.tables import embed_tables
@@ -26,11 +28,7 @@ class DropJob(Job):
     rows_counted = "dropped"
 
     def __init__(self, lake: LakePaths, settings: DropSettings, night: str) -> None:
-        """Find the version.
-
-        Raises:
-            InputError: the model is named without a version, or is unknown, as the dataset may be.
-        """
+        """Find the version. Raises InputError where none is named, or a name is unknown."""
         model, dataset = settings.model, settings.dataset
         if "@" not in model:
             raise InputError(f"{model}: say which version to drop, as in {model}@VERSION")
@@ -42,10 +40,12 @@ class DropJob(Job):
         self.night = night
 
     @property
+    @override
     def first_table(self) -> str:
         return self.lake.model(self.target, RECONSTRUCTIONS.name)
 
     @property
+    @override
     def relies_on(self) -> list[str]:
         return [self.lake.model(self.target, table) for table in (*EMBED_TABLES, MAPS.name)]
 
@@ -54,6 +54,7 @@ class DropJob(Job):
         given = {"model_version": self.version, "dataset": self.dataset}
         return {key: value for key, value in given.items() if value is not None}
 
+    @override
     def tables(self, plan: Plan) -> list[Table]:
         tables = embed_tables(self.lake, self.target, plan.settings["latent_dim"])
         maps = Table(self.lake.model(self.target, MAPS.name), MAPS)
@@ -80,16 +81,20 @@ class DropJob(Job):
             key=["drop", version] if files else [],
         )
 
+    @override
     def planned_removals(self) -> list[str]:
         embeddings = open_snapshot(self.lake.model(self.target, "embeddings"))
         return embeddings.file_uris(self._partition) if embeddings is not None else []
 
+    @override
     def owns(self, plan: Plan) -> bool:
         return plan.fingerprint == digest(self._partition)
 
+    @override
     def execute(self, plan: Plan, units: Iterable[Unit]) -> None:
         raise AssertionError("nothing has to be worked out")
 
+    @override
     def settle(
         self, plan: Plan, completions: dict[str, Completion], head: Snapshot
     ) -> list[Unit] | CommitPlan:
@@ -107,5 +112,5 @@ class DropJob(Job):
         )
 
     def post_commit(self, plan: Plan) -> None:
-        """What derives from the version's embeddings goes, too."""
+        """Remove what derives from the version's embeddings, too."""
         delete_tree(index_folder(self.lake, self.target, plan.settings["model_version"]))

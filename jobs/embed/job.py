@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from typing_extensions import override
 
 from jobs.bundles.manifest import Compute, compute_of, read_about, require_same_images
 from jobs.cluster.pool_job import PoolJob
@@ -90,20 +91,25 @@ class EmbedJob(PoolJob):
 
     @property
     def partition(self) -> dict[str, str]:
+        """Return the partition of the model's tables that it writes."""
         return {"model_version": self.version, "dataset": self.settings.dataset}
 
     @property
+    @override
     def first_table(self) -> str:
         return self.lake.model(self.target, RECONSTRUCTIONS.name)
 
     @property
+    @override
     def relies_on(self) -> list[str]:
         own = [self.lake.model(self.target, table) for table in EMBED_TABLES]
         return [self.lake.dataset(self.settings.dataset, "images"), *own]
 
+    @override
     def tables(self, plan: Plan) -> EmbedTables:
         return embed_tables(self.lake, self.target, plan.settings["latent_dim"])
 
+    @override
     def plan(self) -> Plan:
         images = catalog.images_snapshot(self.lake, self.settings.dataset)
         name, shape = f"{self.target}@{self.version}", image_shape_of(images.schema)
@@ -137,6 +143,7 @@ class EmbedJob(PoolJob):
             return dataclasses.replace(plan, key=[*plan.key, "again", table.commits])
         return plan
 
+    @override
     def is_whole(self, plan: Plan) -> bool:
         return plan.settings["whole"]
 
@@ -236,9 +243,11 @@ class EmbedJob(PoolJob):
         snapshot = open_snapshot(self.lake.model(self.target, table))
         return snapshot.image_ids(self.partition) if snapshot is not None else IdSet()
 
+    @override
     def owns(self, plan: Plan) -> bool:
         return plan.fingerprint == self._fingerprint()
 
+    @override
     def post_commit(self, plan: Plan) -> None:
         self.redo = False  # published, it is not done again; what came later is added to it
 
@@ -261,6 +270,7 @@ class EmbedJob(PoolJob):
             **self.settings.model_dump(mode="json", include={"backfill", "since", "until"}),
         }
 
+    @override
     def worker(self) -> WorkerFactory:
         return ImportedWorker("jobs.embed.worker", "EmbedWorker")
 
@@ -268,6 +278,7 @@ class EmbedJob(PoolJob):
         """Flag the batch."""
         return flag_batch(plan, self.tables(plan), unit, attempt)
 
+    @override
     def settle(
         self, plan: Plan, completions: dict[str, Completion], head: Snapshot
     ) -> list[Unit] | CommitPlan:

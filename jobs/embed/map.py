@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
+from typing_extensions import override
 
 from jobs.embed.settings import MapSettings
 from jobs.engine import records
@@ -44,11 +45,7 @@ class MapJob(Job):
     rows_counted = "mapped"
 
     def __init__(self, lake: LakePaths, settings: MapSettings, night: str) -> None:
-        """Find the version and its embeddings.
-
-        Raises:
-            InputError: the model is unknown, has no embeddings, or the method is not installed.
-        """
+        """Find the version and its embeddings. Raises InputError where there are none."""
         name, self.version = catalog.resolve_model(lake, settings.model)
         super().__init__(lake, name)
         if settings.method == "umap":
@@ -63,6 +60,7 @@ class MapJob(Job):
         return self.lake.model(self.target, RECONSTRUCTIONS.name)
 
     @property
+    @override
     def relies_on(self) -> list[str]:
         return [self.lake.model(self.target, table) for table in (*EMBED_TABLES, MAPS.name)]
 
@@ -74,6 +72,7 @@ class MapJob(Job):
     def _partition(self) -> dict[str, str]:
         return {"model_version": self.version, "method": self.method}
 
+    @override
     def tables(self, plan: Plan) -> list[Table]:
         return [Table(self.first_table, RECONSTRUCTIONS), Table(self._uri, MAPS)]
 
@@ -110,6 +109,7 @@ class MapJob(Job):
             raise StalePlan("the embeddings have changed")
         return iter(plan.units)
 
+    @override
     def execute(self, plan: Plan, units: Iterable[Unit]) -> None:
         for unit in units:
             completion = self._mapped(plan, unit, uuid.uuid4().hex[:8])
@@ -152,7 +152,7 @@ class MapJob(Job):
     def settle(
         self, plan: Plan, completions: dict[str, Completion], head: Snapshot
     ) -> list[Unit] | CommitPlan:
-        """Takes the place of the version's earlier map."""
+        """Take the place of the version's earlier map."""
         now = self.tables(plan)[1].now()
         later = ("embeddings_version", plan.base["embeddings"] + 1, 2**62)
         if now.paths(self._partition, later):
@@ -182,7 +182,8 @@ def _each(snapshot: Snapshot, files: Iterable[TableFile]) -> Iterator[tuple[pa.T
 
 
 def fit_pca(snapshot: Snapshot, files: Iterable[TableFile]) -> Projection:
-    """The plane of the largest variance; each axis points to where its largest weight is positive.
+    """Return the plane of the largest variance; each axis points to where its largest weight is
+    positive.
 
     From sums that add up over files; of a single dimension y is zero.
     """

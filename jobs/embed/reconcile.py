@@ -36,6 +36,7 @@ class EmbedSettle:
 
     @property
     def partition(self) -> dict[str, str]:
+        """Return the partition of the model's tables that it writes."""
         return {key: self.plan.settings[key] for key in MODEL_PARTITION}
 
     def settle(self, completions: dict[str, Completion]) -> list[Unit] | CommitPlan:
@@ -89,7 +90,7 @@ class EmbedSettle:
         )
 
     def _rewrites(self) -> list[Unit]:
-        """Published files of this job's partition that hold images which have left the dataset."""
+        """Return rewrites of published files that hold images which have left the dataset."""
         of_images = [table for table in self.tables if "image_id" in table.spec.schema.names]
         if not any(table.now().paths(self.partition) for table in of_images):
             return []
@@ -125,7 +126,7 @@ class EmbedSettle:
         )
 
     def _ends_of_batches(self) -> list[int]:
-        """The last version of the images table of each batch so far."""
+        """Return the last version of the images table of each batch so far."""
         batches = open_snapshot(self.lake.model(self.plan.target, BATCHES.name))
         rows = batches.read(["last_version"], self.partition) if batches is not None else None
         return rows["last_version"].to_pylist() if rows is not None else []

@@ -23,7 +23,7 @@ from vae_core.stats.conformal import p_values
 
 
 def score_files(lake: LakePaths, model: str, files: Sequence[str | Path]) -> ScoredBatch:
-    """Encoded and scored as `embed` does it. Raises InputError that names a file at fault."""
+    """Encode and score as `embed` does it. Raises InputError that names a file at fault."""
     named = [(str(file), _content(file)) for file in files]
     return _scored(bundles.load(lake, *catalog.resolve_model(lake, model)), lake, named)[0]
 
@@ -41,7 +41,7 @@ def embed_files(lake: LakePaths, model: str, files: Sequence[str | Path]) -> lis
 def embed_contents(
     lake: LakePaths, model: str, named: Sequence[tuple[str, bytes]]
 ) -> list[dict[str, Any]]:
-    """The same of files that are in memory: names, which errors tell, and what they hold."""
+    """Return the same of files that are in memory: names, which errors tell, and what they hold."""
     bundle = bundles.load(lake, *catalog.resolve_model(lake, model))
     scored, ids = _scored(bundle, lake, named)
     valid = bundle.compute().fingerprint == bundle.about["scoring"]["compute_fingerprint"]

@@ -52,6 +52,7 @@ class EmbedWorker:
         self.turn = threading.Lock()  # units come on threads: one reads or writes, one computes
 
     def execute(self, unit: Unit, attempt: str) -> Completion:
+        """Do one unit; see Worker."""
         started = time.monotonic()
         match payload_of(unit):
             case EmbedRewrite() as rewrite:
@@ -82,7 +83,7 @@ class EmbedWorker:
         )
 
     def _rewritten(self, rewrite: EmbedRewrite, unit: Unit, attempt: str) -> Completion:
-        """A published file without the images that have left the dataset."""
+        """Return a published file without the images that have left the dataset."""
         started = time.monotonic()
         name, path = rewrite.table, rewrite.path
         table = next(table for table in self.tables if table.spec.name == name).as_published()
@@ -104,7 +105,7 @@ class EmbedWorker:
 
     @functools.lru_cache(maxsize=1)  # noqa: B019 - a worker lives as long as its process
     def _ids(self, images_version: int) -> IdSet:
-        """The images of a snapshot of the dataset."""
+        """Return the images of a snapshot of the dataset."""
         images = open_snapshot(self.images_uri, images_version)
         return still_there(images, self.images_uri).image_ids()
 
@@ -199,7 +200,8 @@ class EmbedWorker:
         return pa.table([columns[name] for name in schema.names], schema=schema)
 
     def _corrected(self, correction: Correction) -> dict[str, pa.Table]:
-        """An earlier unit's rows, less the images that another job has embedded meanwhile."""
+        """Return an earlier unit's rows, less the images that another job has embedded
+        meanwhile."""
         rows = {}
         for table in self.tables:
             for path in correction.outputs.get(table.spec.name, []):

@@ -34,7 +34,7 @@ ROUNDS = 30
 
 
 def retrying(action: Callable[[], Any], what: str, table: str) -> Any:
-    """Runs an optimistic commit again after a Conflict, with jitter, bounded.
+    """Run an optimistic commit again after a Conflict, with jitter, bounded.
 
     A commit whose answer was lost may have landed: it is tried again a few times, too.
     table: URI of the one that is competed for. Raises JobError that names who won.
@@ -66,7 +66,8 @@ def winner(table: str) -> str:
 
 
 def completed_head(lake: LakePaths, tables: Sequence[Table]) -> Snapshot:
-    """The newest snapshot of the first table, every commit up to it complete in all tables."""
+    """Return the newest snapshot of the first table, every commit up to it complete in all
+    tables."""
     head = tables[0].ensure()
     for table in tables[1:]:
         table.ensure()
@@ -92,7 +93,7 @@ def _complete_last(lake: LakePaths, head: Snapshot) -> None:
 
 
 def commit(lake: LakePaths, plan: Plan, head: Snapshot, record: CommitRecord) -> None:
-    """Publishes the record's files on top of `head`, the newest snapshot of the first table.
+    """Publish the record's files on top of `head`, the newest snapshot of the first table.
 
     Raises Conflict where another job, or this one in another process, came first: nothing is
     published then.
@@ -116,7 +117,7 @@ def commit(lake: LakePaths, plan: Plan, head: Snapshot, record: CommitRecord) ->
 
 
 def complete(lake: LakePaths, job_id: str, record: CommitRecord) -> None:
-    """Commits a job's files to every table that does not have them yet."""
+    """Commit a job's files to every table that does not have them yet."""
     for table in record.files:
         uri = join(lake.uri, table)
         retrying(lambda u=uri, t=table: _commit_one(u, t, job_id, record), uri, uri)
@@ -154,7 +155,7 @@ def published_versions(job_id: str, lake: LakePaths, tables: Sequence[str]) -> d
 
 
 def append_rows(table: Table, job_id: str, rows: list[dict[str, Any]]) -> None:
-    """Publishes a few rows in a catalog table, once a job id; where it numbers them, in order."""
+    """Publish a few rows in a catalog table, once a job id; where it numbers them, in order."""
 
     def action() -> int:
         snapshot = table.ensure()
@@ -172,7 +173,7 @@ def append_rows(table: Table, job_id: str, rows: list[dict[str, Any]]) -> None:
 def published_counts(
     lake: LakePaths, plan: Plan, first_table: Table
 ) -> tuple[dict[str, Any], float]:
-    """Counts and seconds of a job whose tables are published, by another process or before a
+    """Return counts and seconds of a job whose tables are published, by another process or before a
     crash: from its row in `catalog/runs`, else from its commit record."""
     runs = open_snapshot(lake.catalog(RUNS.name))
     if runs is not None and runs.has(plan.job_id):
@@ -190,7 +191,7 @@ def published_counts(
 def record_run(
     lake: LakePaths, plan: Plan, versions: dict[str, int], counts: dict[str, Any], seconds: float
 ) -> None:
-    """The job's row in `catalog/runs`: from here on our own views read what it published."""
+    """Write the job's row in `catalog/runs`: from here on our own views read what it published."""
     from importlib.metadata import version
 
     row = {

@@ -49,7 +49,7 @@ class Correction:
 
 
 def corrected_unit(completion: Completion) -> str:
-    """The unit of the plan that a completion, or a correction of it, is about."""
+    """Return the unit of the plan that a completion, or a correction of it, is about."""
     return completion.details["of"] if completion.kind == "correction" else completion.unit_id
 
 

@@ -31,10 +31,11 @@ class Job(abc.ABC):
 
     @abc.abstractmethod
     def plan(self) -> Plan:
-        """A function of what is published and what the inputs list; may be empty."""
+        """Return a function of what is published and what the inputs list; may be empty."""
 
     def units(self, plan: Plan) -> Iterator[Unit]:
-        """The plan's units, in order; of a plan that was saved, those that were saved with it."""
+        """Return the plan's units, in order; of a plan that was saved, those that were saved with
+        it."""
         return iter(plan.units)
 
     def planned_units(self, plan: Plan) -> list[Unit]:
@@ -42,7 +43,7 @@ class Job(abc.ABC):
         return list(plan.units)
 
     def planned_removals(self) -> list[str]:
-        """What the plan found to have left its inputs: for a dry run."""
+        """Return what the plan found to have left its inputs: for a dry run."""
         return []
 
     @property
@@ -57,7 +58,7 @@ class Job(abc.ABC):
 
     @abc.abstractmethod
     def tables(self, plan: Plan) -> Sequence[Table]:
-        """The tables it publishes, in commit order."""
+        """Return the tables it publishes, in commit order."""
 
     @abc.abstractmethod
     def owns(self, plan: Plan) -> bool:
@@ -65,17 +66,17 @@ class Job(abc.ABC):
 
     @abc.abstractmethod
     def execute(self, plan: Plan, units: Iterable[Unit]) -> None:
-        """Runs units as they come; each leaves a completion record."""
+        """Run units as they come; each leaves a completion record."""
 
     def close(self, plan: Plan, unit: Unit, attempt: str) -> Completion:
-        """Does a unit of kind closing, in this process."""
+        """Do a unit of kind closing, in this process."""
         raise AssertionError(f"{self.name} has no closing units")
 
     @abc.abstractmethod
     def settle(
         self, plan: Plan, completions: dict[str, Completion], head: Snapshot
     ) -> list[Unit] | CommitPlan:
-        """Compares what was done with what is published at `head`. Decides only; writes no file.
+        """Compare what was done with what is published at `head`. Decides only; writes no file.
 
         Returns units that must run first (rows that another unit or job has published meanwhile
         are dropped so), or what to publish. Raises JobError to publish nothing, StalePlan to
@@ -83,7 +84,7 @@ class Job(abc.ABC):
         """
 
     def idle(self, plan: Plan) -> tuple[str, dict[str, Any]]:
-        """What is said, and counted, where the plan is empty."""
+        """Return what is said, and counted, where the plan is empty."""
         return "nothing to do", {}
 
     def is_whole(self, plan: Plan) -> bool:
@@ -91,4 +92,4 @@ class Job(abc.ABC):
         return True
 
     def post_commit(self, plan: Plan) -> None:  # noqa: B027 - most jobs have nothing to add
-        """What derives from the tables, once they are published. May be done again."""
+        """Make what derives from the tables, once they are published. May be done again."""

@@ -60,10 +60,12 @@ class Plan:
 
     @property
     def is_empty(self) -> bool:
+        """Whether there is nothing to do."""
         return not self.units and not self.key
 
     @property
     def job_id(self) -> str:
+        """Name the job after what it does."""
         # `base` stays out: other jobs may publish between a crash and the rerun.
         ids = [unit.unit_id for unit in self.units]
         about = (self.job, self.target, self.fingerprint, self.night, self.key, ids)
@@ -71,6 +73,7 @@ class Plan:
 
     @property
     def context(self) -> JobContext:
+        """Return what all of its units share."""
         return JobContext(
             job_id=self.job_id, night=self.night, base=self.base, settings=self.settings
         )
@@ -81,6 +84,7 @@ class Plan:
         return digest(self.settings, self.base)
 
     def to_json(self) -> bytes:
+        """Write it as JSON."""
         return json.dumps(dataclasses.asdict(self) | {"checksum": self.checksum}).encode()
 
 
@@ -112,9 +116,11 @@ class Completion:
     kind: UnitKind = "work"
 
     def to_json(self) -> bytes:
+        """Write it as JSON."""
         return json.dumps(dataclasses.asdict(self)).encode()
 
     def outputs_of(self, table: str) -> list[Output]:
+        """Return the files that it wrote for a table."""
         return [output for output in self.outputs if output.table == table]
 
 
@@ -132,7 +138,7 @@ class CommitPlan:
 
 
 def total_counts(completions: Sequence[Completion]) -> dict[str, int]:
-    """The counts of all completions, added up by name."""
+    """Return the counts of all completions, added up by name."""
     totals: dict[str, int] = {}
     for completion in completions:
         for name, count in completion.counts.items():

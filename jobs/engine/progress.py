@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from typing_extensions import override
+
 log = logging.getLogger("latentlake")
 
 REPORT_EVERY_S = 5.0
@@ -19,7 +21,7 @@ _listeners: list[Listener] = []
 
 @contextlib.contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Calls `listener` with every report of jobs that run in this process meanwhile."""
+    """Call `listener` with every report of jobs that run in this process meanwhile."""
     _listeners.append(listener)
     try:
         yield
@@ -46,10 +48,12 @@ class Progress:
 
     @property
     def seconds(self) -> float:
+        """Return the seconds since it began."""
         return time.monotonic() - self.started
 
     @property
     def rows_per_s(self) -> float:
+        """Return the rows a second so far."""
         return self.counts[self.rows_counted] / max(self.seconds, 1e-9)
 
     @property
@@ -59,6 +63,7 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
+        """Estimate the seconds that are left; None where the number of units is not known."""
         share = self.share
         return self.seconds * (1 / share - 1) if share else None
 
@@ -86,7 +91,7 @@ class Progress:
             self._tell()
 
     def finished(self) -> None:
-        """The last word: for listeners always, in the log where the work took a while."""
+        """Say the last word: for listeners always, in the log where the work took a while."""
         self.all_planned = True
         self._tell(aloud=self.seconds > REPORT_EVERY_S)
 
@@ -123,7 +128,7 @@ class TrainingProgress(Progress):
         self.planned, self.all_planned = 1000, True
 
     def tell(self, values: Mapping[str, Any]) -> None:
-        """The newest metrics, by name; `progress` among them is the share of all steps."""
+        """Take the newest metrics, by name; `progress` among them is the share of all steps."""
         if values["step"] == self.values.get("step"):
             return
         self.values = dict(values)
@@ -137,6 +142,7 @@ class TrainingProgress(Progress):
         return self.values.get("progress", 0.0)
 
     @property
+    @override
     def seconds_left(self) -> float | None:
         if self._first is None or self._done <= self._first[1]:
             return None

@@ -44,7 +44,7 @@ AGAIN = "it counts as not there, and is done again"
 
 
 def save_plan(lake: LakePaths, plan: Plan) -> Plan:
-    """Saves the plan under its job id, and returns the saved one: a plan once saved holds."""
+    """Save the plan under its job id, and return the saved one: a plan once saved holds."""
     uri = join(lake.units(plan.job_id), "plan.json")
     for _ in range(ATTEMPTS):
         if create_or_keep(uri, plan.to_json()):
@@ -58,13 +58,13 @@ def save_plan(lake: LakePaths, plan: Plan) -> Plan:
 
 
 def _discard(uri: str, data: bytes | None) -> None:
-    """Removes what could not be read, and not what another process has put in its place."""
+    """Remove what could not be read, and not what another process has put in its place."""
     if data is not None and read_if_there(uri) == data:
         delete(uri)
 
 
 def unfinished_plans(lake: LakePaths, job: str, target: str) -> list[Plan]:
-    """Saved plans of earlier runs of this job on this target that have not been cleared."""
+    """Load saved plans of earlier runs of this job on this target that have not been cleared."""
     plans = []
     for job_id in folder_names(lake.all_units):
         if not job_id.startswith(f"{job}-"):
@@ -104,7 +104,7 @@ class _Checked:
 
 
 def _require_own(units: Iterable[Unit], plan: Plan, uri: str) -> None:
-    """A unit's name is a digest of its inputs: what others have changed does not fit it."""
+    """Require that units' names are digests of their inputs: what others changed does not fit."""
     for unit in units:
         if unit != Unit.of(plan.fingerprint, unit.inputs):
             raise unreadable(
@@ -128,7 +128,7 @@ class _Units:
 
 
 def save_units(lake: LakePaths, job_id: str, units: Sequence[Unit], found: dict[str, Any]) -> None:
-    """The units that came while the job ran, and what else its planning found out."""
+    """Save the units that came while the job ran, and what else its planning found out."""
     body = {"units": [vars(unit) for unit in units], "found": found}
     create_or_keep(join(lake.units(job_id), "units.json"), json.dumps(body).encode())
 
@@ -154,7 +154,7 @@ def _completion_uri(lake: LakePaths, job_id: str, unit_id: str) -> str:
 
 
 def save_completion(lake: LakePaths, job_id: str, completion: Completion) -> None:
-    """The first completion of a unit wins; a later one is dropped."""
+    """Save a completion: the first of a unit wins, a later one is dropped."""
     create_or_keep(_completion_uri(lake, job_id, completion.unit_id), completion.to_json())
 
 
@@ -218,11 +218,13 @@ class CommitRecord:
 
     @property
     def name(self) -> str:
+        """Name the record after what it adds and removes."""
         files = {table: [o.path for o in outputs] for table, outputs in self.files.items()}
         return f"commit-{digest(files, self.removed)}"
 
 
 def save_commit(lake: LakePaths, job_id: str, record: CommitRecord) -> None:
+    """Save what a commit will be, so that a rerun completes it."""
     body = json.dumps(dataclasses.asdict(record)).encode()
     create_or_keep(join(lake.units(job_id), f"{record.name}.json"), body)
 
@@ -261,7 +263,7 @@ def _table(lake: LakePaths, named: str, uri: str) -> str:
 
 
 def clear(lake: LakePaths, job_id: str) -> None:
-    """Removes all that a finished job kept.
+    """Remove all that a finished job kept.
 
     The plan goes last: where this is cut short, the next run sees that it was done, and does not
     do it again.
@@ -279,19 +281,19 @@ def _remove_but(lake: LakePaths, job_id: str, kept: str) -> None:
 
 
 def say_resumed(lake: LakePaths, job_id: str) -> None:
-    """That somebody is at work on a plan of before, which by itself writes nothing for a while."""
+    """Say that a plan of before is worked on: by itself it writes nothing for a while."""
     create_or_keep(join(lake.units(job_id), f"resumed-{uuid.uuid4().hex[:8]}.json"), b"{}")
 
 
 def give_up(lake: LakePaths, plan: Plan) -> None:
-    """Ends a plan that its job does not want any more. What its units did stays for a day: whoever
+    """End a plan that its job does not want any more. What its units did stays for a day: whoever
     has just gone on with it, all the same, publishes that."""
     create_or_keep(join(lake.units(plan.job_id), GIVEN_UP), plan.to_json())
     delete(join(lake.units(plan.job_id), "plan.json"))
 
 
 def load_given_up(lake: LakePaths, job_id: str) -> Plan | None:
-    """The plan that was given up, while its remains are there."""
+    """Return the plan that was given up, while its remains are there."""
     uri = join(lake.units(job_id), GIVEN_UP)
     data = read_if_there(uri)
     try:
@@ -301,6 +303,6 @@ def load_given_up(lake: LakePaths, job_id: str) -> Plan | None:
 
 
 def drop(lake: LakePaths, job_id: str) -> None:
-    """Gives up a plan. Its commit records stay: another process may be committing it now."""
+    """Give up a plan. Its commit records stay: another process may be committing it now."""
     delete(join(lake.units(job_id), "plan.json"))
     _remove_but(lake, job_id, "commit-")

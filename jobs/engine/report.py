@@ -20,6 +20,7 @@ class JobReport:
     rows_per_s: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON."""
         return dataclasses.asdict(self)
 
 

@@ -23,7 +23,8 @@ REPLANS = 3
 
 
 def planned(job: Job) -> Plan:
-    """What the job would do now. Raises InputError where a table that it plans by is damaged."""
+    """Return what the job would do now. Raises InputError where a table that it plans by is
+    damaged."""
     require_whole(job.lake, job.relies_on)
     return job.plan()
 
@@ -143,7 +144,7 @@ class _Work:
         return self._completions(self._execute(iter(units)))
 
     def _execute(self, units: Iterator[Unit]) -> list[str]:
-        """Runs what is not done; returns the ids of all, in order."""
+        """Run what is not done; returns the ids of all, in order."""
         done = records.completed_units(self.job.lake, self.plan.job_id)
         order: list[str] = []
 

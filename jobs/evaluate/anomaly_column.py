@@ -44,7 +44,7 @@ class AnomalyColumn:
 
 
 def anomaly_column(wanted: str, columns: Sequence[str]) -> AnomalyColumn | None:
-    """What was requested; None where there is no such column."""
+    """Return what was requested; None where there is no such column."""
     if wanted in columns:
         return AnomalyColumn(wanted)
     name, mark, value = wanted.partition("=")

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
+from typing_extensions import override
 
 from jobs.bundles.manifest import read_about, require_same_images
 from jobs.cluster.pool_job import PoolJob
@@ -60,6 +61,7 @@ class EvaluateJob(PoolJob):
 
     @property
     def partition(self) -> dict[str, str]:
+        """Return the partition of the model's tables that it writes."""
         return {"model_version": self.version, "dataset": self.settings.dataset}
 
     @property
@@ -68,14 +70,17 @@ class EvaluateJob(PoolJob):
         return self.settings.model_dump(include=set(EvaluateRule.model_fields))
 
     @property
+    @override
     def first_table(self) -> str:
         return self.lake.model(self.target, "evaluated")
 
     @property
+    @override
     def relies_on(self) -> list[str]:
         read = {self.settings.dataset, self.about["data"]["dataset"]}
         return [self.first_table, *(self.lake.dataset(name, "images") for name in sorted(read))]
 
+    @override
     def tables(self, plan: Plan) -> list[Table]:
         evaluated = evaluated_spec(plan.settings["latent_dim"])
         return [
@@ -115,7 +120,7 @@ class EvaluateJob(PoolJob):
         return self.about["config"]["latent_dim"]
 
     def _require_fit(self, images: Snapshot, evaluated: Snapshot | None) -> None:
-        """Raises InputError where the model cannot read the images, or the table take its rows."""
+        """Raise InputError where the model cannot read the images, or the table take its rows."""
         name, shape = f"{self.target}@{self.version}", image_shape_of(images.schema)
         require_same_images(self.about, name, self.settings.dataset, shape)
         if evaluated is not None and evaluated.is_published:
@@ -191,7 +196,7 @@ class EvaluateJob(PoolJob):
         }
 
     def _label(self, images: pa.Schema, training: pa.Schema) -> tuple[str | None, str | None]:
-        """The column of the probe, and why there can be none."""
+        """Return the column of the probe, and why there can be none."""
         wanted, data = self.settings.label, self.about["data"]
         name = wanted or LABEL
         for dataset, schema in ((self.settings.dataset, images), (data["dataset"], training)):
@@ -206,7 +211,7 @@ class EvaluateJob(PoolJob):
         return name, None
 
     def _anomaly(self, images: pa.Schema) -> tuple[AnomalyColumn | None, str | None]:
-        """The column that tells anomalies, and why there is none."""
+        """Return the column that tells anomalies, and why there is none."""
         wanted, own = self.settings.anomaly, passthrough_of(images)
         simple = [field.name for field in own if not pa.types.is_nested(field.type)]
         found = anomaly_column(wanted or DEFAULT, simple)
@@ -221,6 +226,7 @@ class EvaluateJob(PoolJob):
             return None, missing
         return None, f"dataset {dataset!r} has no column {wanted.split('=')[0]!r} ({_known(own)})"
 
+    @override
     def idle(self, plan: Plan) -> tuple[str, dict[str, Any]]:
         counts = {name: plan.settings[name] for name in ("model_version", "images_version")}
         name = f"{self.target}@{self.version}"
@@ -236,13 +242,14 @@ class EvaluateJob(PoolJob):
             raise StalePlan("the images have changed")
         return iter(plan.units)
 
+    @override
     def worker(self) -> WorkerFactory:
         return ImportedWorker("jobs.evaluate.worker", "EvaluateWorker")
 
     def settle(
         self, plan: Plan, completions: dict[str, Completion], head: Snapshot
     ) -> list[Unit] | CommitPlan:
-        """Takes the place of the earlier evaluation on the dataset."""
+        """Take the place of the earlier evaluation on the dataset."""
         if head.paths(self.partition) != plan.settings["held"]:
             raise StalePlan("another evaluation has been published in between")
         last = _last_unit(plan, completions)
@@ -260,7 +267,7 @@ class EvaluateJob(PoolJob):
         )
 
     def post_commit(self, plan: Plan) -> None:
-        """The bundle tells of it, too."""
+        """Write the evaluation beside the bundle, too."""
         rows = evaluate_results.of_job(self.lake, plan.job_id)
         chosen = plan.settings
         name = f"evaluation-{chosen['dataset']}-{chosen['images_version']}-{plan.fingerprint}.json"
@@ -274,7 +281,7 @@ def _known(columns: pa.Schema) -> str:
 
 
 def _last_unit(plan: Plan, completions: dict[str, Completion]) -> Unit:
-    """It sums up what the others left."""
+    """Make the unit that sums up what the others left."""
     done = [completions[unit.unit_id] for unit in plan.units]
     parts = {
         split: [one.details["part"] for one in done if one.details["split"] == split]

@@ -44,6 +44,7 @@ class Side:
     label: str | None
 
     def take(self, rows: np.ndarray) -> Side:
+        """Return the side's rows at these places, in their order."""
         return dataclasses.replace(self, rows=self.rows.take(rows))
 
     def numbers(self, column: str) -> np.ndarray:
@@ -52,10 +53,11 @@ class Side:
 
     @property
     def codes_ND(self) -> np.ndarray:
+        """Return the embeddings, (N, D)."""
         return vectors_of(self.rows["embedding"])
 
     def each(self, column: str) -> set[Any]:
-        """The values of a column."""
+        """Return the values of a column."""
         return set(self.rows[column].unique().to_pylist())
 
 
@@ -103,7 +105,7 @@ def _not_evaluated(model: str, version: str, dataset: str) -> InputError:
 def _common_dataset(
     lake: LakePaths, names: list[tuple[str, str]], tables: list[Snapshot | None]
 ) -> str:
-    """The one that both were evaluated on; of several, the second one's own."""
+    """Return the one that both were evaluated on; of several, the second one's own."""
     found = []
     for (model, version), table in zip(names, tables, strict=True):
         if table is None:

@@ -35,6 +35,7 @@ def part_spec(latent_dim: int) -> TableSpec:
 
 
 def parts_uri(lake: LakePaths, job_id: str) -> str:
+    """Locate the folder of a job's parts."""
     return join(lake.units(job_id), FOLDER)
 
 
@@ -50,10 +51,10 @@ def read_parts(lake: LakePaths, job_id: str, paths: Sequence[str], latent_dim: i
 
 
 def floats(table: pa.Table, name: str) -> np.ndarray:
-    """A column of numbers, (N,), NaN for null."""
+    """Return a column of numbers, (N,), NaN for null."""
     return table[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
 
 
 def vectors(table: pa.Table, name: str) -> np.ndarray | None:
-    """A column of vectors, (N, D) float32; None where they are null."""
+    """Return a column of vectors, (N, D) float32; None where they are null."""
     return None if table[name].null_count else vectors_of(table[name])

@@ -54,7 +54,8 @@ class PixelRows:
     def of_split(
         cls, images: Snapshot, split: str, most: int, image_shape: tuple[int, int, int]
     ) -> PixelRows:
-        """The first images of a split, at most `most` of them, and as many as there is room for."""
+        """Return the first images of a split, at most `most` of them, and as many as there is room
+        for."""
         pieces = sample_of(images, split, min(most, _room(image_shape))).pieces
         ids = pa.schema([images.schema.field("image_id")])
         rows = list(read_pieces(images.uri, pieces, ids))

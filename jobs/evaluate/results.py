@@ -58,7 +58,8 @@ def is_by_measure(metric: str) -> bool:
 
 
 def measure_of(likelihood: dict[str, Any]) -> str:
-    """What a likelihood's nats are of: densities, and masses of other events, do not compare.
+    """Return what a likelihood's nats are of: densities, and masses of other events, do not
+    compare.
 
     likelihood: as a bundle's config has it.
     """
@@ -69,15 +70,15 @@ def measure_of(likelihood: dict[str, Any]) -> str:
 
 
 def few_note(images: int) -> str | None:
-    """What is said of an interval of so few images; None where they are enough."""
+    """Return what is said of an interval of so few images; None where they are enough."""
     if images >= FEW:
         return None
     return f"{images} test images: intervals of fewer than {FEW} are too narrow"
 
 
 def evaluated(lake: LakePaths, model: str, version: str) -> Snapshot | None:
-    """The table of that name, as the last finished job published it; None where it has nothing of
-    the version."""
+    """Return the table of that name, as the last finished job published it; None where it has
+    nothing of the version."""
     uri = lake.model(model, "evaluated")
     published = catalog.published_versions(lake).get(uri.removeprefix(lake.uri + "/"))
     snapshot = open_snapshot(uri, published) if published is not None else None
@@ -121,13 +122,13 @@ def latest(
 
 
 def of_job(lake: LakePaths, job_id: str) -> list[dict[str, Any]]:
-    """The rows that one job published."""
+    """Return the rows that one job published."""
     rows = catalog.catalog_rows(lake, EVALUATIONS.name)
     return ordered([row for row in rows if row["job_id"] == job_id])
 
 
 def of_rows(lake: LakePaths, images: pa.Table) -> list[dict[str, Any]]:
-    """The rows of the job that also published these rows of the table `evaluated`."""
+    """Return the rows of the job that also published these rows of the table `evaluated`."""
     job_ids = images["job_id"].unique().to_pylist()
     return [row for job_id in job_ids for row in of_job(lake, job_id)]
 

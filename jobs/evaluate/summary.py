@@ -53,7 +53,7 @@ Key = tuple[str, str | None]  # metric, and what it is of
 def sum_up(
     lake: LakePaths, context: JobContext, bundle: bundles.Bundle, unit: Unit, attempt: str
 ) -> Completion:
-    """Writes the rows of both tables."""
+    """Write the rows of both tables."""
     started = time.monotonic()
     torch.set_num_threads(1)  # sums in another order have other last digits
     settings, inputs = context.settings, unit.inputs
@@ -176,7 +176,7 @@ class Summary:
         return None
 
     def _statistics(self) -> Iterator[tuple[Key, tuple[Statistic, int]]]:
-        """What is bootstrapped, and of how many images."""
+        """Yield what is bootstrapped, and of how many images."""
         images = len(self.test)
         for name in (*MEANS, "inference_gap"):
             values = floats(self.test, name)

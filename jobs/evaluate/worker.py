@@ -37,6 +37,7 @@ class EvaluateWorker:
         self.rule = settings["rule"]
 
     def execute(self, unit: Unit, attempt: str) -> Completion:
+        """Do one unit; see Worker."""
         if unit.kind == "summary":
             return sum_up(self.lake, self.context, self.bundle, unit, attempt)
         started = time.monotonic()

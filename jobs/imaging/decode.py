@@ -51,7 +51,7 @@ class Staged(NamedTuple):
 
 
 def decode(data: bytes | Pixels | None, target: Target) -> Staged:
-    """Decodes, turns upright, flattens and resizes. Of an animation, the first frame.
+    """Decode, turn upright, flatten and resize. Of an animation, the first frame.
 
     Raises RejectedInput with a reason: no_bytes, zero_bytes, not_an_image, too_many_pixels,
     unsupported_mode, truncated, decode_error.
@@ -103,7 +103,7 @@ def _same_aspect(size: tuple[int, int], target: Target) -> bool:
 
 
 def _eighths(size: tuple[int, int], decoded: tuple[int, int]) -> float:
-    """The share of the full size that libjpeg decoded to: it rounds what is left over up."""
+    """Return the share of the full size that libjpeg decoded to: it rounds what is left over up."""
     for eighths in range(1, 8):
         if decoded == tuple(math.ceil(side * eighths / 8) for side in size):
             return eighths / 8
@@ -204,7 +204,7 @@ def _require_few_pixels(width: int, height: int, target: Target, bytes_each: int
 
 
 def _tile(image: Image.Image) -> tuple[int, int]:
-    """What is decoded at once, whatever the size of the picture: TIFF says it by itself."""
+    """Return what is decoded at once, whatever the size of the picture: TIFF says it by itself."""
     tags = getattr(image, "tag_v2", {})
     try:
         return int(tags.get(TILE_WIDTH, 0)), int(tags.get(TILE_LENGTH, 0))
@@ -298,7 +298,7 @@ def _inner(width: int, height: int, target: Target) -> tuple[int, int]:
 
 
 def _needed(width: int, height: int, target: Target) -> tuple[int, int]:
-    """The least size to decode at, so that no step enlarges what the file has more of."""
+    """Return the least size to decode at, so that no step enlarges what the file has more of."""
     wide, high = _inner(width, height, target)
     return min(wide, width), min(high, height)
 

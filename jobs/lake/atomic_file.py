@@ -36,7 +36,7 @@ class Draft:
             self._discard()
 
     def replace(self) -> None:
-        """The same, in the place of an old file."""
+        """Do the same in the place of an old file."""
         self._sync()
         self.temporary.replace(self.path)
 

@@ -18,7 +18,7 @@ class Unreadable(InputError):
 
 
 def parsed(kind: type[T], data: bytes | str, uri: str, remedy: str = MEND) -> T:
-    """A document of a kind: a dataclass, a dict.
+    """Return a document of a kind: a dataclass, a dict.
 
     Raises Unreadable that names its place, what is wrong with it, and the remedy.
     """
@@ -27,19 +27,19 @@ def parsed(kind: type[T], data: bytes | str, uri: str, remedy: str = MEND) -> T:
 
 
 def checked(kind: type[T], value: Any, uri: str, remedy: str = MEND) -> T:
-    """The same of what has been read already."""
+    """Return the same of what has been read already."""
     with _told(uri, remedy):
         return _adapter(kind).validate_python(value)
 
 
 def json_column(row: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A column of `catalog/runs` that holds a JSON object."""
+    """Return a column of `catalog/runs` that holds a JSON object."""
     return parsed(dict[str, Any], row[name], f"{name} of {row['job_id']} in catalog/runs")
 
 
 @contextlib.contextmanager
 def reading(uri: str, remedy: str = MEND) -> Iterator[None]:
-    """What goes wrong within is reported as damage of what lies there."""
+    """Report what goes wrong within as damage of what lies there."""
     try:
         yield
     except LatentlakeError:
@@ -64,10 +64,12 @@ def _told(uri: str, remedy: str) -> Iterator[None]:
 
 
 def unreadable(uri: str, what: str, remedy: str = MEND) -> Unreadable:
+    """Make the error of a document that cannot be read, for whoever goes on without it."""
     return Unreadable(_sentence(uri, what, remedy))
 
 
 def damaged(uri: str, what: str, remedy: str = MEND) -> InputError:
+    """Make the error of a document that is damaged, for people."""
     return InputError(_sentence(uri, what, remedy))
 
 

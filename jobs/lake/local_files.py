@@ -20,6 +20,7 @@ RACED = (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST, errno.EISDIR, errno.ENOTDI
 
 
 def create(path: Path, data: bytes | memoryview) -> None:
+    """Create a file with these bytes. Raises AlreadyThere where there is one."""
     for left in reversed(range(RACES)):
         try:
             draft = Draft(path)
@@ -69,6 +70,7 @@ def scan(folder: Path) -> list[tuple[Path, os.stat_result]]:
 
 
 def described(entry: tuple[Path, os.stat_result]) -> dict[str, Any]:
+    """Describe a file as listings do: uri, size, modified."""
     path, status = entry
     mode = status.st_mode
     kind = "directory" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "other"

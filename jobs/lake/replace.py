@@ -7,7 +7,7 @@ from jobs.lake.storage import attempt, filesystem, local_path
 
 
 def replace(uri: str, data: bytes) -> None:
-    """Puts `data` at `uri` in the place of what is there; a reader has the old one or the new one.
+    """Put `data` at `uri` in the place of what is there; a reader has the old one or the new one.
 
     For what nothing else is made of: a table's files and a bundle's are only ever created.
     """

@@ -22,11 +22,12 @@ def hold(root: Path) -> None:
 
 
 def is_held(root: Path) -> bool:
+    """Whether a job of this process works on the root."""
     return root in _held
 
 
 def require_held(path: Path) -> None:
-    """Raises FileNotFoundError where a folder above `path` was guarded, and has gone."""
+    """Raise FileNotFoundError where a folder above `path` was guarded, and has gone."""
     for root, count in _held.items():
         if path.is_relative_to(root) and _identity(root) != count:
             raise FileNotFoundError(errno.ENOENT, "it has gone", str(root))

@@ -56,7 +56,7 @@ def resolve_source(uri: str) -> str:
 
 
 def resolve_uri(uri: str) -> str:
-    """An absolute URI without a trailing slash; plain paths become `file:///…`.
+    """Return an absolute URI without a trailing slash; plain paths become `file:///…`.
 
     Raises InputError for one that cannot be used, or that has credentials in it.
     """
@@ -76,7 +76,7 @@ def resolve_uri(uri: str) -> str:
 
 
 def join(uri: str, *parts: str) -> str:
-    """What lies below `uri`. Raises InputError for a part that leads out of it, or may.
+    """Return what lies below `uri`. Raises InputError for a part that leads out of it, or may.
 
     Parts are names that stand in a lake, and a lake may have been written by anybody.
     """
@@ -87,13 +87,13 @@ def join(uri: str, *parts: str) -> str:
 
 
 def local_path(uri: str) -> Path | None:
-    """The path of a `file:` URI; None for any other."""
+    """Return the path of a `file:` URI; None for any other."""
     name = local_name(uri)
     return Path(name) if name is not None else None
 
 
 def local_name(uri: str) -> str | None:
-    """The same as text: of a path, a source may have millions."""
+    """Return the same as text: of a path, a source may have millions."""
     if uri.startswith("file:///") and not _ODD.intersection(uri):
         return uri[7:]
     split = urlsplit(uri)
@@ -124,7 +124,7 @@ def _filesystem(scheme: str, process: int) -> fsspec.AbstractFileSystem:
 
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The fsspec filesystem of a resolved URI, and the path within it."""
+    """Return the fsspec filesystem of a resolved URI, and the path within it."""
     path = local_path(uri)
     if path is not None:
         return _filesystem("file", os.getpid()), str(path)
@@ -176,7 +176,7 @@ def delta_options(uri: str) -> dict[str, str]:
 
 
 def attempt(action: Callable[[], T], uri: str, verb: str) -> T:
-    """Runs a storage action with bounded retries; raises LatentlakeError, or AlreadyThere."""
+    """Run a storage action with bounded retries; raises LatentlakeError, or AlreadyThere."""
     deadline = time.monotonic() + PATIENCE_S
     for left in reversed(range(ATTEMPTS)):
         try:
@@ -193,7 +193,7 @@ def attempt(action: Callable[[], T], uri: str, verb: str) -> T:
 
 
 def create(uri: str, data: bytes | memoryview) -> None:
-    """Puts `data` at `uri`, whole or not at all. Raises AlreadyThere; the old object stays.
+    """Put `data` at `uri`, whole or not at all. Raises AlreadyThere; the old object stays.
 
     On S3 an old object that holds the very same bytes counts as put by this call.
     """
@@ -239,12 +239,13 @@ def create_or_keep(uri: str, data: bytes) -> bool:
 
 
 def read(uri: str) -> bytes:
-    """Raises InputError where the object does not exist."""
+    """Raise InputError where the object does not exist."""
     fs, path = filesystem(uri)
     return attempt(lambda: cast(bytes, fs.cat_file(path)), uri, "read")
 
 
 def read_if_there(uri: str) -> bytes | None:
+    """Read a file; None where there is none."""
     fs, path = filesystem(uri)
 
     def action() -> bytes | None:
@@ -258,26 +259,27 @@ def read_if_there(uri: str) -> bytes | None:
 
 
 def exists(uri: str) -> bool:
+    """Whether there is a file."""
     fs, path = filesystem(uri)
     return attempt(lambda: bool(fs.exists(path)), uri, "read")
 
 
 def begin(uri: str) -> None:
-    """A lake has a job of this process from here on: a local one that goes away stays away."""
+    """Begin a job of this process on a lake: a local one that goes away stays away."""
     path = local_path(uri)
     if path is not None:
         hold(path)
 
 
 def hold_new(uri: str) -> None:
-    """The same of a lake that this job has made."""
+    """Guard a lake that this job has made."""
     path = local_path(uri)
     if path is not None and not is_held(path):
         hold(path)
 
 
 def require_begun(uri: str) -> None:
-    """Raises StorageError where the local lake that `uri` lies in has gone since `begin`."""
+    """Raise StorageError where the local lake that `uri` lies in has gone since `begin`."""
     path = local_path(uri)
     if path is not None:
         attempt(lambda: require_held(path), uri, "write")
@@ -315,7 +317,7 @@ def folder_names(uri: str) -> list[str]:
 
 
 def delete_tree(uri: str) -> None:
-    """Removes everything below `uri`; what is not there needs no removing."""
+    """Remove everything below `uri`; what is not there needs no removing."""
     local = local_path(uri)
     fs, path = filesystem(uri)
 
@@ -330,7 +332,7 @@ def delete_tree(uri: str) -> None:
 
 
 def delete(uri: str) -> None:
-    """Removes one object; what is not there needs no removing."""
+    """Remove one object; what is not there needs no removing."""
     fs, path = filesystem(uri)
 
     def action() -> None:
@@ -342,7 +344,7 @@ def delete(uri: str) -> None:
 
 @contextlib.contextmanager
 def open_input(uri: str) -> Iterator[BinaryIO]:
-    """A seekable file for readers such as pyarrow's; reads in blocks, not the whole object.
+    """Open a seekable file for readers such as pyarrow's; reads in blocks, not the whole object.
 
     Faults come out as the client raises them: wrap what is done with it in `attempt`.
     """

@@ -48,7 +48,7 @@ TRANSIENT = (
 
 
 def explain(error: BaseException, uri: str, verb: str) -> LatentlakeError:
-    """The error a user reads for a storage exception: what, where, what to do."""
+    """Return the error a user reads for a storage exception: what, where, what to do."""
     text = " ".join(str(e) or type(e).__name__ for e in chain(error)).lower()
     reason = COLOURS.sub("", str(error) or type(error).__name__)
     reason = " ".join(without_keys(reason).split())[:300]
@@ -73,6 +73,7 @@ def explain(error: BaseException, uri: str, verb: str) -> LatentlakeError:
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and those that it came from."""
     current: BaseException | None = error
     while current is not None:
         yield current
@@ -80,6 +81,7 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def is_transient(error: BaseException) -> bool:
+    """Whether the error may pass when the same is tried again."""
     if isinstance(error, FileNotFoundError | FileExistsError | PermissionError):
         return False
     text = " ".join(f"{type(e).__name__} {e}" for e in chain(error)).lower()
@@ -87,6 +89,6 @@ def is_transient(error: BaseException) -> bool:
 
 
 def raise_if_no_bucket(error: OSError) -> None:
-    """An object that is not there is an answer; a bucket that is not there is a mistake."""
+    """Raise for a missing bucket, a mistake; an object that is not there is an answer."""
     if any(word in str(error).lower() for word in NO_BUCKET):
         raise error

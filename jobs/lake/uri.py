@@ -51,7 +51,7 @@ _USER = re.compile(
 
 
 def without_keys(text: str) -> str:
-    """A message without the passwords and signatures of the URLs in it, whoever wrote it."""
+    """Return a message without the passwords and signatures of the URLs in it, whoever wrote it."""
     return _KEY.sub(r"\1…", _USER.sub(r"\1\2\3…@", text)) if "://" in text else text
 
 
@@ -59,13 +59,14 @@ class WithoutKeys(logging.Filter):
     """Of a logger: what it passes on has no key in it."""
 
     def filter(self, record: logging.LogRecord) -> bool:
+        """Cut keys and signatures out of a log record."""
         message = record.getMessage()
         record.msg, record.args = without_keys(message), ()
         return True
 
 
 def refuse_credentials(uri: str) -> None:
-    """Raises InputError for a URI with a user or a key in it, and does not repeat them."""
+    """Raise InputError for a URI with a user or a key in it, and does not repeat them."""
     scheme, mark, rest = uri.strip().partition("://")
     scheme = scheme.lower()
     host = re.split("[/?#]", rest, maxsplit=1)[0]

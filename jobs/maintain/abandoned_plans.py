@@ -52,7 +52,7 @@ class LeftPlan:
 def end_left_plans(
     lake: LakePaths, names: list[str] | None, *, now: float, dry_run: bool = False
 ) -> list[LeftPlan]:
-    """Ends those that nobody has touched for a day and whose job has passed them over, or for 30.
+    """End those that nobody has touched for a day and whose job has passed them over, or for 30.
 
     names: of datasets and models; only plans that are about one of them, all if None. now: seconds
     since 1970.

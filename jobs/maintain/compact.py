@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
+from typing_extensions import override
 
 from jobs.cluster.pool_job import PoolJob
 from jobs.cluster.settings import RaySettings
@@ -40,7 +41,7 @@ LAYOUT = 2  # raised when merged files would come out otherwise
 
 
 def merges(files: Iterable[TableFile]) -> list[list[TableFile]]:
-    """Groups of two or more small files, neighbours by path, that fill one file.
+    """Group of two or more small files, neighbours by path, that fill one file.
 
     Of one partition; every file in at most one group; what is large enough is left alone.
     """
@@ -80,10 +81,12 @@ class CompactJob(PoolJob):
         self.part = part
 
     @property
+    @override
     def first_table(self) -> str:
         return self._uri((QUARANTINE if self.kind == "dataset" else RECONSTRUCTIONS).name)
 
     @property
+    @override
     def relies_on(self) -> list[str]:
         return [self._uri(table) for table in self._order]
 
@@ -94,12 +97,14 @@ class CompactJob(PoolJob):
     def _uri(self, table: str) -> str:
         return self.lake.owned(self.kind, self.part, table)
 
+    @override
     def tables(self, plan: Plan) -> list[Table]:
         return [Table(self._uri(name), self._spec(name)) for name in plan.settings["tables"]]
 
     def _spec(self, name: str) -> TableSpec:
         return spec_of(self._uri(name), name)
 
+    @override
     def plan(self) -> Plan:
         snapshots = {name: open_snapshot(self._uri(name)) for name in self._order}
         fingerprint = digest(LAYOUT, TARGET_BYTES)
@@ -131,12 +136,15 @@ class CompactJob(PoolJob):
             raise StalePlan("its files have gone")
         return iter(units)
 
+    @override
     def owns(self, plan: Plan) -> bool:
         return True
 
+    @override
     def worker(self) -> WorkerFactory:
         return ImportedWorker("jobs.maintain.compact", "CompactWorker")
 
+    @override
     def settle(
         self, plan: Plan, completions: dict[str, Completion], head: Snapshot
     ) -> list[Unit] | CommitPlan:
@@ -157,7 +165,7 @@ class CompactJob(PoolJob):
         )
 
     def post_commit(self, plan: Plan) -> None:
-        """A dataset's snapshot has its card, this one too."""
+        """Make the card of the new snapshot: each has its own."""
         if self.kind == "dataset" and "images" in plan.settings["tables"]:
             from jobs.datasets.card import dataset_card
 
@@ -165,7 +173,7 @@ class CompactJob(PoolJob):
 
 
 def spec_of(uri: str, name: str) -> TableSpec:
-    """The spec of a published table, with the shape, columns and contract that it has."""
+    """Return the spec of a published table, with the shape, columns and contract that it has."""
     fixed = {QUARANTINE.name: QUARANTINE, SOURCES.name: SOURCES, **MODEL_TABLES}
     if name in fixed:
         return fixed[name]
@@ -188,6 +196,7 @@ class CompactWorker:
         self.settings = context.settings
 
     def execute(self, unit: Unit, attempt: str) -> Completion:
+        """Merge the files of one unit; see Worker."""
         started = time.monotonic()
         name, paths = unit.inputs["table"], unit.inputs["paths"]
         uri = self.lake.owned(self.settings["kind"], self.settings["target"], name)

@@ -26,7 +26,7 @@ def maintain(
     dry_run: bool = False,
     compact_job: type[CompactJob] = CompactJob,
 ) -> dict[str, Any]:
-    """What was merged, by dataset and model, and what was removed.
+    """Return what was merged, by dataset and model, and what was removed.
 
     Raises InputError for an unknown dataset or model.
     """
@@ -67,7 +67,7 @@ def _chosen(lake: LakePaths, settings: MaintainSettings) -> tuple[list[str], lis
 
 
 def maintained_text(done: dict[str, Any]) -> str:
-    """The same for people."""
+    """Return the same for people."""
     would = "would be " if done["dry_run"] else ""
     lines = []
     for part in done["compacted"]:

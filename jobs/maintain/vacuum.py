@@ -54,7 +54,7 @@ def vacuum(
     dry_run: bool = False,
     grace_s: float = GRACE_S,
 ) -> Vacuumed:
-    """Removes what nothing needs from the tables of datasets and models, and old plans' remains.
+    """Remove what nothing needs from the tables of datasets and models, and old plans' remains.
 
     Raises InputError, and removes nothing, where the log of one of these tables is damaged.
     """
@@ -184,7 +184,7 @@ class _Uses:
 
 
 def _roots(lake: LakePaths, plan: Plan) -> list[str]:
-    """The folders whose tables a job's outputs may lie in."""
+    """Return the folders whose tables a job's outputs may lie in."""
     target = plan.settings.get("target")
     name = target if isinstance(target, str) else plan.target
     if not is_inner(name):

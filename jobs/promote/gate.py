@@ -159,8 +159,11 @@ def _no_loss(
     found: Difference | None,
     images: int = 0,
 ) -> Check:
-    """ends: lower end, middle and upper end of the difference; higher is better. images: that it
-    stands on, where `found` does not tell."""
+    """Check that a measure, of which higher is better, does not lose too much.
+
+    ends: lower end, middle and upper end of the difference. images: that it stands on, where
+    `found` does not tell.
+    """
     if ends is None:
         why = found.note if found is not None and found.note else "its difference is missing"
         return Check(name, False, f"{what} cannot be compared: {why}")
@@ -220,7 +223,7 @@ def _active_units(rule: GateRule, challenger: MetricRows, champion: MetricRows) 
 
 
 def _decision_score(rows: MetricRows) -> str | None:
-    """What p-values come from: its calibration is evaluated under its name."""
+    """Return what p-values come from: its calibration is evaluated under its name."""
     return next((row["of"] for row in rows if row["metric"] == "calibration_p"), None)
 
 

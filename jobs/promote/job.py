@@ -10,6 +10,8 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
+from typing_extensions import override
+
 from jobs.bundles import aliases as bundles_aliases
 from jobs.bundles.aliases import ROLLBACK
 from jobs.bundles.manifest import is_there, read_about
@@ -41,7 +43,7 @@ class PromoteJob(Job):
     rows_counted = "rows"
 
     def __init__(self, lake: LakePaths, settings: PromoteSettings, night: str) -> None:
-        """Raises InputError where the model or the version is not there."""
+        """Raise InputError where the model or the version is not there."""
         self.alias = valid_name("alias", settings.alias)
         if settings.back:
             self.name = ROLLBACK
@@ -57,13 +59,16 @@ class PromoteJob(Job):
         self._verdicts: dict[tuple[str, str | None], Verdict] = {}
 
     @property
+    @override
     def first_table(self) -> str:
         return self.lake.catalog(ALIASES.name)
 
     @property
+    @override
     def relies_on(self) -> list[str]:
         return [self.first_table, self.lake.catalog(EVALUATIONS.name)]
 
+    @override
     def tables(self, plan: Plan) -> list[Table]:
         return [Table(self.first_table, ALIASES)]
 
@@ -134,18 +139,22 @@ class PromoteJob(Job):
             )
         return version
 
+    @override
     def idle(self, plan: Plan) -> tuple[str, dict[str, Any]]:
         version, current = plan.settings["version"], plan.settings["held"]
         why = f"{self.target}@{version} is {self.alias} already"
         return why, {"promoted": False, "version": version, "held": current, "why": why}
 
+    @override
     def owns(self, plan: Plan) -> bool:
         same = self.settings.back_from in (None, plan.settings["held"])
         return same and plan.fingerprint == self._fingerprint
 
+    @override
     def execute(self, plan: Plan, units: Iterable[Unit]) -> None:
         raise AssertionError("nothing has to be worked out")
 
+    @override
     def settle(
         self, plan: Plan, completions: dict[str, Completion], head: Snapshot
     ) -> list[Unit] | CommitPlan:
@@ -173,8 +182,8 @@ class PromoteJob(Job):
         return CommitPlan(files={head.uri: [row]}, counts=refused)
 
     def _overtaken(self, plan: Plan, rows: bundles_aliases.AliasRows) -> NoReturn:
-        """The fence. What this call has just planned, its user decided on a champion that is none
-        any more; what an earlier call left behind is only dropped."""
+        """Return the fence. What this call has just planned, its user decided on a champion that
+        is none any more; what an earlier call left behind is only dropped."""
         if not rows:
             raise StalePlan(f"{self.first_table} has lost its rows")
         text = f"{self.alias} of {self.target} was {bundles_aliases.last_move_text(rows)} meanwhile"
@@ -190,15 +199,17 @@ class PromoteJob(Job):
         )
 
     def post_commit(self, plan: Plan) -> None:
-        """What an earlier call left and this one has finished is all that was requested, unless
-        others have moved the alias since."""
+        """Stop here: what an earlier call left, and this one finished, is all that was requested.
+
+        Unless others have moved the alias since.
+        """
         self._finished.add(plan.job_id)
         since = bundles_aliases.moves(self.lake, self.target, self.alias)[plan.settings["moves"] :]
         theirs = [row for row in since if row["job_id"] != plan.job_id]
         self.stop_after_recovery = self.settings.back and not theirs
 
     def verdict(self, plan: Plan) -> Verdict | None:
-        """What the rule says of the plan's version; None where nothing is requested."""
+        """Return what the rule says of the plan's version; None where nothing is requested."""
         version, current = plan.settings["version"], plan.settings["held"]
         if self.settings.rule is None or version == current:
             return None
@@ -220,7 +231,7 @@ class PromoteJob(Job):
         return gate.verdict(rule, found.differences, challenger, champion)
 
     def _evaluated(self, version: str, current: str | None) -> str | None:
-        """What the verdict stands on, as a digest; None where there is no rule."""
+        """Return what the verdict stands on, as a digest; None where there is no rule."""
         if self.settings.rule is None:
             return None
         rows = self._evaluations(version, version, needed=current is not None)

@@ -58,7 +58,7 @@ class Lake(paths.LakePaths):
         return Views(self)
 
     def sql(self, statement: str, params: Sequence[Any] = (), **tables: pa.Table) -> pa.Table:
-        """A SELECT (DuckDB) over all tables, as finished jobs published them.
+        """Return a SELECT (DuckDB) over all tables, as finished jobs published them.
 
         params: for the `?` in it. tables: further ones to ask, by name. Raises InputError with
         DuckDB's own words.
@@ -99,7 +99,8 @@ class Embeddings:
         dataset: str | None = None,
         flagged: bool = False,
     ) -> pa.Table:
-        """The most anomalous images, worst first; calibration_valid: whether to believe p_value.
+        """Return the most anomalous images, worst first; calibration_valid: whether to believe
+        p_value.
 
         score: one of RANKED; the bundle's decision score if None. p_value ranks ascending.
         flagged: only those that were flagged when their batch was embedded, with their evidence.
@@ -146,7 +147,7 @@ class Embeddings:
         night: str | None = None,
         approximate: bool | None = None,
     ) -> pa.Table:
-        """The k images nearest by embedding, nearest first.
+        """Return the k images nearest by embedding, nearest first.
 
         of: an image id (or a beginning of it that fits one image only), which is not its own
         neighbour; a Path of an image file; an embedding, (D,); or many at once, (Q, D), which are
@@ -309,7 +310,7 @@ class Embeddings:
         return f"{'i.label, ' if self._has_labels else ''}i.source_uri, i.source_row"
 
     def _explained(self, found: pa.Table) -> pa.Table:
-        """The same rows, in order, with label and source."""
+        """Return the same rows, in order, with label and source."""
         numbered = found.append_column("place", pa.array(np.arange(len(found))))
         # Ids in the statement are compared with the files' statistics and bloom filters.
         few = ", ".join(quoted(i) for i in found["image_id"].to_pylist()[: FEW + 1])
@@ -335,7 +336,7 @@ class Embeddings:
         return {}
 
     def _index(self, metric: str, approximate: bool | None, narrowed: bool) -> Index | None:
-        """The index to ask; None to search exactly."""
+        """Return the index to ask; None to search exactly."""
         if approximate is False or (approximate is None and narrowed):
             return None
         if approximate and narrowed:

@@ -21,7 +21,7 @@ MOST = 200  # images a picture
 
 
 def draw_grid(lake: LakePaths, table: pa.Table, path: str) -> None:
-    """Writes a PNG of the images of column image_id, in order, with what the row says of each.
+    """Write a PNG of the images of column image_id, in order, with what the row says of each.
 
     Of pairs (other_id), both. Raises InputError where the rows name no images, or the file cannot
     be written.
@@ -41,7 +41,7 @@ def draw_grid(lake: LakePaths, table: pa.Table, path: str) -> None:
 
 
 def grid(lake: LakePaths, rows: Sequence[dict[str, Any]]) -> bytes | None:
-    """The PNG of rows that have an image_id; None where no image is staged."""
+    """Return the PNG of rows that have an image_id; None where no image is staged."""
     cells = [cell for row in rows for cell in _cells(row)]
     pictures = staged_images(lake, sorted({str(image_id) for image_id, _ in cells if image_id}))
     known = [(pictures[image_id], caption) for image_id, caption in cells if image_id in pictures]

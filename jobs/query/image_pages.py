@@ -28,12 +28,13 @@ class ImagePages:
     label: str | None = None
 
     def count(self) -> int:
+        """Count the images of all pages."""
         where, params = self._where
         found = self.lake.sql(f"SELECT count(*) AS n FROM images WHERE {where}", params)
         return found["n"].to_pylist()[0]
 
     def page(self, number: int, size: int) -> pa.Table:
-        """The rows of a page, the first one being 0, without their pixels."""
+        """Return the rows of a page, the first one being 0, without their pixels."""
         if number < 0 or size < 1:
             raise InputError(f"page {number} of {size} images: there is none")
         where, params = self._where
@@ -47,7 +48,8 @@ class ImagePages:
         )
 
     def choices(self, column: str) -> list[str]:
-        """The values of split, night or label, in order; of a column with many the first ones."""
+        """Return the values of split, night or label, in order; of a column with many the first
+        ones."""
         if column == "label" and not self._has_labels:
             return []
         found = self.lake.sql(

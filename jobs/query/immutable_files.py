@@ -30,12 +30,14 @@ class ImmutableFiles(fsspec.AbstractFileSystem):
         return str(self.inner._strip_protocol(path))
 
     def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
+        """Describe a file; size and name are known from the table's log."""
         path = self._strip_protocol(path)
         if path not in self.known:
             raise FileNotFoundError(path)
         return {"name": path, "size": self.known[path], "type": "file"}
 
     def modified(self, path: str) -> datetime.datetime:
+        """Return one time for all: files never change under their names."""
         return ALWAYS
 
     def glob(self, path: str, maxdepth: int | None = None, **kwargs: Any) -> list[str]:

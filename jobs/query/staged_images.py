@@ -39,8 +39,8 @@ def staged_images(
 
 
 def with_pictures(lake: LakePaths, table: pa.Table) -> pa.Table:
-    """The same rows with a column `image`, structs of PNG `bytes`, as viewers of embeddings take
-    them; null for images that are not staged any more."""
+    """Return the same rows with a column `image`, structs of PNG `bytes`, as viewers of embeddings
+    take them; null for images that are not staged any more."""
     ids = table["image_id"].to_pylist()
     known = staged_images(lake, sorted(set(ids)))
     pictures = [{"bytes": encode_png(known[i])} if i in known else None for i in ids]

@@ -45,7 +45,7 @@ class Views:
     def sql(
         self, statement: str, params: Sequence[Any] = (), tables: Mapping[str, pa.Table] = NONE
     ) -> pa.Table:
-        """What a SELECT gives; tried again where storage fails.
+        """Return what a SELECT gives; tried again where storage fails.
 
         tables: further ones to ask, by name. Raises InputError with DuckDB's own words.
         """
@@ -69,7 +69,7 @@ class Views:
         return self.sql(f'SELECT * FROM "{name}" LIMIT 0').column_names
 
     def named(self, statement: str) -> Collection[str]:
-        """The views that a statement may need."""
+        """Return the views that a statement may need."""
         return _named(self._parser, statement) or VIEWS
 
     def _answer(
@@ -95,7 +95,7 @@ class Views:
                 self._connection = None  # what it changed is nobody else's
 
     def _fresh(self) -> duckdb.DuckDBPyConnection:
-        """The connection, with no view that is older than what is published now."""
+        """Return the connection, with no view that is older than what is published now."""
         versions = catalog.published_versions(self.lake)
         if self._connection is None or versions != self._versions:
             self._connection = _connect(self._files)
@@ -194,16 +194,18 @@ def _select(snapshot: Snapshot, owner: dict[str, str]) -> str:
 
 
 def duckdb_path(uri: str) -> str:
+    """Write a URI as DuckDB's readers take it."""
     path = local_path(uri)
     return str(path) if path is not None else uri
 
 
 def quoted(text: str) -> str:
+    """Quote a text as a SQL string."""
     return "'" + text.replace("'", "''") + "'"
 
 
 def fault_below(error: duckdb.Error) -> str | None:
-    """What a file that DuckDB reads through fsspec ran into; None where SQL is at fault.
+    """Return what a file that DuckDB reads through fsspec ran into; None where SQL is at fault.
 
     DuckDB passes it on as the text of Python's traceback.
     """
@@ -215,5 +217,5 @@ def fault_below(error: duckdb.Error) -> str | None:
 
 
 def sql(lake: LakePaths, statement: str) -> pa.Table:
-    """Runs a SQL statement over the views. Raises InputError with DuckDB's own words."""
+    """Run a SQL statement over the views. Raises InputError with DuckDB's own words."""
     return Views(lake).sql(statement)

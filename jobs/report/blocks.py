@@ -120,6 +120,7 @@ class Limits:
     share: float = 1.0
 
     def of(self, most: int) -> int:
+        """Return the share of `most` that is left to show, at least one."""
         return math.ceil(most * self.share)
 
 

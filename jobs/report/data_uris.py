@@ -44,6 +44,7 @@ def smaller(image_HWC: np.ndarray, side: int) -> np.ndarray:
 
 
 def enlarged(image_HWC: np.ndarray, times: int) -> np.ndarray:
+    """Repeat each pixel, (H, W, C) to (H·times, W·times, C)."""
     return image_HWC.repeat(times, axis=0).repeat(times, axis=1)
 
 

@@ -76,7 +76,7 @@ _OBJECT_ID = re.compile(r"p\d+")
 
 
 def embedded(name: str, chart: Any) -> str:
-    """A figure as JSON for `Bokeh.embed.embed_item`, drawn into the element `chart-NAME`.
+    """Return a figure as JSON for `Bokeh.embed.embed_item`, drawn into the element `chart-NAME`.
 
     Bokeh counts its objects through a whole process: they are numbered anew, so that the same
     figure is the same text.
@@ -184,6 +184,7 @@ def plane_figure(x: str, y: str, paths: Sequence[Line], ends: Sequence[Line]) ->
 
 
 def bars_figure(x: str, y: str, names: Sequence[str], values: Sequence[float]) -> Any:
+    """Draw bars, one for each name."""
     made = _empty(x, y, height=260, x_range=list(names))
     source = ColumnDataSource({"name": list(names), "value": list(values)})
     bars = made.vbar("name", top="value", source=source, width=0.7, color=COLOURS[0])
@@ -198,7 +199,8 @@ def bars_figure(x: str, y: str, names: Sequence[str], values: Sequence[float]) -
 def p_values_figure(
     nights: Sequence[str], p_values: Sequence[float], levels: Sequence[float]
 ) -> Any:
-    """The combined p-value by night, and the level below which drift is reported, on a log axis."""
+    """Return the combined p-value by night, and the level below which drift is reported, on a log
+    axis."""
     least = min([*p_values, *levels])
     made = _empty(
         "night",

@@ -28,10 +28,12 @@ class Headline:
 
     @property
     def word(self) -> str:
+        """Return the one word that stands first."""
         return WORDS[self.status]
 
     @property
     def sentences(self) -> list[str]:
+        """Return the sentences below it."""
         return [self.happened, self.is_good, self.look_at]
 
     def __str__(self) -> str:
@@ -39,6 +41,7 @@ class Headline:
 
 
 def headline_of(night: ReportNight) -> Headline:
+    """Sum a night up in a headline."""
     return Headline(_status(night), _happened(night), _is_good(night), _look_at(night))
 
 
@@ -105,7 +108,7 @@ def _listed(parts: Sequence[str]) -> str:
 
 
 def _of_the_model(night: ReportNight) -> str:
-    """What became of the model, where something did."""
+    """Return what became of the model, where something did."""
     fate, version, why = _challenge(night)
     name = f"{night.model}@{version}"
     match fate:
@@ -126,7 +129,8 @@ def _ended(why: str) -> str:
 
 
 def _challenge(night: ReportNight) -> tuple[str, str, str]:
-    """What became of the night's challenger, its version, and why; empty where there was none."""
+    """Return what became of the night's challenger, its version, and why; empty where there was
+    none."""
     moved = [row for row in night.moves if row["night"] == night.night]
     if moved:
         return "promoted", moved[-1]["version"], moved[-1]["reason"] or "no reason was given"

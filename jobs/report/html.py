@@ -26,7 +26,7 @@ TEMPLATES = "templates"
 def render(
     title: str, headline: Headline, sections: Sequence[Section], notes: Sequence[str]
 ) -> str:
-    """The whole page. notes: what was left out."""
+    """Return the whole page. notes: what was left out."""
     charts = [b for section in sections for b in section.blocks if isinstance(b, Chart)]
     scripts = [library(), _text("start.js")] if charts else []
     return (

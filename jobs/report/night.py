@@ -57,7 +57,7 @@ class ReportNight:
         return Views(self.lake)
 
     def ask(self, statement: str, *parameters: Any) -> list[Row]:
-        """What a SELECT gives, by row."""
+        """Return what a SELECT gives, by row."""
         return self._views.sql(statement, parameters).to_pylist()
 
     def images(self, ids: Sequence[str]) -> dict[str, np.ndarray]:
@@ -90,6 +90,7 @@ class ReportNight:
 
     @functools.cached_property
     def has_labels(self) -> bool:
+        """Whether the dataset has a column `label`."""
         return "label" in self._views.columns("images")
 
     @property
@@ -111,8 +112,8 @@ class ReportNight:
         ]
 
     def counts(self, job: str) -> Counter[str]:
-        """The numbers of all the night's runs of a job, added up; those of other versions of the
-        model are left out."""
+        """Return the numbers of all the night's runs of a job, added up; those of other versions
+        of the model are left out."""
         total: Counter[str] = Counter()
         for run in self.runs:
             version = run["counts"].get("model_version")
@@ -122,6 +123,7 @@ class ReportNight:
         return total
 
     def ran(self, job: str) -> bool:
+        """Whether a job ran that night."""
         return any(run["job"] == job for run in self.runs)
 
     @functools.cached_property
@@ -184,6 +186,7 @@ class ReportNight:
 
     @functools.cached_property
     def flagged(self) -> int:
+        """Count the images that were flagged."""
         return sum(row["flagged"] for row in self.batches)
 
     def _of_the_model(self, table: str, more: str) -> list[Row]:
@@ -196,7 +199,7 @@ class ReportNight:
         return self.model, self.version, self.dataset
 
     def anomalies(self, most: int) -> list[Row]:
-        """The night's flagged images, most certain first, with where they came from."""
+        """Return the night's flagged images, most certain first, with where they came from."""
         return self.ask(
             f"""
             SELECT a.*, i.source_uri, i.source_row, i.source_member, {self.label} AS label
@@ -357,7 +360,7 @@ def _decisive(verdicts: list[Row]) -> Row | None:
 
 
 def last_night(lake: LakePaths, dataset: str, model: str) -> str:
-    """The newest night that has a run of the dataset, or of the model. Raises InputError."""
+    """Return the newest night that has a run of the dataset, or of the model. Raises InputError."""
     catalog.require_dataset(lake, dataset)
     name = model.partition("@")[0]
     nights = [

@@ -56,7 +56,7 @@ class Report:
 def write_report(
     lake: LakePaths, dataset: str, model: str, night: str, *, most_bytes: int = MOST_BYTES
 ) -> Report:
-    """Writes `<lake>/runs/night-<dataset>-<night>/report-<model>.html`.
+    """Write `<lake>/runs/night-<dataset>-<night>/report-<model>.html`.
 
     model: NAME, NAME@VERSION or NAME@ALIAS; the champion of that night if only NAME. Raises
     InputError for an unknown dataset, version or alias, or where most_bytes is too few.
@@ -92,7 +92,7 @@ def _pictures(night: ReportNight, painted: Paintings | str) -> dict[str, bytes]:
 
 
 def _painted(night: ReportNight) -> Paintings | str:
-    """What the model makes of images, or why there is nothing to see."""
+    """Return what the model makes of images, or why there is nothing to see."""
     try:
         return paintings_of(night)
     except (Missing, LatentlakeError) as missing:
@@ -102,7 +102,7 @@ def _painted(night: ReportNight) -> Paintings | str:
 def _fitting(
     night: ReportNight, headline: Headline, painted: Paintings | str, most_bytes: int
 ) -> tuple[bytes, list[str]]:
-    """The fullest page that is small enough, and what was left out for it."""
+    """Return the fullest page that is small enough, and what was left out for it."""
     size = 0
     for share in SHARES:
         notes = [] if share == 1.0 else [_cut(share, most_bytes)]

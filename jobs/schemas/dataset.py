@@ -23,7 +23,7 @@ SPLITS = (("train", 80), ("validation", 5), ("calibration", 10), ("test", 5))
 
 
 def split_of(image_id: str) -> str:
-    """The split of an image, by its id alone, so that it never changes."""
+    """Return the split of an image, by its id alone, so that it never changes."""
     point = int(image_id[-8:], 16) % 100
     for split, share in SPLITS:
         if point < share:
@@ -84,7 +84,7 @@ RESERVED = frozenset((*images_spec((1, 1, 1), pa.schema([])).schema.names, "data
 
 
 def passthrough_of(schema: pa.Schema) -> pa.Schema:
-    """The columns of an images table that came from its source."""
+    """Return the columns of an images table that came from its source."""
     own = set(images_spec((1, 1, 1), pa.schema([])).schema.names)
     return pa.schema([field for field in schema if field.name not in own])
 
@@ -93,7 +93,7 @@ _TIME = pa.timestamp("us", "UTC")
 
 
 def type_named(name: str) -> pa.DataType:
-    """The Arrow type whose `str` is `name`, of those that passthrough columns have."""
+    """Return the Arrow type whose `str` is `name`, of those that passthrough columns have."""
     return _TIME if name == str(_TIME) else pa.type_for_alias(name)
 
 

@@ -21,6 +21,7 @@ UNKNOWN = "unknown"
 
 
 def embeddings_spec(latent_dim: int) -> TableSpec:
+    """Describe the embeddings table of a model with so many latents."""
     columns = [
         column("image_id", pa.string(), "the image", required=True),
         column("images_version", pa.int64(), "snapshot of the images table that was read"),

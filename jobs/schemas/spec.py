@@ -49,10 +49,12 @@ class TableSpec:
 def column(
     name: str, kind: pa.DataType, comment: str, *, required: bool = False, **extra: str
 ) -> pa.Field:
+    """Make a column with a comment; `extra` becomes metadata too, such as unit=nats."""
     return pa.field(name, kind, nullable=not required, metadata={"comment": comment, **extra})
 
 
 def provenance() -> list[pa.Field]:
+    """Return the columns that say which night, job and unit made a row."""
     return [
         column("night", pa.string(), "logical night of the run (YYYY-MM-DD)"),
         column("job_id", pa.string(), "the job that published the row"),
@@ -61,6 +63,7 @@ def provenance() -> list[pa.Field]:
 
 
 def codes(latent_dim: int) -> list[pa.Field]:
+    """Return the columns of an embedding and its log-variance."""
     dimension = str(latent_dim)
     return [
         column("embedding", VECTOR, "posterior mean", dimension=dimension),
@@ -74,6 +77,7 @@ def codes(latent_dim: int) -> list[pa.Field]:
 
 
 def scores() -> list[pa.Field]:
+    """Return a column for each score."""
     return [
         column(name, pa.float64(), info.meaning, unit=info.unit, anomalous=info.anomalous)
         for name, info in SCORES.items()
@@ -81,6 +85,7 @@ def scores() -> list[pa.Field]:
 
 
 def p_value() -> pa.Field:
+    """Return the column of the decision score's p-value."""
     return column(
         "p_value",
         pa.float64(),
@@ -91,6 +96,7 @@ def p_value() -> pa.Field:
 
 
 def model_partition() -> list[pa.Field]:
+    """Return the columns that a model's tables are partitioned by."""
     return [
         column("model_version", pa.string(), "version of the bundle", required=True),
         column("dataset", pa.string(), "dataset of the image", required=True),

@@ -9,7 +9,7 @@ VECTOR = pa.list_(pa.field("element", pa.float32()))
 
 
 def vectors_of(column: pa.ChunkedArray) -> np.ndarray:
-    """A column of embeddings as a matrix (N, D)."""
+    """Return a column of embeddings as a matrix (N, D)."""
     parts = [c.flatten().to_numpy(zero_copy_only=False) for c in column.chunks]
     count = sum(len(chunk) for chunk in column.chunks)
     return np.concatenate(parts).reshape(count, -1) if count else np.zeros((0, 0), np.float32)

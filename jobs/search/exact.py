@@ -138,7 +138,7 @@ def _by_query(rows_H: np.ndarray, queries_H: np.ndarray) -> Iterator[tuple[int, 
 def _tightened(
     parts: list[tuple[np.ndarray, np.ndarray]], k: int, slack: float
 ) -> tuple[list[tuple[np.ndarray, np.ndarray]], float]:
-    """What is left of a query's candidates, and the bound for further ones."""
+    """Return what is left of a query's candidates, and the bound for further ones."""
     if sum(len(rows) for rows, _ in parts) < k:
         return parts, np.inf
     rows_H = np.concatenate([rows for rows, _ in parts])
@@ -206,7 +206,7 @@ def _nearest_pairs(
 
 
 def _direction(matrix_ND: np.ndarray) -> np.ndarray:
-    """The first principal axis, of a sample."""
+    """Return the first principal axis, of a sample."""
     sample = matrix_ND[:: max(1, len(matrix_ND) // 10_000)].astype(np.float64)
     _, axes = np.linalg.eigh(np.cov(sample.T).reshape(matrix_ND.shape[1], -1))
     return axes[:, -1].astype(np.float32)

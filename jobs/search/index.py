@@ -53,7 +53,7 @@ ALONE = 20_000
 
 
 def build(lake: LakePaths, model: str, metric: str) -> dict[str, Any]:
-    """Makes the index of the published embeddings, unless it is there; earlier ones are removed.
+    """Make the index of the published embeddings, unless it is there; earlier ones are removed.
 
     model: NAME[@VERSION|@ALIAS]. Raises InputError where usearch is not installed.
     """
@@ -78,7 +78,7 @@ def build(lake: LakePaths, model: str, metric: str) -> dict[str, Any]:
 
 
 def _make(snapshot: Snapshot, version: str, metric: str, uri: str) -> int:
-    """Writes the index and, last, what names its files; returns its rows."""
+    """Write the index and, last, what names its files; returns its rows."""
     vectors = Vectors.read(snapshot, version)
     rows, dim = vectors.matrix_ND.shape
     index = _usearch().Index(
@@ -122,7 +122,7 @@ class _IndexAbout:
 
 
 def files_of(document: bytes | None) -> set[str]:
-    """The names of the files that an index names; none where it cannot be read."""
+    """Return the names of the files that an index names; none where it cannot be read."""
     try:
         about = parsed(_IndexAbout, document or b"", "an index", AGAIN)
     except Unreadable:
@@ -135,11 +135,12 @@ def _uri(lake: LakePaths, model: str, version: str, metric: str, snapshot: Snaps
 
 
 def index_folder(lake: LakePaths, model: str, version: str) -> str:
+    """Locate the folder of a bundle's indexes."""
     return join(lake.uri, "indexes", model, version)
 
 
 def _sweep(folder: str, metric: str, version: int) -> None:
-    """Removes a metric's indexes of earlier embeddings; a later one is somebody else's."""
+    """Remove a metric's indexes of earlier embeddings; a later one is somebody else's."""
     for name in names_in(folder):
         found = re.match(rf"\.?{metric}-v(\d+)[-.]", name)
         if found is not None and int(found[1]) < version:
@@ -159,7 +160,7 @@ class Index:
     def find(
         cls, lake: LakePaths, model: str, version: str, metric: str, snapshot: Snapshot
     ) -> Index | None:
-        """That of these very embeddings; None where there is none that can be used."""
+        """Return that of these very embeddings; None where there is none that can be used."""
         uri = _uri(lake, model, version, metric, snapshot)
         document = read_if_there(uri)
         if document is None:
@@ -186,6 +187,7 @@ class Index:
         return cls(ids, datasets.cast(pa.string()), metric, restored)
 
     def vector(self, row: int) -> np.ndarray:
+        """Return the embedding of a row, (D,)."""
         return np.asarray(self.restored.get(row), np.float32)
 
     def nearest(self, queries_QD: np.ndarray, k: int, other_than: str | None) -> list[Found]:
@@ -210,7 +212,7 @@ class Index:
 
 
 def _restored(uri: str, size: int) -> Any:
-    """Mapped from local disk, read from a store. Raises ValueError where it was cut off."""
+    """Map from local disk, read from a store. Raises ValueError where it was cut off."""
     path = local_path(uri)
     source = str(path) if path is not None else read(uri)
     found = path.stat().st_size if path is not None else len(source)

@@ -53,6 +53,7 @@ class Vectors:
         return lengths(self.matrix_ND)
 
     def vector(self, row: int) -> np.ndarray:
+        """Return the embedding of a row, (D,)."""
         return self.matrix_ND[row]
 
     def nearest(
@@ -63,6 +64,7 @@ class Vectors:
 
 
 def dimension(snapshot: Snapshot) -> int:
+    """Return the dimension of a table's embeddings."""
     return int((snapshot.schema.field("embedding").metadata or {})[b"dimension"])
 
 

@@ -107,12 +107,14 @@ class FileRange:
     refused: tuple[str, str] | None = None
 
     def to_json(self) -> dict[str, Any]:
+        """Return plain values, without those that are as usual."""
         # A source may have millions of them: dataclasses.asdict takes twenty times as long.
         given = vars(self).items()
         return {key: value for key, value in given if value is not None and value is not False}
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> FileRange:
+        """Read what `to_json` gave."""
         refused = raw.get("refused")
         return cls(**{**raw, "refused": tuple(refused) if refused else None})
 
@@ -151,7 +153,7 @@ class ReadsMany(Protocol):
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType | None:
-    """The type that a passthrough column is kept in: one that Delta and every reader share.
+    """Return the type that a passthrough column is kept in: one that Delta and every reader share.
 
     None where there is none: nested values, and times without a zone.
     """
@@ -185,5 +187,5 @@ def hive_columns(uri: str) -> dict[str, str]:
 
 
 def hive_arrays(uri: str, count: int) -> dict[str, pa.Array]:
-    """The hive columns of a file for `count` rows."""
+    """Return the hive columns of a file for `count` rows."""
     return {key: pa.repeat(value, count) for key, value in hive_columns(uri).items()}

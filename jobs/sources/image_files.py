@@ -36,12 +36,13 @@ def look(file: SourceFile, layout: Layout) -> FileProbe:
 
 
 def read(part: FileRange, layout: Layout, columns: list[str]) -> Iterator[SourceBatch]:
-    """The file as one row."""
+    """Yield the file as one row."""
     yield _batch([(part, _image(part))])
 
 
 def read_many(parts: Sequence[FileRange]) -> Iterator[SourceBatch | list[FileRange]]:
-    """The rows of many files in order, in batches; between them, parts that were SourceChanged."""
+    """Yield the rows of many files in order, in batches; between them, parts that were
+    SourceChanged."""
     pending: list[tuple[FileRange, Image]] = []
     size = 0
     for part, image in _images(parts):

@@ -42,6 +42,7 @@ class Scope:
 
     @classmethod
     def of(cls, source: str) -> Scope:
+        """Read a source as a user writes it."""
         uri = resolve_source(source)
         path = local_path(uri)
         there = path is not None and path.exists()
@@ -70,7 +71,7 @@ def _plain(uri: str) -> str:
 
 
 def _pattern(text: str) -> re.Pattern[str]:
-    """A glob as a regular expression: `**/` is any number of folders."""
+    """Return a glob as a regular expression: `**/` is any number of folders."""
     pieces = []
     for piece in re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", text):
         if piece == "**/":
@@ -90,7 +91,8 @@ def _pattern(text: str) -> re.Pattern[str]:
 
 
 def list_files(source: str) -> Iterator[SourceFile]:
-    """The files of a source, sorted by URI. Raises InputError where the source does not exist."""
+    """Yield the files of a source, sorted by URI. Raises InputError where the source does not
+    exist."""
     scope = Scope.of(source)
     path = local_path(scope.root)
     if path is not None:

@@ -134,7 +134,7 @@ def _raise_told(error: BaseException, uri: str) -> None:
 
 
 def _require_honest(metadata: Any, size: int) -> None:
-    """Raises RejectedInput where the footer claims more than the file can hold."""
+    """Raise RejectedInput where the footer claims more than the file can hold."""
     rows = 0
     for index in range(metadata.num_row_groups):
         group = metadata.row_group(index)
@@ -194,7 +194,7 @@ def _large_groups(metadata: Any) -> tuple[tuple[int, int], ...]:
 
 
 def _row_groups(metadata: Any, start: int, stop: int) -> tuple[list[int], int]:
-    """The row groups that hold rows [start, stop), and the number of their first row."""
+    """Return the row groups that hold rows [start, stop), and the number of their first row."""
     groups, first, position = [], 0, 0
     for index in range(metadata.num_row_groups):
         rows = metadata.row_group(index).num_rows
@@ -207,7 +207,7 @@ def _row_groups(metadata: Any, start: int, stop: int) -> tuple[list[int], int]:
 
 
 def _image_column(schema: pa.Schema, layout: Layout) -> str:
-    """The image column, a dotted name where it is nested.
+    """Return the image column, a dotted name where it is nested.
 
     Raises RejectedInput, which lists the columns.
     """
@@ -248,7 +248,7 @@ def _require_shape(name: str, kind: pa.DataType, layout: Layout) -> None:
 
 
 def _type_at(schema: pa.Schema, name: str) -> pa.DataType | None:
-    """The type of a column, by dotted name; a column whose own name has dots goes first."""
+    """Return the type of a column, by dotted name; a column whose own name has dots goes first."""
     if schema.names.count(name) == 1:
         return schema.field(name).type
     head, _, rest = name.partition(".")
@@ -263,14 +263,14 @@ def _type_at(schema: pa.Schema, name: str) -> pa.DataType | None:
 
 
 def _leaf(schema: pa.Schema, name: str) -> str:
-    """What to read for an image column: of a struct, its bytes only."""
+    """Return what to read for an image column: of a struct, its bytes only."""
     kind = _type_at(schema, name)
     assert kind is not None
     return f"{name}.bytes" if pa.types.is_struct(kind) else name
 
 
 def _reach(piece: pa.RecordBatch, name: str) -> pa.Array:
-    """The image column's values, null where any struct around them is."""
+    """Return the image column's values, null where any struct around them is."""
     if name in piece.schema.names:
         column = piece.column(name)
     else:
@@ -307,7 +307,7 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 def _passthrough(schema: pa.Schema, image_column: str, uri: str) -> pa.Schema:
-    """The columns that go along with the images; those that cannot are named in the log."""
+    """Return the columns that go along with the images; those that cannot are named in the log."""
     kept, left = [], []
     # To Delta, names that differ in their case only are the same.
     names = Counter(name.casefold() for name in schema.names)

@@ -33,11 +33,12 @@ class SourceChanged(LatentlakeError):
 
 
 def local_etag(status: os.stat_result) -> str:
+    """Name a local file's content by its size, time and inode."""
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
 def other_etag(info: dict[str, Any]) -> str:
-    """What a store that is neither a disk nor S3 tells a version of a file by."""
+    """Return what a store that is neither a disk nor S3 tells a version of a file by."""
     for name in ("ETag", "etag", "md5Hash", "content_md5", "generation"):
         if info.get(name):
             return str(info[name]).strip('"')
@@ -50,7 +51,7 @@ def other_etag(info: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def open_pinned(uri: str, etag: str) -> Iterator[BinaryIO]:
-    """A seekable file, read in blocks. Raises Replaced on entry, in reading or on exit.
+    """Open a seekable file, read in blocks. Raises SourceChanged on entry, in reading or on exit.
 
     Other faults come out as the client raises them.
     """
@@ -83,7 +84,7 @@ def _open_local(path: Path, uri: str, etag: str) -> Iterator[BinaryIO]:
 
 
 def _ends(file: BinaryIO) -> bytes:
-    """A hash of the first and the last few kilobytes; the position stays."""
+    """Return a hash of the first and the last few kilobytes; the position stays."""
     handle = file.fileno()
     size = os.fstat(handle).st_size
     first = os.pread(handle, ENDS_BYTES, 0)
@@ -92,7 +93,7 @@ def _ends(file: BinaryIO) -> bytes:
 
 
 def _entered(uri: str) -> BinaryIO:
-    """Opening asks for the size: a request like any other, tried again like any other."""
+    """Open: it asks for the size, a request like any other, tried again like any other."""
     fs, path = filesystem(uri)
 
     def action() -> BinaryIO | None:
@@ -188,7 +189,7 @@ def _is_expired(error: BaseException) -> bool:
 
 
 def read_pinned(uri: str, etag: str, size: int) -> bytes:
-    """The whole file, by one request. Raises SourceChanged, or LatentlakeError."""
+    """Return the whole file, by one request. Raises SourceChanged, or LatentlakeError."""
     path = local_name(uri)
 
     def action() -> bytes:

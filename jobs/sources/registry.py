@@ -14,11 +14,7 @@ from jobs.sources.listing import SourceFile
 
 
 def choose_format(files: Iterable[SourceFile], source: str) -> FormatName:
-    """Choose the format that most of the files have.
-
-    Raises:
-        InputError: none of them has any.
-    """
+    """Choose the format that most of the files have. Raises InputError where none has any."""
     counts = Counter(fmt for file in files if (fmt := recognise(file.uri)) is not None)
     if not counts:
         endings = ", ".join(f".{end}" for entry in FORMATS.values() for end in entry.endings)

@@ -57,7 +57,7 @@ def look(file: SourceFile, layout: Layout) -> FileProbe:
 
 
 def read(part: FileRange, layout: Layout, columns: list[str]) -> Iterator[SourceBatch]:
-    """The samples of an archive in its order."""
+    """Yield the samples of an archive in its order."""
     batch, size, row = [], 0, 0
     for sample in _samples(part):
         batch.append(sample)
@@ -139,7 +139,8 @@ def _image(member: tarfile.TarInfo, stream: IO[bytes], judged: Image) -> Image:
 
 
 def _text(name: str) -> str:
-    """A member's name as text: what is not UTF-8 comes as surrogates, which no table holds."""
+    """Return a member's name as text: what is not UTF-8 comes as surrogates, which no table
+    holds."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 

@@ -12,6 +12,8 @@ import logging
 import time
 from collections.abc import Iterator
 
+from typing_extensions import override
+
 from jobs.cluster.pool_job import PoolJob
 from jobs.cluster.settings import RaySettings
 from jobs.cluster.worker import ImportedWorker, WorkerFactory
@@ -59,16 +61,20 @@ class StageJob(PoolJob):
         self._unsteady: set[str] = set()  # files that changed while their parts were read
 
     @property
+    @override
     def first_table(self) -> str:
         return self.lake.dataset(self.target, QUARANTINE.name)
 
     @property
+    @override
     def relies_on(self) -> list[str]:
         return [self.lake.dataset(self.target, table) for table in DATASET_TABLES]
 
+    @override
     def tables(self, plan: Plan) -> StageTables:
         return stage_tables(self.lake, self.target, plan.settings)
 
+    @override
     def plan(self) -> Plan:
         images = self._published("images")
         stream = self._stream()
@@ -105,7 +111,7 @@ class StageJob(PoolJob):
         return stream
 
     def _published(self, table: str) -> Snapshot | None:
-        """The newest snapshot; a table that has only been created is as good as none."""
+        """Return the newest snapshot; a table that has only been created is as good as none."""
         snapshot = open_snapshot(self.lake.dataset(self.target, table))
         return snapshot if snapshot is not None and snapshot.is_published else None
 
@@ -137,7 +143,7 @@ class StageJob(PoolJob):
         records.save_units(self.lake, plan.job_id, units, found)
 
     def _current(self, units: list[Unit], gone: list[Pair]) -> tuple[list[Unit], list[Pair]]:
-        """What of a saved plan still fits the source, by one listing."""
+        """Return what of a saved plan still fits the source, by one listing."""
         pairs = {u.unit_id: {(p["uri"], p["etag"]) for p in u.inputs["parts"]} for u in units}
         missing = set().union(*pairs.values())
         left, listed = set(gone), set()
@@ -153,6 +159,7 @@ class StageJob(PoolJob):
         left = {(u, e) for u, e in left if u in read or (all_kept and u not in listed)}
         return kept, sorted(left)
 
+    @override
     def planned_units(self, plan: Plan) -> list[Unit]:
         assert self._planned is not None
         return list(self._planned[1])
@@ -162,6 +169,7 @@ class StageJob(PoolJob):
         assert self._planned is not None
         return [uri for uri, _ in self._planned[0].gone]
 
+    @override
     def owns(self, plan: Plan) -> bool:
         return (
             plan.settings["source"] == self.settings.source
@@ -180,6 +188,7 @@ class StageJob(PoolJob):
     def _fingerprint(self) -> str:
         return digest(PREPROCESSING, self.settings.fingerprint_of())
 
+    @override
     def worker(self) -> WorkerFactory:
         return ImportedWorker("jobs.stage.worker", "StageWorker")
 
@@ -196,6 +205,7 @@ class StageJob(PoolJob):
             kind=unit.kind,
         )
 
+    @override
     def settle(
         self, plan: Plan, completions: dict[str, Completion], head: Snapshot
     ) -> list[Unit] | CommitPlan:
@@ -246,7 +256,7 @@ class StageJob(PoolJob):
         )
 
     def post_commit(self, plan: Plan) -> None:
-        """The dataset card of the snapshot."""
+        """Write the dataset card of the snapshot."""
         from jobs.datasets.card import dataset_card
 
         dataset_card(self.lake, self.target)

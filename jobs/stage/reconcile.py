@@ -50,7 +50,7 @@ class StageState:
         self.overtaken = self.images.version != max(self.plan.base["images"], 0)
 
     def rows(self, table: str, columns: list[str]) -> Iterator[tuple[Completion, pa.Table]]:
-        """What each unit wrote for a table."""
+        """Yield what each unit wrote for a table."""
         uri = self.lake.dataset(self.plan.target, table)
         for completion in self.completions:
             for output in completion.outputs_of(table):
@@ -69,7 +69,7 @@ def still_gone(gone: list[Pair], completions: list[Completion], sources: Snapsho
 
 
 def require_whole_files(tonight: StageState) -> None:
-    """Raises StalePlan where one unit has rows of a file that another found replaced."""
+    """Raise StalePlan where one unit has rows of a file that another found replaced."""
     skipped = {uri for c in tonight.completions for uri in c.details.get("skipped", [])}
     if not skipped:
         return
@@ -162,7 +162,7 @@ def _pairs(rows: pa.Table) -> list[Pair]:
 
 
 def _require_known(tonight: StageState) -> None:
-    """Raises StalePlan where an image that a worker took for known has been removed meanwhile."""
+    """Raise StalePlan where an image that a worker took for known has been removed meanwhile."""
     published = [ids for _, ids in tonight.images.digests_each()]
     published += [digests(rows["image_id"]) for _, rows in tonight.rows("images", ["image_id"])]
     known = IdSet(published)
@@ -190,7 +190,8 @@ class Removals:
     gone: list[Pair] = dataclasses.field(default_factory=list)
 
     def units(self, fingerprint: str) -> tuple[list[Unit], list[Unit]]:
-        """What says what leaves, and the rewrites of the published files that these rows lie in."""
+        """Return what says what leaves, and the rewrites of the published files that these rows
+        lie in."""
         if not self.gone:
             return [], []
         night = self.tonight.plan.night
@@ -208,12 +209,13 @@ def save_order(lake: LakePaths, job_id: str, order: LeavingOrder) -> None:
 
 
 def load_order(lake: LakePaths, job_id: str, name: str) -> dict[str, Any]:
+    """Load what says what leaves."""
     uri = join(lake.units(job_id), name)
     return parsed(dict[str, Any], read(uri), uri, AGAIN)
 
 
 def removals(tonight: StageState, gone: list[Pair]) -> Removals:
-    """What has left with the files that are `gone`: pairs that the listing has no more."""
+    """Return what has left with the files that are `gone`: pairs that the listing has no more."""
     leaving = Removals(tonight, tonight.images.partition_rows({}), gone=gone)
     if not gone:
         return leaving
@@ -247,7 +249,7 @@ def _homeless(tonight: StageState, uris: pa.Array) -> pa.Array:
 def _find_homes(
     leaving: Removals, homeless: pa.Array, uris: pa.Array, etags: dict[str, str]
 ) -> None:
-    """The earliest published occurrence of each homeless image that stays, and the rows that go."""
+    """Find the earliest published occurrence of each homeless image, and the rows that go."""
     best: dict[str, tuple[str, str, int]] = {}
     members: dict[str, str | None] = {}
     paths: dict[str, set[str]] = {}  # of images, where their best occurrence lies

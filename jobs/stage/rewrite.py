@@ -32,7 +32,7 @@ class Rewriter:
         self.name = name
 
     def run(self, payload: StageRewrite | Correction) -> Done:
-        """Outputs, counts, details and the published paths that the outputs replace."""
+        """Return outputs, counts, details and the published paths that the outputs replace."""
         match payload:
             case StageRewrite():
                 return self._rewritten(payload)
@@ -52,7 +52,7 @@ class Rewriter:
         return [output] if output else [], {}, {}, {name: [path]}
 
     def _corrected(self, correction: Correction) -> Done:
-        """An earlier unit's rows, less what is published elsewhere."""
+        """Return an earlier unit's rows, less what is published elsewhere."""
         drop = _Drop(correction)
         outputs: list[Output] = []
         changes = (
@@ -99,7 +99,8 @@ class _Drop:
         return rows.set_column(rows.schema.get_field_index("fate"), "fate", fate)
 
     def removed_counts(self) -> dict[str, int]:
-        """The unit's counts. A promoted row has no image of tonight: it is the duplicate of one."""
+        """Return the unit's counts. A promoted row has no image of tonight: it is the duplicate of
+        one."""
         read = self._fates["staged"] + self._fates["duplicate"]
         return {**self.counts, "duplicates": read - self.counts["staged"]}
 

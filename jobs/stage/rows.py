@@ -197,7 +197,7 @@ class UnitRows:
                 self._shard = None
 
     def close(self) -> list[Output]:
-        """Writes the rest; the images' shards come first in the list, in order."""
+        """Write the rest; the images' shards come first in the list, in order."""
         if self._shard is not None:
             self.outputs.append(self._shard.close())
         for table, rows in (
@@ -222,7 +222,7 @@ class UnitRows:
 
 
 def target_of(settings: dict[str, Any]) -> Target:
-    """What staged pixels look like, from a plan's settings."""
+    """Return what staged pixels look like, from a plan's settings."""
     target = settings["target"]
     return Target(
         image_shape=tuple(target["image_shape"]),
@@ -254,7 +254,7 @@ def _bytes(image: Image) -> bytes | None:
 
 
 def _brought(batch: SourceBatch, field: pa.Field, kept: list[int]) -> Any:
-    """A passthrough column; null where this file has none."""
+    """Return a passthrough column; null where this file has none."""
     if field.name not in batch.passthrough.column_names:
         return pa.nulls(len(kept), field.type)
     column = batch.passthrough[field.name]

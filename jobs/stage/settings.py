@@ -65,6 +65,7 @@ class StageSettings(Settings):
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
+        """Return height, width and channels of staged images."""
         return (self.height, self.width, self.channels)
 
     @field_validator("array_shape")
@@ -75,7 +76,7 @@ class StageSettings(Settings):
         return value
 
     def preprocessing_of(self) -> dict[str, Any]:
-        """What staged pixels depend on beside the bytes: one dataset, one look."""
+        """Return what staged pixels depend on beside the bytes: one dataset, one look."""
         return {
             "image_shape": list(self.image_shape),
             "fit": self.fit,
@@ -84,5 +85,6 @@ class StageSettings(Settings):
         }
 
     def fingerprint_of(self) -> dict[str, Any]:
+        """Return the settings that fix what rows a source gives."""
         names = ("format", "image_column", "array_shape", "max_pixels", "rows_per_unit")
         return {**self.preprocessing_of(), **self.model_dump(mode="json", include=set(names))}

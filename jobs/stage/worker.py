@@ -38,16 +38,19 @@ class StageWorker:
 
     @functools.cached_property
     def published(self) -> Snapshot | None:
+        """Return the images table as the plan saw it; None where there was none."""
         version = self.context.base["images"]
         return open_snapshot(self.tables.images.uri, version) if version >= 0 else None
 
     @functools.cached_property
     def known(self) -> IdSet:
+        """Return the ids of the images that the plan knew."""
         if self.published is None:
             return IdSet()
         return self.published.image_ids()
 
     def execute(self, unit: Unit, attempt: str) -> Completion:
+        """Do one unit; see Worker."""
         started = time.monotonic()
         name = f"{unit.unit_id}-{attempt}"
         match payload_of(unit):
@@ -70,7 +73,7 @@ class StageWorker:
         )
 
     def _staged(self, parts: list[FileRange], unit_id: str, name: str) -> tuple[UnitRows, set[str]]:
-        """The unit's rows, and the files that were left for the next run.
+        """Return the unit's rows, and the files that were left for the next run.
 
         A file that turns out bad in its middle has given rows already: then every file is read
         once to judge it, and the unit begins again without the bad ones.
@@ -116,7 +119,7 @@ class StageWorker:
         return rows, skipped
 
     def _verdict(self, part: FileRange) -> RejectedInput | SourceChanged | None:
-        """Reads a part to its end, keeping nothing."""
+        """Read a part to its end, keeping nothing."""
         source_format = format_of(part.format)
         if part.refused or isinstance(source_format, ReadsMany):
             return None
@@ -128,7 +131,7 @@ class StageWorker:
         return None
 
     def _own(self, uri: str) -> IdSet:
-        """The published images whose first occurrence lies in a file."""
+        """Return the published images whose first occurrence lies in a file."""
         if self.published is None:
             return IdSet()
         return IdSet(

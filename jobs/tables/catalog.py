@@ -30,10 +30,12 @@ TOLD: dict[str, dict[str, type]] = {
 
 
 def datasets(lake: LakePaths) -> list[str]:
+    """List the datasets by name."""
     return folder_names(lake.datasets)
 
 
 def models(lake: LakePaths) -> list[str]:
+    """List the models by name."""
     return folder_names(lake.models)
 
 
@@ -44,6 +46,7 @@ def bundle_versions(lake: LakePaths, model: str) -> list[str]:
 
 
 def catalog_rows(lake: LakePaths, table: str) -> list[dict[str, Any]]:
+    """Read the rows of a table of the catalog; none where there is no table."""
     snapshot = open_snapshot(lake.catalog(table))
     if snapshot is None:
         return []
@@ -118,13 +121,14 @@ def published_versions(lake: LakePaths) -> dict[str, int]:
 
 
 def require_dataset(lake: LakePaths, dataset: str) -> None:
+    """Raise InputError, which lists the known ones, for an unknown dataset."""
     known = datasets(lake)
     if dataset not in known:
         raise unknown_name("dataset", dataset, known, f"; {lake.uri} has no datasets")
 
 
 def images_snapshot(lake: LakePaths, dataset: str, version: int | None = None) -> Snapshot:
-    """The images of a dataset: the newest published snapshot, or the given one."""
+    """Return the images of a dataset: the newest published snapshot, or the given one."""
     require_dataset(lake, dataset)
     uri = lake.dataset(dataset, "images")
     if version is None:
@@ -140,7 +144,7 @@ def images_snapshot(lake: LakePaths, dataset: str, version: int | None = None) -
 
 
 def embeddings_snapshot(lake: LakePaths, model: str, version: str) -> Snapshot:
-    """The published embeddings of a model. Raises InputError where the version has none."""
+    """Return the published embeddings of a model. Raises InputError where the version has none."""
     uri = lake.model(model, "embeddings")
     published = published_versions(lake).get(lake.name_of(uri))
     snapshot = open_snapshot(uri, published) if published is not None else None

@@ -16,6 +16,7 @@ class CommitStateUnknown(CommitConflict):
 
 
 def commit_once(action: Callable[[], None], uri: str) -> None:
+    """Commit once; raise CommitConflict where another commit was first."""
     # No retry here: whether a failed put landed is decided by reading the table again.
     try:
         action()

@@ -48,15 +48,16 @@ class Table:
     spec: TableSpec
 
     def snapshot(self, version: int | None = None) -> Snapshot | None:
-        """The newest snapshot, or the given one; None where the table does not exist yet."""
+        """Return the newest snapshot, or the given one; None where the table does not exist yet."""
         return open_snapshot(self.uri, version)
 
     def now(self) -> Snapshot:
-        """The newest snapshot of a table that has been there: StorageError where it has gone."""
+        """Return the newest snapshot of a table that has been there: StorageError where it has
+        gone."""
         return still_there(self.snapshot(), self.uri)
 
     def ensure(self) -> Snapshot:
-        """The newest snapshot, of a table that is created empty where there is none."""
+        """Return the newest snapshot, of a table that is created empty where there is none."""
         found = self.snapshot()
         if found is None:
             require_begun(self.uri)
@@ -111,7 +112,7 @@ class Table:
         return Schema.from_arrow(logged_schema(self.spec)).to_json()
 
     def require_same_schema(self, found: Snapshot) -> None:
-        """Raises InputError where the table cannot take this spec's rows."""
+        """Raise InputError where the table cannot take this spec's rows."""
         ours = {f.name: f for f in logged_schema(self.spec)}
         theirs = {f.name: f for f in found.schema}
         for name, field in ours.items():
@@ -134,7 +135,7 @@ class Table:
 
 
 def still_there(snapshot: Snapshot | None, uri: str) -> Snapshot:
-    """Raises StorageError where a table that a job works on is there no more."""
+    """Raise StorageError where a table that a job works on is there no more."""
     if snapshot is None:
         gone = f"{uri} has gone while a job was at work on it; look whether its disk is still there"
         raise StorageError(f"{gone}, and run it again")
@@ -171,10 +172,12 @@ class Snapshot:
 
     @property
     def version(self) -> int:
+        """Return the version of the table that it is."""
         return self.handle.version()
 
     @property
     def schema(self) -> pa.Schema:
+        """Return the schema of the rows."""
         return pa.schema(self.handle.schema().to_arrow())
 
     def has(self, job_id: str) -> bool:
@@ -196,7 +199,7 @@ class Snapshot:
         return attempt(lambda: self.handle.transaction_version(name), self.uri, "read")
 
     def history(self, down_to: int = 0) -> Iterator[dict[str, Any]]:
-        """What the log tells of this version and of those before it, the newest first.
+        """Return what the log tells of this version and of those before it, the newest first.
 
         Ends at version `down_to`, or where the log has been cleaned. Raises InputError for an
         entry that is damaged.
@@ -204,7 +207,8 @@ class Snapshot:
         return delta_log.entries(self.uri, self.version, max(down_to, 0))
 
     def last_commit(self) -> dict[str, Any]:
-        """The newest commit's metadata: `job_id` and `commit`, where a job of ours made it."""
+        """Return the newest commit's metadata: `job_id` and `commit`, where a job of ours made
+        it."""
         newest: dict[str, Any] = {"version": self.version}
         for entry in self.history(down_to=self.version - LOOKED_AT):
             if "job_id" in entry:  # commits that only add a column are nobody's job
@@ -213,7 +217,8 @@ class Snapshot:
         return newest
 
     def commit_of(self, job_id: str) -> dict[str, Any]:
-        """The metadata of the job's commit. Raises InputError where the log tells it no more."""
+        """Return the metadata of the job's commit. Raises InputError where the log tells it no
+        more."""
         assert self.has(job_id), f"{job_id} has not committed to {self.uri}"
         found = next((e for e in self.history() if e.get("job_id") == job_id), None)
         if found is None:
@@ -221,7 +226,7 @@ class Snapshot:
         return found
 
     def version_of(self, job_id: str) -> int:
-        """The version that the job published."""
+        """Return the version that the job published."""
         return self.commit_of(job_id)["version"]
 
     def _removals(self, paths: Sequence[str], now_ms: int, same_rows: bool) -> list[RemoveAction]:
@@ -241,7 +246,7 @@ class Snapshot:
         ]
 
     def files(self, partition: dict[str, str] | None = None) -> list[TableFile]:
-        """The files with what the log tells of them, sorted by path."""
+        """Return the files with what the log tells of them, sorted by path."""
         found = [
             TableFile(a["path"], a["size_bytes"], a["num_records"], _partition_of(a))
             for a in self._files(partition)
@@ -291,12 +296,14 @@ class Snapshot:
         return sum(action["num_records"] for action in self._files(partition))
 
     def file_uris(self, partition: dict[str, str] | None = None) -> list[str]:
+        """Return the URIs of its files, those of a partition if one is given."""
         return [join(self.uri, path) for path in self.paths(partition)]
 
     def read(
         self, columns: Sequence[str], partition: dict[str, str] | None = None
     ) -> pa.Table | None:
-        """The columns (none of them a partition column) of all files; None if there are none."""
+        """Return the columns (none of them a partition column) of all files; None if there are
+        none."""
         tables = [read_shard(uri, columns) for uri in self.file_uris(partition)]
         return pa.concat_tables(tables) if tables else None
 
@@ -310,7 +317,7 @@ class Snapshot:
         same_rows: bool = False,
         schema: str | None = None,
     ) -> int:
-        """Adds and removes files as the version after this one and returns it.
+        """Add and remove files as the version after this one, and return it.
 
         removed: paths that the snapshot has. same_rows: the rows only moved to other files. schema:
         that of a first commit, as `Table.delta_schema` gives it.
@@ -369,7 +376,7 @@ def _partition_of(action: dict[str, Any]) -> dict[str, str]:
 
 
 def open_snapshot(uri: str, version: int | None = None) -> Snapshot | None:
-    """Raises InputError where the table exists but does not have the version yet."""
+    """Raise InputError where the table exists but does not have the version yet."""
 
     if version is not None and not 0 <= version <= MOST_VERSIONS:
         raise InputError(f"{uri} has no version {version}")

@@ -30,6 +30,7 @@ FEW = 4  # entries that are read one after the other
 
 
 def entry_uri(table_uri: str, version: int) -> str:
+    """Locate a table's log entry of a version."""
     return join(table_uri, "_delta_log", f"{version:020d}.json")
 
 
@@ -53,7 +54,7 @@ def entry(table_uri: str, version: int) -> dict[str, Any] | None:
 
 
 def _require_last(lines: list[bytes], info: dict[str, Any], uri: str) -> None:
-    """What comes last in an entry is there: else it was cut off, in a line or between two."""
+    """Require what comes last in an entry: else it was cut off, in a line or between two."""
     few = [line for line in lines[:-1] if line.startswith(LAST)]
     actions = [parsed(dict[str, Any], line, uri, RESTORE) for line in (*few, lines[-1])]
     txns = [action["txn"] for action in actions if isinstance(action.get("txn"), dict)]
@@ -104,7 +105,7 @@ class Entries:
     checkpoint: int
 
     def missing(self) -> int | None:
-        """The first version that is not there, and should be."""
+        """Return the first version that is not there, and should be."""
         versions = {file.version for file in self.files}
         oldest = min(versions, default=0)
         first = oldest if self.checkpoint >= oldest else 0
@@ -112,10 +113,12 @@ class Entries:
 
     @property
     def folder(self) -> str:
+        """Return the URI of the log's folder."""
         return join(self.uri, "_delta_log")
 
     @property
     def newest(self) -> int:
+        """Return the newest version."""
         return self.files[-1].version if self.files else -1
 
     def jobs(self, to_the_oldest: bool = False) -> list[tuple[int, str | None]]:
@@ -148,7 +151,7 @@ def whole_entries(table_uri: str) -> Entries:
 
 
 def require_commits(table_uri: str, named: dict[int, set[str]], to_the_oldest: bool) -> None:
-    """Raises InputError where an entry is not the commit that it is named as. A table that is not
+    """Raise InputError where an entry is not the commit that it is named as. A table that is not
     there has lost no entry: somebody has removed all of it.
 
     named: by version, the jobs that say that they made it. Entries are opened as far back as the
@@ -175,7 +178,7 @@ def _require_elsewhere(entries: Entries, version: int, wanted: set[str]) -> None
 
 
 def require_readable(table_uri: str, why: str) -> None:
-    """Raises InputError that names the file which may keep a table from being opened, if any.
+    """Raise InputError that names the file which may keep a table from being opened, if any.
 
     why: what deltalake said.
     """
@@ -188,7 +191,7 @@ def require_readable(table_uri: str, why: str) -> None:
 
 
 def _listed(table_uri: str) -> Entries:
-    """Raises InputError for an entry or a checkpoint that is empty."""
+    """Raise InputError for an entry or a checkpoint that is empty."""
     files: dict[int, _LogFile] = {}
     checkpoint = -1
     for info in list_folder(join(table_uri, "_delta_log")):
@@ -217,7 +220,7 @@ def _job(table_uri: str, file: _LogFile) -> str | None:
 
 
 def require_ours(uri: str, action: dict[str, Any]) -> None:
-    """What a log says of a file: it lies in the table, and has been counted."""
+    """Require that a file that a log names lies in the table, and has been counted."""
     path, size, rows = (action.get(name) for name in ("path", "size_bytes", "num_records"))
     if path is None or not is_inner(path):
         raise damaged(f"the log of {uri}", f"{path!r} is no path in the table")

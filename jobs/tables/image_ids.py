@@ -18,7 +18,7 @@ _DIGIT[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
 
 
 def digests(ids: Any) -> np.ndarray:
-    """The first 128 bits of hexadecimal image ids, (N,) of two unsigned 64-bit halves.
+    """Return the first 128 bits of hexadecimal image ids, (N,) of two unsigned 64-bit halves.
 
     ids: a list of strings, or an Arrow array or chunked array of them, without nulls.
     """

@@ -14,7 +14,7 @@ from jobs.tables import catalog, delta_log
 
 
 def require_whole(lake: LakePaths, tables: Iterable[str], *, to_the_oldest: bool = False) -> None:
-    """Raises InputError, with the URI, where an entry of a table's log is missing, empty or cut
+    """Raise InputError, with the URI, where an entry of a table's log is missing, empty or cut
     off, or is not the commit that `catalog/runs` names.
 
     tables: URIs; those that are not there are passed over. Entries are opened as far back as the

@@ -10,6 +10,7 @@ from jobs.schemas.dataset import TableSpec
 
 
 def logged_schema(spec: TableSpec) -> pa.Schema:
+    """Return the schema as Delta's log keeps it."""
     # Delta has no fixed-size binary: the size lives in the field's metadata and in the files.
     return pa.schema(
         [
@@ -20,6 +21,7 @@ def logged_schema(spec: TableSpec) -> pa.Schema:
 
 
 def parsed_schema(text: str, uri: str) -> Schema:
+    """Read a schema from a log. Raises InputError where it is damaged."""
     try:
         return Schema.from_json(text)
     except Exception as error:  # deltalake has no class for it

@@ -78,7 +78,7 @@ class ShardWriter:
         return self._sink.tell()
 
     def write(self, rows: pa.Table) -> None:
-        """Adds rows, in the spec's file schema; full row groups are encoded at once.
+        """Add rows, in the spec's file schema; full row groups are encoded at once.
 
         Columns that the rows lack, because an older release wrote them, are null.
         """
@@ -108,7 +108,7 @@ class ShardWriter:
             self._waiting, self._waiting_rows = [], 0
 
     def close(self) -> Output:
-        """Puts the file, create-only. The table does not hold it until a commit names it.
+        """Put the file, create-only. The table does not hold it until a commit names it.
 
         Raises AlreadyThere where the name is taken.
         """
@@ -159,7 +159,7 @@ def write_shard(
     partition: Mapping[str, str] | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> Output:
-    """Writes `rows` as a new file of the table; see ShardWriter."""
+    """Write `rows` as a new file of the table; see ShardWriter."""
     writer = ShardWriter(table_uri, spec, name, partition, metadata)
     writer.write(rows)
     return writer.close()
@@ -262,7 +262,7 @@ def _finite(value: Any) -> bool:
 
 
 def read_shard(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """A shard's rows; partition columns are not inside the file."""
+    """Return a shard's rows; partition columns are not inside the file."""
     return _with_file(uri, lambda file: file.read(columns=_listed(columns)))
 
 
@@ -277,20 +277,20 @@ def read_digests(uri: str) -> np.ndarray:
 
 
 def read_row_group(uri: str, index: int, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of one row group of a shard; its footer is read once a process."""
+    """Return the rows of one row group of a shard; its footer is read once a process."""
     return _with_file(
         uri, lambda file: file.read_row_group(index, columns=_listed(columns)), _footer(uri)
     )
 
 
 def row_groups(uri: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """A shard's rows, a row group at a time."""
+    """Yield a shard's rows, a row group at a time."""
     for index in range(_footer(uri).num_row_groups):
         yield read_row_group(uri, index, columns)
 
 
 def read_span(uri: str, start: int, stop: int, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of a shard from one to another; other row groups are not read."""
+    """Return the rows of a shard from one to another; other row groups are not read."""
     footer, first, parts = _footer(uri), 0, []
     for index in range(footer.num_row_groups):
         count = footer.row_group(index).num_rows
@@ -302,7 +302,7 @@ def read_span(uri: str, start: int, stop: int, columns: Sequence[str] | None = N
 
 
 def shard_metadata(uri: str) -> dict[str, str]:
-    """The key-value metadata of a shard's footer."""
+    """Return the key-value metadata of a shard's footer."""
     found = _with_file(uri, lambda file: file.metadata.metadata or {})
     return {key.decode(): value.decode() for key, value in found.items()}
 

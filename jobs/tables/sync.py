@@ -16,7 +16,7 @@ from jobs.tables.delta_log import entry_uri
 
 
 def sync_files(table_uri: str, paths: Iterable[str]) -> None:
-    """The names of files of a table; their bytes are synced where they are written.
+    """Sync the names of files of a table; their bytes are synced where they are written.
 
     paths: relative to the table.
     """
@@ -27,7 +27,7 @@ def sync_files(table_uri: str, paths: Iterable[str]) -> None:
 
 
 def sync_commit(table_uri: str, version: int) -> None:
-    """An entry of a table's log, its name, and those of the folders that it lies in."""
+    """Sync an entry of a table's log, its name, and those of the folders that it lies in."""
     uri = entry_uri(table_uri, version)
     root, entry = local_path(table_uri), local_path(uri)
     if root is not None and entry is not None:

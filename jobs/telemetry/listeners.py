@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from typing_extensions import override
 
 from jobs.errors import LatentlakeError
 from jobs.lake.storage import create_or_keep, join
@@ -70,21 +71,25 @@ class LakeEvents(Listener):
         self._segments = 0
         self._flushed_at = time.monotonic()
 
+    @override
     def metrics(self, metrics: Sequence[Metric]) -> None:
         for metric in metrics:
             self._add({"event": "metric", **dataclasses.asdict(metric)})
         if time.monotonic() - self._flushed_at > FLUSH_S:
             self.flush()
 
+    @override
     def bad_step(self, bad: BadStep) -> None:
         self._add({"event": "bad_step", **dataclasses.asdict(bad)})
 
+    @override
     def note(self, text: str) -> None:
         self._add({"event": "note", "text": text})
 
     def _add(self, event: dict[str, Any]) -> None:
         self._lines.append(json.dumps({**event, "time_s": round(time.time(), 3)}))
 
+    @override
     def flush(self) -> None:
         self._flushed_at = time.monotonic()
         if self._lines:
@@ -95,6 +100,7 @@ class LakeEvents(Listener):
         else:
             self._uploads.go_on()
 
+    @override
     def close(self) -> None:
         self.flush()
         self._uploads.close()
@@ -118,6 +124,7 @@ class TensorBoard(Listener):
             self._writer = SummaryWriter(self._local.name, filename_suffix=suffix)
         return self._writer
 
+    @override
     def metrics(self, metrics: Sequence[Metric]) -> None:
         for metric in metrics:
             if isinstance(metric.value, list):
@@ -125,13 +132,16 @@ class TensorBoard(Listener):
             else:
                 self._open().add_scalar(metric.name, metric.value, metric.step)
 
+    @override
     def bad_step(self, bad: BadStep) -> None:
         self._open().add_text("bad_step", f"{bad.reason}: {', '.join(bad.image_ids)}", bad.step)
 
+    @override
     def pictures(self, name: str, png: bytes, step: int) -> None:
         pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
         self._open().add_image(name, pixels, step, dataformats="HWC")
 
+    @override
     def flush(self) -> None:
         if self._writer is not None:
             self._writer.close()
@@ -142,6 +152,7 @@ class TensorBoard(Listener):
                 path.unlink()
         self._uploads.go_on()
 
+    @override
     def close(self) -> None:
         self.flush()
         self._uploads.close()
@@ -155,6 +166,7 @@ class RayMetrics(Listener):
         self.tags = {"model": model, "version": version}
         self._gauges: dict[str, Any] = {}
 
+    @override
     def metrics(self, metrics: Sequence[Metric]) -> None:
         from ray.util.metrics import Gauge
 
@@ -176,11 +188,13 @@ class Screen(Listener):
         self._show = show
         self._say = say
 
+    @override
     def metrics(self, metrics: Sequence[Metric]) -> None:
         if metrics:
             values = {metric.name: metric.value for metric in metrics}
             self._show({**values, "step": metrics[0].step, "epoch": metrics[0].epoch})
 
+    @override
     def note(self, text: str) -> None:
         self._say(text)
 

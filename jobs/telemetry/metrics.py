@@ -62,17 +62,20 @@ class Listener:
     def metrics(self, metrics: Sequence[Metric]) -> None:
         """Of one step."""
 
-    def bad_step(self, bad: BadStep) -> None: ...
+    def bad_step(self, bad: BadStep) -> None:
+        """Take a step that left the weights as they were."""
 
     def note(self, text: str) -> None:
-        """A sentence for people."""
+        """Say a sentence to people."""
 
-    def pictures(self, name: str, png: bytes, step: int) -> None: ...
+    def pictures(self, name: str, png: bytes, step: int) -> None:
+        """Take pictures, as a PNG."""
 
     def flush(self) -> None:
-        """An epoch is over, or something went wrong: others may want to look."""
+        """Write what waits: an epoch is over, or something went wrong, and others may look."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Write what waits, and end."""
 
 
 class Telemetry:
@@ -83,6 +86,7 @@ class Telemetry:
 
     @property
     def is_heard(self) -> bool:
+        """Whether anybody listens."""
         return bool(self._listeners)
 
     def step(self, entry: Mapping[str, Any]) -> None:
@@ -95,18 +99,21 @@ class Telemetry:
         self._tell("flush")
 
     def bad_step(self, step: int, reason: str, image_ids: list[str]) -> None:
+        """Report a step that left the weights as they were."""
         self._tell("bad_step", BadStep(step, reason, image_ids))
         self._tell("flush")
 
     def note(self, text: str) -> None:
-        """A sentence for people: what was chosen, what went wrong and how it goes on."""
+        """Say a sentence to people: what was chosen, what went wrong and how it goes on."""
         log.info("%s", text)
         self._tell("note", text)
 
     def pictures(self, name: str, png: bytes, step: int) -> None:
+        """Report pictures, as a PNG."""
         self._tell("pictures", name, png, step)
 
     def close(self) -> None:
+        """Close all listeners."""
         self._tell("close")
 
     def _tell(self, what: str, *arguments: Any) -> None:
@@ -120,7 +127,8 @@ class Telemetry:
 
 
 def metrics_of(entry: Mapping[str, Any]) -> list[Metric]:
-    """The metrics of an entry; what has no unit is none, nor is null, nor what is not finite."""
+    """Return the metrics of an entry; what has no unit is none, nor is null, nor what is not
+    finite."""
     return [
         Metric(name, entry[name], unit, entry["step"], entry["epoch"])
         for name, unit in UNITS.items()

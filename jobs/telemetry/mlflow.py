@@ -11,6 +11,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from typing_extensions import override
+
 from jobs.errors import InputError
 from jobs.telemetry.metrics import BadStep, Listener, Metric
 
@@ -29,7 +31,7 @@ class Mlflow(Listener):
     """
 
     def __init__(self, model: str, version: str, settings: dict[str, Any]) -> None:
-        """Raises InputError where the mlflow package is missing."""
+        """Raise InputError where the mlflow package is missing."""
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing calls home
         try:
             from mlflow import MlflowClient
@@ -47,6 +49,7 @@ class Mlflow(Listener):
         self._thread = threading.Thread(target=self._send, name="mlflow", daemon=True)
         self._thread.start()
 
+    @override
     def metrics(self, metrics: Sequence[Metric]) -> None:
         now = int(time.time() * 1000)
         for metric in metrics:
@@ -54,9 +57,11 @@ class Mlflow(Listener):
                 value = float(metric.value)
                 self._waiting.put(self._metric(metric.name, value, now, metric.step))
 
+    @override
     def bad_step(self, bad: BadStep) -> None:
         self._waiting.put(bad)
 
+    @override
     def close(self) -> None:
         self._waiting.put(None)
         self._thread.join(CLOSE_S)
@@ -88,14 +93,14 @@ class Mlflow(Listener):
         return run.info.run_id
 
     def _taken(self) -> list[Any]:
-        """What waits, at least one; None is the end."""
+        """Return what waits, at least one; None is the end."""
         found = [self._waiting.get()]
         while len(found) < BATCH and not self._waiting.empty():
             found.append(self._waiting.get())
         return found
 
     def _sent(self, run_id: str, items: list[Any]) -> bool:
-        """False at the end."""
+        """Send what waits; return False at the end."""
         bad = [item for item in items if isinstance(item, BadStep)]
         metrics = [item for item in items if isinstance(item, self._metric)]
         if metrics:

@@ -52,6 +52,8 @@ class Position:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
+    """A training's state as it was saved: position, tensors, the best weights so far."""
+
     position: Position
     tensors: dict[str, Tensor]
     best: dict[str, Tensor] | None
@@ -74,7 +76,7 @@ def _complete(folder: str) -> list[str]:
 
 
 def load(folder: str, name: str) -> Checkpoint:
-    """Raises JobError where it is of another format."""
+    """Raise JobError where it is of another format."""
     uri = join(folder, name)
     body = parsed(dict[str, Any], read(uri), uri, FRESH)
     if body.pop("format", None) != FORMAT:
@@ -91,6 +93,7 @@ def load(folder: str, name: str) -> Checkpoint:
 
 
 def clear(folder: str) -> None:
+    """Remove a training's checkpoints."""
     delete_tree(folder)
 
 
@@ -115,12 +118,13 @@ class Saver:
         self._there: set[str] = set()  # names of weights that are in the lake
 
     def resumed_from(self, checkpoint: Checkpoint) -> None:
-        """What that checkpoint needs is there already."""
+        """Note that what that checkpoint needs is there already."""
         if checkpoint.position.best is not None:
             self._there.add(checkpoint.position.best["weights"])
 
     @property
     def busy(self) -> bool:
+        """Whether a checkpoint is being written."""
         return self._saving is not None and not self._saving.done()
 
     def best_name(self, epoch: int) -> str:
@@ -130,7 +134,7 @@ class Saver:
     def save(
         self, position: Position, tensors: dict[str, Tensor], best: dict[str, Tensor] | None
     ) -> None:
-        """Returns at once. tensors and best: nobody changes them from now on."""
+        """Return at once. tensors and best: nobody changes them from now on."""
         assert not self.busy
         self._saving = self._pool.submit(self._save, position, tensors, best)
 
@@ -155,7 +159,7 @@ class Saver:
         create_or_keep(join(self.folder, name), safetensors.torch.save(tensors))
 
     def _thin_out(self, best: str | None) -> None:
-        """Removes all but the newest ones and what those need; the JSON of each goes first.
+        """Remove all but the newest ones and what those need; the JSON of each goes first.
 
         best: weights that the next one will need, although none of these may.
         """
@@ -174,6 +178,7 @@ class Saver:
             self._saving.result()
 
     def finish(self) -> None:
+        """Wait for what is being written. Raises the error that it ended with."""
         self._pool.shutdown(wait=True)
 
 
@@ -182,7 +187,7 @@ def pack(
     optimizer: torch.optim.Optimizer,
     average: dict[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Copies of weights, optimiser state and averaged weights, as named tensors on the CPU."""
+    """Copy weights, optimiser state and averaged weights, as named tensors on the CPU."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     names = {id(p): name for name, p in model.named_parameters()}
     for parameter, state in optimizer.state.items():
@@ -204,7 +209,7 @@ def unpack(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
 ) -> dict[str, Tensor]:
-    """The reverse of `pack`, in place; returns the averaged weights.
+    """Return the reverse of `pack`, in place; returns the averaged weights.
 
     Raises JobError where the checkpoint is of another model.
     """

@@ -17,6 +17,8 @@ CONVOLUTIONS = ("conv", "residual")
 
 @dataclasses.dataclass(frozen=True)
 class Hardware:
+    """What a worker computes on, and how."""
+
     device: torch.device
     precision: Precision
     compiled: bool
@@ -49,7 +51,7 @@ class Hardware:
 
 
 def choose(settings: TrainSettings) -> Hardware:
-    """Raises InputError where a GPU is requested and the worker has none."""
+    """Raise InputError where a GPU is requested and the worker has none."""
     run = settings.run
     has_gpu = torch.cuda.is_available()
     if run.device == "cuda" and not has_gpu:

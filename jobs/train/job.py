@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from typing_extensions import override
+
 from jobs.bundles import aliases as bundles_aliases
 from jobs.bundles.manifest import is_there
 from jobs.cluster.settings import RaySettings
@@ -52,16 +54,20 @@ class TrainJob(Job):
         self.ray_settings = ray_settings
 
     @property
+    @override
     def first_table(self) -> str:
         return self.lake.catalog(ALIASES.name)
 
     @property
+    @override
     def relies_on(self) -> list[str]:
         return [self.lake.dataset(self.settings.dataset, "images")]
 
+    @override
     def tables(self, plan: Plan) -> list[Table]:
         return [Table(self.first_table, ALIASES)]
 
+    @override
     def plan(self) -> Plan:
         settings = self.settings
         images = catalog.images_snapshot(self.lake, settings.dataset, settings.images_version)
@@ -101,7 +107,7 @@ class TrainJob(Job):
         return [Unit.of(version, inputs)]
 
     def _require_room(self) -> None:
-        """Raises InputError where no table of the model could take the new bundle's codes.
+        """Raise InputError where no table of the model could take the new bundle's codes.
 
         Reported now, not by embed or evaluate when the training is paid for.
         """
@@ -117,10 +123,11 @@ class TrainJob(Job):
                 )
 
     def idle(self, plan: Plan) -> tuple[str, dict[str, Any]]:
-        """A finished fingerprint is not trained twice."""
+        """Return a finished fingerprint is not trained twice."""
         name = f"{self.target}@{plan.fingerprint}"
         return f"these settings and images are {name} already", {"version": plan.fingerprint}
 
+    @override
     def owns(self, plan: Plan) -> bool:
         theirs = TrainSettings.model_validate(plan.settings)
         named = ("dataset", "alias", "promote")
@@ -131,6 +138,7 @@ class TrainJob(Job):
             theirs.fingerprint_of() == self.settings.fingerprint_of()
         )
 
+    @override
     def execute(self, plan: Plan, units: Iterable[Unit]) -> None:
         (unit,) = units
         version = plan.fingerprint
@@ -148,7 +156,7 @@ class TrainJob(Job):
             raise JobError(f"training of {self.target}@{version} ended without a bundle")
 
     def order_of(self, plan: Plan, unit: Unit) -> TrainTask:
-        """What a new attempt at the plan's training is given."""
+        """Return what a new attempt at the plan's training is given."""
         images = catalog.images_snapshot(self.lake, plan.settings["dataset"], plan.base["images"])
         return TrainTask(
             lake=self.lake,
@@ -174,7 +182,8 @@ class TrainJob(Job):
     def settle(
         self, plan: Plan, completions: dict[str, Completion], head: Snapshot
     ) -> list[Unit] | CommitPlan:
-        """The alias row: the bundle gets the alias if no bundle has it, or if settings say so."""
+        """Return the alias row: the bundle gets the alias if no bundle has it, or if settings say
+        so."""
         (completion,) = completions.values()
         counts = {"version": plan.fingerprint, **completion.counts, **completion.details}
         settings = TrainSettings.model_validate(plan.settings)

@@ -123,7 +123,7 @@ def fit(order: TrainTask, ray_settings: RaySettings) -> None:
 
 
 def _abort(board: Any) -> None:
-    """Ends the training, which goes on elsewhere: nobody waits for it any more."""
+    """End the training, which goes on elsewhere: nobody waits for it any more."""
     with contextlib.suppress(RayError):
         controller: Any = ray.get(board.controller.remote(), timeout=ABORT_S)
         if controller is not None:
@@ -147,7 +147,7 @@ def _until_done(trainer: Callable[[], DataParallelTrainer]) -> None:
 
 
 def _own_error(error: TrainingFailedError) -> LatentlakeError:
-    """The workers' own error, where they had one."""
+    """Return the workers' own error, where they had one."""
     failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
     for failure in failures.values():
         cause = getattr(failure, "_base_exc", failure)  # as Ray wraps what a worker raised
@@ -158,7 +158,7 @@ def _own_error(error: TrainingFailedError) -> LatentlakeError:
 
 @contextlib.contextmanager
 def _shown(order: TrainTask, board: Any) -> Iterator[None]:
-    """A line of progress now and then, from what the first rank tells."""
+    """Show a line of progress now and then, from what the first rank tells."""
     progress = TrainingProgress(f"train {order.model}@{order.version}")
     over = threading.Event()
     life, received = "", 0

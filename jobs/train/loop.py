@@ -134,6 +134,7 @@ class Training:
 
     @property
     def steps_wanted(self) -> int:
+        """Count the steps of the whole training."""
         return self.settings.epochs * self.part.batches
 
     @property
@@ -142,16 +143,19 @@ class Training:
 
     @property
     def is_done(self) -> bool:
+        """Whether no step is left."""
         at, patience = self.position, self.settings.patience
         late = at.best is not None and patience and at.epochs - at.best["epoch"] >= patience
         return at.epochs >= self._epochs_wanted or bool(late)
 
     @property
     def used_splits(self) -> dict[str, Split]:
+        """Return the splits that the training reads, by name."""
         return {name: self.splits[name] for name in SPLITS}
 
     @property
     def images_seen(self) -> int:
+        """Count the images that all steps so far have seen."""
         return self.part.order.rows * self.position.epochs
 
     @property
@@ -196,7 +200,7 @@ class Training:
         self._end_epoch()
 
     def _end_epoch(self) -> None:
-        """Validates, judges and tells the epoch, and begins the next one."""
+        """Validate, judge and report the epoch, and begin the next one."""
         at, entry = self.position, self._entry()
         validated = validate(self.model, self.validation, self.settings, self.rank, self.average)
         at.history.append({**entry, **validated.entry})
@@ -218,7 +222,7 @@ class Training:
         return next(batches).rows(0, SHEET_IMAGES)
 
     def _draw_if_due(self) -> None:
-        """A sheet for TensorBoard, now and then and at the end."""
+        """Draw a sheet for TensorBoard, now and then and at the end."""
         now = time.monotonic()
         if self.telemetry.is_heard and (self.is_done or now - self._drawn_at > PICTURES_S):
             self._drawn_at = now
@@ -241,7 +245,7 @@ class Training:
         self._save_if_due()
 
     def _take_in(self) -> float:
-        """The steps since the last call, over all ranks; their mean gradient norm."""
+        """Return the steps since the last call, over all ranks; their mean gradient norm."""
         unseen, self._unseen = self._unseen, []
         local = torch.zeros(5, dtype=torch.float64)
         norms = []
@@ -261,7 +265,7 @@ class Training:
         return sum(norms) / len(norms) if norms else math.nan
 
     def _bad_step(self, step: int, reason: str) -> None:
-        """A step that left the weights as they were: reported, and skipped up to a bound."""
+        """Count and report a step that left the weights as they were; up to a bound, skip it."""
         at = self.position
         at.bad_steps += 1
         batch = step % self.part.batches
@@ -298,7 +302,7 @@ class Training:
         }
 
     def _state(self) -> dict[str, float]:
-        """What telemetry tells beside the losses."""
+        """Return what telemetry tells beside the losses."""
         device = self.hardware.device
         if device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(device)
@@ -312,7 +316,7 @@ class Training:
         }
 
     def _judge(self, validation_nats: float) -> None:
-        """Keeps the weights of the best epoch, of those whose losses compare."""
+        """Keep the weights of the best epoch, of those whose losses compare."""
         at = self.position
         # An epoch in mid warm-up weighs its KL less than a later one.
         warm = at.step >= self.settings.objective.warm_from

@@ -22,7 +22,7 @@ from vae_core.training.final_pass import FinalSums
 def observed(
     model: Autoencoder, split: Split, settings: TrainSettings, rank: Rank
 ) -> Iterator[tuple[Tensor, ImageNoise]]:
-    """This rank's images as the likelihood sees them, with their noise, in batches."""
+    """Yield this rank's images as the likelihood sees them, with their noise, in batches."""
     device = next(model.parameters()).device
     for images in split.batches(settings.score_batch, rank.index, rank.world_size):
         keys = torch.from_numpy(image_keys(images.image_ids)).to(device)

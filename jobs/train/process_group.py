@@ -41,10 +41,12 @@ class ProcessGroup(BackendConfig):
 
     @property
     def backend_cls(self) -> type[Backend]:
+        """Return the class that sets it up, for Ray Train."""
         return _Backend
 
     @property
     def train_func_context(self) -> Callable[[], Any]:  # pyright: ignore
+        """Return the context that trainings run in, for Ray Train."""
         return _on_own_device
 
 
@@ -102,7 +104,8 @@ def use_rays_interface() -> None:
 
 
 def interface_of(address: str) -> str | None:
-    """The interface that has an IPv4 address; None where none has, or that cannot be known."""
+    """Return the interface that has an IPv4 address; None where none has, or that cannot be
+    known."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             request = struct.pack("256s", name.encode())

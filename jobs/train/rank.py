@@ -24,10 +24,11 @@ class Rank:
 
     @property
     def is_first(self) -> bool:
+        """Whether it is the rank that writes."""
         return self.index == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """The element-wise sum over ranks, in place."""
+        """Return the element-wise sum over ranks, in place."""
         if self.world_size > 1:
             dist.all_reduce(values)
         return values
@@ -49,5 +50,6 @@ class Rank:
         return box[0]
 
     def wait(self) -> None:
+        """Wait for all ranks."""
         if self.world_size > 1:
             dist.barrier()

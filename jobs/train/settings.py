@@ -164,7 +164,7 @@ class TrainSettings(Settings):
         return self.decision_score or next(name for name in DECISIVE if name in known)
 
     def model_config_of(self, image_shape: tuple[int, int, int]) -> ModelConfig:
-        """The model for images of a shape (H, W, C)."""
+        """Return the model for images of a shape (H, W, C)."""
         return ModelConfig(
             image_shape=image_shape,
             latent_dim=self.latent_dim,
@@ -176,5 +176,6 @@ class TrainSettings(Settings):
         )
 
     def fingerprint_of(self) -> dict[str, Any]:
+        """Return the settings that fix what is trained."""
         outside = {"workers", "run", "alias", "promote", "images_version", "dataset", "model"}
         return self.model_dump(mode="json", exclude=outside)

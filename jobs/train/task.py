@@ -28,6 +28,7 @@ class TrainTask:
 
     @property
     def train_settings(self) -> TrainSettings:
+        """Return the settings, validated."""
         return TrainSettings.model_validate(self.settings)
 
     @property
@@ -37,8 +38,10 @@ class TrainTask:
 
     @property
     def checkpoints(self) -> str:
+        """Locate the folder of checkpoints."""
         return join(self.run_folder, "checkpoints")
 
     @property
     def events(self) -> str:
+        """Locate the folder of events."""
         return join(self.run_folder, "events")

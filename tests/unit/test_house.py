@@ -42,8 +42,10 @@ def files(package: str) -> list[Path]:
 
 
 @pytest.mark.parametrize("path", files("vae_core"), ids=lambda p: p.name)
-def test_the_core_imports_torch_numpy_and_the_standard_library_alone(path: Path) -> None:
-    allowed = {"torch", "numpy", "vae_core"} | set(sys.stdlib_module_names)
+def test_the_core_imports_torch_numpy_scipy_and_the_standard_library_alone(path: Path) -> None:
+    # typing_extensions comes with torch.
+    allowed = {"torch", "numpy", "scipy", "typing_extensions", "vae_core"}
+    allowed |= set(sys.stdlib_module_names)
     assert tops(path) <= allowed
 
 
@@ -52,6 +54,25 @@ def test_a_folder_is_a_room_of_few_modules() -> None:
         rooms = Counter(path.parent for path in files(package))
         crowded = {str(room): count for room, count in rooms.items() if count > MOST_MODULES}
         assert not crowded
+
+
+def test_a_class_has_its_name_alone() -> None:
+    names = Counter(
+        node.name
+        for package in PACKAGES
+        for path in files(package)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    )
+    assert len(names) > 100
+    assert not {name for name, count in names.items() if count > 1}
+
+
+def test_what_start_up_is_guarded_by_is_there() -> None:
+    """A guard of a module that was moved would guard nothing."""
+    assert {"stage", "train", "embed", "evaluate", "drift", "promote"} <= set(SETTINGS)
+    for module in DESCRIBE:
+        assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
 
 
 def test_the_floors_are_kept() -> None:

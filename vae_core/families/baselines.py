@@ -23,6 +23,7 @@ class ValueCounts:
 
     @classmethod
     def zeros(cls, pixels: int) -> ValueCounts:
+        """Make counts of nothing yet."""
         return cls(torch.zeros(pixels, LEVELS, dtype=torch.float64))
 
     def add(self, pixels_NP: Tensor) -> None:
@@ -45,7 +46,7 @@ class IndependentPixels:
 
     @classmethod
     def fit(cls, counts: ValueCounts, floor: float = 1e-6) -> IndependentPixels:
-        """The maximum of the likelihood, variances floored (a border is always black)."""
+        """Return the maximum of the likelihood, variances floored (a border is always black)."""
         share_PV = counts.counts_PV / counts.counts_PV.sum(1, keepdim=True)
         values_V = torch.arange(LEVELS, dtype=torch.float64) / (LEVELS - 1)
         mean_P = share_PV @ values_V
@@ -96,7 +97,8 @@ class FullGaussian:
 
     @classmethod
     def fit(cls, sums: PixelSums, ridge: float = 1e-6) -> FullGaussian:
-        """The maximum of the likelihood, `ridge` (squared intensity) added to every variance."""
+        """Return the maximum of the likelihood, `ridge` (squared intensity) added to every
+        variance."""
         covariance = sums.covariance()
         covariance = covariance + ridge * torch.eye(len(covariance), dtype=covariance.dtype)
         return cls(sums.mean(), torch.linalg.cholesky(covariance))

@@ -30,6 +30,7 @@ class PixelSums:
 
     @classmethod
     def zeros(cls, origin_P: Tensor) -> PixelSums:
+        """Make sums of nothing yet, about an origin (P,)."""
         size = len(origin_P)
         return cls(
             torch.zeros((), dtype=torch.float64),
@@ -39,6 +40,7 @@ class PixelSums:
         )
 
     def add(self, x_NP: Tensor) -> None:
+        """Add images as vectors, (N, P)."""
         centred = x_NP.to(self.origin_P) - self.origin_P
         self.count += len(centred)
         self.sum_P += centred.sum(0)
@@ -49,7 +51,7 @@ class PixelSums:
         return [self.count, self.sum_P, self.outer_PP]
 
     def merge(self, other: PixelSums) -> None:
-        """Raises ValueError where the origins differ."""
+        """Raise ValueError where the origins differ."""
         if not torch.equal(self.origin_P, other.origin_P):
             raise ValueError("sums about different origins do not add up")
         self.count += other.count
@@ -57,10 +59,11 @@ class PixelSums:
         self.outer_PP += other.outer_PP
 
     def mean(self) -> Tensor:
+        """Return the mean image, (P,)."""
         return self.origin_P + self.sum_P / self.count
 
     def covariance(self) -> Tensor:
-        """The maximum-likelihood one, divided by the count, (P, P)."""
+        """Return the maximum-likelihood one, divided by the count, (P, P)."""
         offset = self.sum_P / self.count
         return self.outer_PP / self.count - torch.outer(offset, offset)
 
@@ -80,7 +83,8 @@ class ProbabilisticPCA:
 
     @classmethod
     def fit(cls, sums: PixelSums, dim: int) -> ProbabilisticPCA:
-        """The optimum of the likelihood (eqs. 7 and 8). Raises ValueError unless 0 < D < P."""
+        """Return the optimum of the likelihood (eqs. 7 and 8). Raises ValueError unless 0 < D <
+        P."""
         size = len(sums.sum_P)
         if not 0 < dim < size:
             raise ValueError(f"{dim} components of {size} pixels; choose from 1 to {size - 1}")
@@ -99,7 +103,7 @@ class ProbabilisticPCA:
         return (x_NP.to(self.mean_P) - self.mean_P) @ self.components_PD
 
     def reconstruct(self, x_NP: Tensor) -> Tensor:
-        """The nearest point of the principal subspace, (N, P)."""
+        """Return the nearest point of the principal subspace, (N, P)."""
         return self.mean_P + self.project(x_NP) @ self.components_PD.T
 
     def posterior(self, x_NP: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,7 +143,7 @@ def sums_for(model: Autoencoder) -> PixelSums:
 
 @torch.no_grad()
 def solve(model: Autoencoder, sums: PixelSums) -> None:
-    """Gives a linear model the optimum in closed form.
+    """Give a linear model the optimum in closed form.
 
     A Gaussian posterior becomes probabilistic PCA with its exact posterior, so that its ELBO is
     the log-likelihood; a deterministic one PCA. A fixed σ stays; a free one is set to the optimum.

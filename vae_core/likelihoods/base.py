@@ -37,7 +37,7 @@ class Likelihood(nn.Module, abc.ABC):
         return channels * self.params_per_value
 
     def target(self, x_NCHW: Tensor, noise: Noise | None = None) -> Tensor:
-        """The image as this likelihood sees it (binarised, say); the encoder sees it too."""
+        """Return the image as this likelihood sees it (binarised, say); the encoder sees it too."""
         return x_NCHW
 
     def scale(self) -> Tensor:
@@ -49,7 +49,7 @@ class Likelihood(nn.Module, abc.ABC):
         return self.scale()
 
     def freeze(self, mean_squared_error: float) -> None:
-        """Fixes what training left moving, from the train split's squared error a pixel value."""
+        """Fix what training left moving, from the train split's squared error a pixel value."""
 
     def log_prob(self, params_NCHW: Tensor, log_sigma: Tensor, target_NCHW: Tensor) -> Tensor:
         """log p(target | z) in nats, summed over pixels, shape (N,)."""
@@ -65,13 +65,13 @@ class Likelihood(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def mode(self, params_NCHW: Tensor) -> Tensor:
-        """The most probable value of each pixel, shape (N, C, H, W)."""
+        """Return the most probable value of each pixel, shape (N, C, H, W)."""
 
     @abc.abstractmethod
     def sample(
         self, params_NCHW: Tensor, log_sigma: Tensor, generator: torch.Generator | None = None
     ) -> Tensor:
-        """A draw from p(x | z), shape (N, C, H, W)."""
+        """Return a draw from p(x | z), shape (N, C, H, W)."""
 
     def _per_value(self, params_NCHW: Tensor) -> Tensor:
         """(N, C·Q, H, W) → (N, C, Q, H, W), in float32 at least."""
@@ -80,6 +80,7 @@ class Likelihood(nn.Module, abc.ABC):
 
 
 def normal_like(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Draw standard normal noise of a tensor's shape, type and device."""
     x = at_least_float32(like)
     return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
 

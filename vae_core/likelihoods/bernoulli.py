@@ -7,6 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from vae_core.config import LikelihoodConfig
 from vae_core.likelihoods.base import Likelihood, uniform_like
@@ -31,16 +32,20 @@ class Bernoulli(Likelihood):
         u = noise.uniform(BINARISATION, x_NCHW[0].numel() if len(x_NCHW) else 0)
         return (u.to(x_NCHW.device).reshape(x_NCHW.shape) < x_NCHW).to(x_NCHW.dtype)
 
+    @override
     def pixel_log_prob(self, params_NCHW: Tensor, log_sigma: Tensor, target_NCHW: Tensor) -> Tensor:
         logits, target = at_least_float32(params_NCHW), at_least_float32(target_NCHW)
         return -F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(1)
 
+    @override
     def mean(self, params_NCHW: Tensor) -> Tensor:
         return torch.sigmoid(at_least_float32(params_NCHW))
 
+    @override
     def mode(self, params_NCHW: Tensor) -> Tensor:
         return (params_NCHW > 0).to(at_least_float32(params_NCHW).dtype)
 
+    @override
     def sample(
         self, params_NCHW: Tensor, log_sigma: Tensor, generator: torch.Generator | None = None
     ) -> Tensor:
@@ -56,6 +61,7 @@ class ContinuousBernoulli(Likelihood):
     log-likelihood of grey pixels leaves out. Loaiza-Ganem & Cunningham 2019, eq. 7.
     """
 
+    @override
     def pixel_log_prob(self, params_NCHW: Tensor, log_sigma: Tensor, target_NCHW: Tensor) -> Tensor:
         logits, target = at_least_float32(params_NCHW), at_least_float32(target_NCHW)
         bernoulli = -F.binary_cross_entropy_with_logits(logits, target, reduction="none")
@@ -70,6 +76,7 @@ class ContinuousBernoulli(Likelihood):
         series = 0.5 + logits / 12.0 - logits**3 / 720.0
         return torch.where(near, series, closed)
 
+    @override
     def mode(self, params_NCHW: Tensor) -> Tensor:
         return (params_NCHW > 0).to(at_least_float32(params_NCHW).dtype)
 

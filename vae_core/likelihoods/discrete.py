@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from vae_core.config import LikelihoodConfig
 from vae_core.likelihoods.base import CHUNK_VALUES, Likelihood, in_chunks, uniform_like
@@ -20,6 +21,7 @@ class Categorical(Likelihood):
     256·C·H·W logits an image: the normaliser is taken in chunks of images.
     """
 
+    @override
     def pixel_log_prob(self, params_NCHW: Tensor, log_sigma: Tensor, target_NCHW: Tensor) -> Tensor:
         return in_chunks(self._log_prob, params_NCHW, pixel_values(target_NCHW))
 
@@ -28,11 +30,13 @@ class Categorical(Likelihood):
         chosen = logits.gather(2, values_NCHW.unsqueeze(2)).squeeze(2)
         return (chosen - torch.logsumexp(logits, dim=2)).sum(1)
 
+    @override
     def mean(self, params_NCHW: Tensor) -> Tensor:
         probability = torch.softmax(self._per_value(params_NCHW), dim=2)
         levels = torch.arange(LEVELS, device=probability.device, dtype=probability.dtype)
         return (probability * levels.reshape(1, 1, -1, 1, 1)).sum(2) / (LEVELS - 1)
 
+    @override
     def mode(self, params_NCHW: Tensor) -> Tensor:
         logits = self._per_value(params_NCHW)
         return logits.argmax(2).to(logits.dtype) / (LEVELS - 1)
@@ -68,6 +72,7 @@ class LogisticMixture(Likelihood):
         super().__init__(config)
         self.components = config.components
 
+    @override
     def outputs(self, channels: int) -> int:
         return self.components * (1 + 2 * channels + channels * (channels - 1) // 2)
 
@@ -88,6 +93,7 @@ class LogisticMixture(Likelihood):
             start += c
         return log_weights, means, soft_bound(raw, _LOG_SCALE_LIMIT), coefficients
 
+    @override
     def pixel_log_prob(self, params_NCHW: Tensor, log_sigma: Tensor, target_NCHW: Tensor) -> Tensor:
         return in_chunks(self._log_prob, params_NCHW, pixel_values(target_NCHW))
 
@@ -101,7 +107,7 @@ class LogisticMixture(Likelihood):
         return torch.logsumexp(total, dim=1)
 
     def mean(self, params_NCHW: Tensor) -> Tensor:
-        """That of the mixture of clipped logistics before they are rounded to values.
+        """Return that of the mixture of clipped logistics before they are rounded to values.
 
         For the first channel at most half a value off the exact one. A later channel's location
         moves with the channels before it, and clipping makes that non-linear: the mean is taken
@@ -153,7 +159,7 @@ class LogisticMixture(Likelihood):
     def sample(
         self, params_NCHW: Tensor, log_sigma: Tensor, generator: torch.Generator | None = None
     ) -> Tensor:
-        """A component by Gumbel noise, then its channels in turn."""
+        """Return a component by Gumbel noise, then its channels in turn."""
         log_weights, means, log_scales, coefficients = self._read(params_NCHW)
         gumbel = -torch.log(-torch.log(uniform_like(log_weights, generator)))
         component = (log_weights + gumbel).argmax(1, keepdim=True)

@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from vae_core.all_reduce import Peers
 from vae_core.config import LikelihoodConfig
@@ -16,6 +17,7 @@ from vae_core.normal import LOG_2PI, at_least_float32, soft_bound
 class SharedSigma(Likelihood):
     """N(x; params, σ²) with one σ for all pixels. Kingma & Welling 2014, appendix C.2."""
 
+    @override
     def log_prob(self, params_NCHW: Tensor, log_sigma: Tensor, target_NCHW: Tensor) -> Tensor:
         error = at_least_float32(target_NCHW) - at_least_float32(params_NCHW)
         pixels = error[0].numel() if len(error) else 0
@@ -24,17 +26,21 @@ class SharedSigma(Likelihood):
         squared_N = error.square().flatten(1).sum(1)
         return -0.5 * squared_N * torch.exp(-2.0 * log_sigma) - constant
 
+    @override
     def pixel_log_prob(self, params_NCHW: Tensor, log_sigma: Tensor, target_NCHW: Tensor) -> Tensor:
         error = at_least_float32(target_NCHW) - at_least_float32(params_NCHW)
         constant = error.shape[1] * (log_sigma + 0.5 * LOG_2PI)
         return -0.5 * error.square().sum(1) * torch.exp(-2.0 * log_sigma) - constant
 
+    @override
     def mean(self, params_NCHW: Tensor) -> Tensor:
         return at_least_float32(params_NCHW)
 
+    @override
     def mode(self, params_NCHW: Tensor) -> Tensor:
         return self.mean(params_NCHW)
 
+    @override
     def sample(
         self, params_NCHW: Tensor, log_sigma: Tensor, generator: torch.Generator | None = None
     ) -> Tensor:
@@ -50,6 +56,7 @@ class Gaussian(SharedSigma):
         self.learned = config.sigma is None
         self.raw_log_sigma = nn.Parameter(start, requires_grad=self.learned)
 
+    @override
     def scale(self) -> Tensor:
         return soft_bound(self.raw_log_sigma) if self.learned else self.raw_log_sigma
 
@@ -75,10 +82,12 @@ class OptimalGaussian(SharedSigma):
         self.register_buffer("squared_error", torch.tensor(0.04))
         self.register_buffer("steps", torch.tensor(0.0))
 
+    @override
     def scale(self) -> Tensor:
         return 0.5 * torch.log(self.squared_error.clamp_min(SIGMA_FLOOR**2))
 
     @torch.no_grad()
+    @override
     def batch_scale(self, params_NCHW: Tensor, target_NCHW: Tensor, peers: Peers) -> Tensor:
         if not self.training:
             return self.scale()
@@ -97,7 +106,7 @@ class OptimalGaussian(SharedSigma):
 
     @torch.no_grad()
     def freeze(self, mean_squared_error: float) -> None:
-        """Fixes σ² (squared intensity): the optimum over the whole train split."""
+        """Fix σ² (squared intensity): the optimum over the whole train split."""
         self.squared_error.fill_(mean_squared_error)
 
 
@@ -111,17 +120,21 @@ class PixelGaussian(Likelihood):
         mean, raw = self._per_value(params_NCHW).unbind(2)
         return mean, soft_bound(raw)
 
+    @override
     def pixel_log_prob(self, params_NCHW: Tensor, log_sigma: Tensor, target_NCHW: Tensor) -> Tensor:
         mean, log_var = self._moments(params_NCHW)
         squared = (at_least_float32(target_NCHW) - mean).square()
         return -0.5 * (squared * torch.exp(-log_var) + log_var + LOG_2PI).sum(1)
 
+    @override
     def mean(self, params_NCHW: Tensor) -> Tensor:
         return self._moments(params_NCHW)[0]
 
+    @override
     def mode(self, params_NCHW: Tensor) -> Tensor:
         return self.mean(params_NCHW)
 
+    @override
     def sample(
         self, params_NCHW: Tensor, log_sigma: Tensor, generator: torch.Generator | None = None
     ) -> Tensor:

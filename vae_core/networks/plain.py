@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from vae_core.config import ModelConfig
 from vae_core.networks.residual import residual_decoder, residual_encoder
@@ -35,6 +36,7 @@ class LinearEncoder(nn.Module):
         self.mean = nn.Linear(pixels, latent_dim)
         self.raw_log_var = nn.Parameter(torch.zeros(latent_dim * (features - 1)))
 
+    @override
     def forward(self, x_NCHW: Tensor) -> Tensor:
         mean_ND = self.mean(x_NCHW.flatten(1))
         raw = self.raw_log_var.expand(len(mean_ND), -1)
@@ -57,6 +59,7 @@ class TiedDecoder(nn.Module):
             [nn.Parameter(torch.zeros(layer.in_features)) for layer in self._layers]
         )
 
+    @override
     def forward(self, z_ND: Tensor) -> Tensor:
         h = z_ND
         for i, (layer, bias) in enumerate(zip(self._layers, self.biases, strict=True)):

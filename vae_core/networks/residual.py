@@ -11,6 +11,7 @@ import math
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from vae_core.config import ModelConfig
 from vae_core.networks.resolutions import halved
@@ -47,6 +48,7 @@ class ResidualBlock(nn.Module):
             last,
         )
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         return x + self.body(x)
 
@@ -62,6 +64,7 @@ class Enlarge(nn.Module):
         self.size = size
         self.conv = nn.Conv2d(n_in, n_out, 3, padding=1)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, size=self.size, mode="nearest"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 
 class Stack(nn.Sequential):
@@ -12,6 +13,7 @@ class Stack(nn.Sequential):
     traces a `forward` that is not torch's.
     """
 
+    @override
     def forward(self, input: Tensor) -> Tensor:
         for module in self:
             input = module(input)

@@ -67,6 +67,7 @@ class Batch:
         return kl_ND
 
     def zero(self) -> Tensor:
+        """Return a zero on the batch's device, for terms that an objective has not."""
         return self.posterior.mean_ND.new_zeros(())
 
 
@@ -227,7 +228,7 @@ OBJECTIVES: dict[str, Callable[[Batch], LossTerms]] = {
 
 
 def total_loss(terms: LossTerms, *, global_count: int, world_size: int = 1) -> Tensor:
-    """A rank's scalar to differentiate, in nats an image.
+    """Return a rank's scalar to differentiate, in nats an image.
 
     DDP averages gradients over ranks, so a rank's sum is scaled by world_size / global_count and
     what all ranks share counts once.

@@ -10,7 +10,8 @@ from vae_core.noise import CORRUPTION, PROBES, Noise
 
 
 def corrupt(target_NCHW: Tensor, objective: ObjectiveConfig, noise: Noise) -> Tensor:
-    """What a denoising encoder sees: pixels set to 0 with probability q, or with N(0, s²) added.
+    """Return what a denoising encoder sees: pixels set to 0 with probability q, or with N(0, s²)
+    added.
 
     All channels of a masked pixel go together. Vincent et al. 2010, "Stacked denoising
     autoencoders", section 3.3.

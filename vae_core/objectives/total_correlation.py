@@ -28,7 +28,8 @@ class KlParts(NamedTuple):
 def kl_parts(
     z_ND: Tensor, own: Posterior, others: Posterior, own_rows_N: Tensor, dataset_size: int
 ) -> KlParts:
-    """The parts for samples z of posteriors `own`, which are rows own_rows_N of `others` (M, D).
+    """Return the parts for samples z of posteriors `own`, which are rows own_rows_N of `others`
+    (M, D).
 
     The aggregate posterior q(z) = (1/T) Σ_t q(z|x_t) of T = dataset_size images is estimated from
     M of them: an image's own posterior, which is in it for certain, weighs 1/T, each of the rest

@@ -26,6 +26,7 @@ class EvaluationSums:
 
     @classmethod
     def zeros(cls, dim: int) -> EvaluationSums:
+        """Make sums of nothing yet, of `dim` latents."""
         return cls(
             LatentSums.zeros(dim),
             torch.zeros((), dtype=torch.float64),
@@ -75,6 +76,7 @@ class Evaluation:
 
     @classmethod
     def of(cls, model: Autoencoder, sums: EvaluationSums) -> Evaluation:
+        """Work out the evaluation of a model from its sums."""
         count, latents = float(sums.latents.count), sums.latents
         distortion = float(sums.recon_nll) / count
         variance_D = latents.outer_DD.diagonal() / count - (latents.mean_D / count).square()

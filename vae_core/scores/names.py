@@ -38,7 +38,7 @@ SCORES: dict[str, ScoreInfo] = {
 
 
 def scores_of(posterior: str, likelihood: str) -> list[str]:
-    """The scores that a model has which can judge an image, by the config's names."""
+    """Return the scores that a model has which can judge an image, by the config's names."""
     missing = set()
     if posterior == "deterministic":
         missing |= {"kl", "neg_elbo", "typicality", "bits_per_dim", "complexity_corrected"}

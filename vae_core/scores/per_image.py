@@ -77,14 +77,15 @@ class Scorer:
         return ScoredBatch(means, log_vars, self._all_scores(merged), reconstruction, places)
 
     def encode(self, pixels_NHWC: np.ndarray, image_ids: list[str]) -> ScoredBatch:
-        """The same codes as `score` gives, bit for bit, and nothing else."""
+        """Return the same codes as `score` gives, bit for bit, and nothing else."""
         merged = self._batches(pixels_NHWC, image_ids, self._codes)
         return ScoredBatch(merged["mean"], merged.get("log_var"), dict.fromkeys(SCORES))
 
     def bounds(
         self, pixels_NHWC: np.ndarray, image_ids: list[str], *, samples: int, seed: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The importance-weighted bound of log p(x), and the inference gap, (N,) in nats each.
+        """Return the importance-weighted bound of log p(x), and the inference gap, (N,) in nats
+        each.
 
         samples: K, by noise of this seed. The gap is the bound less the ELBO of the same samples:
         Cremer et al. 2018, eq. 6. Raises ValueError of a deterministic posterior.

@@ -43,7 +43,8 @@ def intervals(
     confidence: float,
     seed: int,
 ) -> dict[K, Interval]:
-    """The statistics of N images with their percentile intervals; NaN where there is no value.
+    """Return the statistics of N images with their percentile intervals; NaN where there is no
+    value.
 
     The same draws for all statistics, and for every call with as many images and the same seed.
     """
@@ -65,7 +66,8 @@ def intervals(
 def interval_of_two(
     statistic: OfTwo, first: int, second: int, *, resamples: int, confidence: float, seed: int
 ) -> Interval:
-    """The statistic of two samples, of so many each, where both are drawn anew, each by itself.
+    """Return the statistic of two samples, of so many each, where both are drawn anew, each by
+    itself.
 
     For a number that would be another one with another second sample, too. Efron & Tibshirani
     1993, section 8.3.

@@ -35,7 +35,8 @@ def p_values(
 
 
 def share_below(alpha: float, scores_N: np.ndarray, calibration_M: np.ndarray) -> OfTwo:
-    """The share of p-values that are at most alpha, of resampled scores and calibration scores.
+    """Return the share of p-values that are at most alpha, of resampled scores and calibration
+    scores.
 
     calibration_M is sorted ascending. All p-values share the calibration scores, so that the share
     varies with those, too: of N scores and M calibration scores it has a variance of about
@@ -53,7 +54,7 @@ def share_below(alpha: float, scores_N: np.ndarray, calibration_M: np.ndarray) -
 
 
 def q_values(p_K: np.ndarray, counts_K: np.ndarray) -> np.ndarray:
-    """The smallest level at which Benjamini–Hochberg flags each p-value of a batch, (K,).
+    """Return the smallest level at which Benjamini–Hochberg flags each p-value of a batch, (K,).
 
     p_K: the distinct p-values of the whole batch, ascending, none of them NaN; counts_K: how many
     images have each. There are no more of them than calibration images, however large the batch.

@@ -11,7 +11,7 @@ LEAST_EXACT = 1e-9  # a smaller p-value drowns in rounding: the limit's instead
 
 
 def ks_two_sample(first_N: np.ndarray, second_M: np.ndarray) -> tuple[float, float]:
-    """The largest difference of the two distribution functions, and its two-sided p-value.
+    """Return the largest difference of the two distribution functions, and its two-sided p-value.
 
     Exact for continuous samples, conservative with ties. Raises ValueError on an empty sample.
     """

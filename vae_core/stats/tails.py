@@ -47,8 +47,8 @@ def _gamma_below(a: float, x: float) -> float:
 def smallest_shift(
     arrivals: int, reference: int, dimensions: int, level: float, power: float = 0.8
 ) -> float:
-    """The shift of a mean, in standard deviations of one direction of the whitened space, that
-    Hotelling's test of so many independent images finds with that power.
+    """Return the shift of a mean, in standard deviations of one direction of the whitened space,
+    that Hotelling's test of so many independent images finds with that power.
 
     T² of a shift δ is near a chi-square with D degrees of freedom and the non-centrality
     n₁n₂/(n₁ + n₂) δ² (Anderson 2003, "An introduction to multivariate statistical analysis", 5.4).

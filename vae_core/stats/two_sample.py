@@ -351,7 +351,7 @@ def _scaled(x_ND: np.ndarray) -> np.ndarray:
 def _blocks(
     is_arrival_N: np.ndarray, arrivals_N: np.ndarray | None, reference_N: np.ndarray | None
 ) -> np.ndarray:
-    """A number for each block; those of the two sides are never the same."""
+    """Return a number for each block; those of the two sides are never the same."""
     count = int(is_arrival_N.sum())
     ours = np.arange(count) if arrivals_N is None else np.unique(arrivals_N, return_inverse=True)[1]
     theirs = (

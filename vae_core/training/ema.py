@@ -31,12 +31,13 @@ class WeightAverage:
         torch._foreach_lerp_(average, self._live, 1.0 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
     def load(self, average: dict[str, Tensor]) -> None:
+        """Take over an average that a checkpoint kept."""
         for name, value in self.average.items():
             value.copy_(average[name])
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """The model has the average for weights meanwhile."""
+        """Give the model the average for weights meanwhile."""
         self._swap()
         try:
             yield

@@ -21,6 +21,7 @@ class FinalSums:
 
     @classmethod
     def zeros(cls, dim: int) -> FinalSums:
+        """Make sums of nothing yet, of `dim` latents."""
         return cls(LatentSums.zeros(dim), torch.zeros(2, dtype=torch.float64))
 
     @torch.no_grad()

@@ -114,7 +114,7 @@ def _evidence(night: ReportNight, row: Row, drawn: Drawn | None) -> Picture:
 
 
 def cells_of(row: Row, drawn: Drawn) -> list[np.ndarray]:
-    """The three pictures in one size, the worst patch framed."""
+    """Return the three pictures in one size, the worst patch framed."""
     image, made, error = drawn
     times = max(1, round(FRAME / max(image.shape[:2])))
     cells = [enlarged(rgb(image), times), enlarged(rgb(made), times)]

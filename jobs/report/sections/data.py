@@ -18,7 +18,7 @@ TITLES = {"source_sizes": "sizes of the sources", "modes": "colour modes"}
 
 
 def data_section(night: ReportNight, limits: Limits) -> Section:
-    """Raises InputError where nothing was ever published."""
+    """Raise InputError where nothing was ever published."""
     card = dataset_card(night.lake, night.dataset, night.images_version)
     height, width, channels = card["image_shape"]
     facts = [
@@ -62,7 +62,8 @@ def _counts(title: str, counts: dict[str, int], shown: int = 30) -> Rows:
 
 
 def shown_images(night: ReportNight, most: int) -> tuple[str, list[str]]:
-    """What the contact sheet is of, and the ids: of the night's arrivals, if there are any."""
+    """Return what the contact sheet is of, and the ids: of the night's arrivals, if there are
+    any."""
     # An id is a hash: its order is that of no source.
     found = night.ask(
         """SELECT image_id, night = ? AS is_new FROM images WHERE dataset = ? AND night <= ?
@@ -91,7 +92,7 @@ def _sheet(night: ReportNight, limits: Limits) -> Pictures | Say:
 
 
 def sheet_images(night: ReportNight) -> tuple[str, list[np.ndarray]]:
-    """The same for a PNG."""
+    """Return the same for a PNG."""
     title, ids = shown_images(night, SHOWN)
     return title, list(night.images(ids).values())
 
@@ -120,7 +121,7 @@ def _refusals(night: ReportNight) -> list[Rows | Say]:
 
 
 def where(example: dict[str, Any]) -> str:
-    """A row of a source, in words."""
+    """Return a row of a source, in words."""
     member = f", {example['member']}" if example["member"] else ""
     place = f", row {example['row']}" if example["row"] is not None and example["row"] >= 0 else ""
     return f"{example['uri']}{member}{place}"

@@ -34,7 +34,7 @@ TESTS = {
 
 
 def drift_section(night: ReportNight) -> Section:
-    """The night's verdict, its tests, and the nights before. Raises Missing."""
+    """Return the night's verdict, its tests, and the nights before. Raises Missing."""
     _ = night.name
     if night.verdict is None:
         raise Missing(f"Drift was not tested on this night: latentlake drift {_target(night)}.")

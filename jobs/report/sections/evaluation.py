@@ -46,7 +46,7 @@ PER_DIMENSION = "kl_dimension"
 
 
 def evaluation_section(night: ReportNight) -> Section:
-    """The bundle's numbers beside those of the champion before it. Raises Missing."""
+    """Return the bundle's numbers beside those of the champion before it. Raises Missing."""
     rows = night.evaluated(night.version) if night.name else []
     if not rows:
         raise Missing(
@@ -79,7 +79,7 @@ def evaluation_section(night: ReportNight) -> Section:
 
 
 def _gate(night: ReportNight) -> list[Block]:
-    """What the night's challenger had to show, by `latentlake promote`."""
+    """Return what the night's challenger had to show, by `latentlake promote`."""
     found: list[Block] = []
     for run in night.runs:
         checks = run["counts"].get("checks") if run["job"] == "promote" else None
@@ -95,7 +95,7 @@ def _passed(value: bool | None) -> str:
 
 
 def _measures(night: ReportNight) -> list[str]:
-    """What the likelihoods of both champions are of: two where they do not compare."""
+    """Return what the likelihoods of both champions are of: two where they do not compare."""
     both = (night.version, night.previous)
     found = [about for version, about in night.versions.items() if version in both]
     return sorted({measure_of(about["config"]["likelihood"]) for about in found})

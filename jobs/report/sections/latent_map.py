@@ -24,7 +24,8 @@ METHODS = ("umap", "pca")  # a map by the first of these that there is
 
 
 def map_section(night: ReportNight, limits: Limits) -> Section:
-    """A sample by id, with the night's anomalies. Raises Missing where nothing is embedded."""
+    """Return a sample by id, with the night's anomalies. Raises Missing where nothing is
+    embedded."""
     most = limits.of(POINTS)
     rows = _sample(night, most)
     if not most:
@@ -115,8 +116,8 @@ def _of_the_map(night: ReportNight, method: str, ids: list[str]) -> dict[str, tu
 
 
 def pca_plane(vectors_ND: np.ndarray) -> np.ndarray:
-    """The plane of the largest variance, (N, 2); each axis points to where its largest weight is
-    positive. Of a single dimension y is zero."""
+    """Return the plane of the largest variance, (N, 2); each axis points to where its largest
+    weight is positive. Of a single dimension y is zero."""
     centred_ND = vectors_ND.astype(np.float64) - vectors_ND.mean(axis=0, dtype=np.float64)
     _, axes_DD = np.linalg.eigh(centred_ND.T @ centred_ND)
     plane_D2 = axes_DD[:, ::-1][:, :2]

@@ -99,7 +99,7 @@ def commands_section(night: ReportNight) -> Section:
 
 
 def commands_of(night: ReportNight) -> list[tuple[str, str]]:
-    """What each tells, and the command."""
+    """Return what each tells, and the command."""
     at = ["--lake", night.lake.uri]
     found = [("The dataset in full", ["describe", "--dataset", night.dataset, *at])]
     if night.version is None:

@@ -25,7 +25,7 @@ FLAGGED = 12
 
 
 def paintings_of(night: ReportNight) -> Paintings:
-    """What the model makes of test images and of the night's anomalies. Raises Missing."""
+    """Return what the model makes of test images and of the night's anomalies. Raises Missing."""
     from jobs.report.model_pictures import image_shape, paint  # brings torch
 
     usual = _test_images(night)
@@ -98,7 +98,7 @@ def _each(compared: Compared) -> Any:
 
 
 def samples_section(paintings: Paintings, limits: Limits) -> Section:
-    """Samples, interpolations and latent traversals."""
+    """Show samples, interpolations and latent traversals."""
     shown = paintings.samples[: limits.of(len(paintings.samples))]
     samples = [cell(image, f"Sample {n}", side=56) for n, image in enumerate(shown, 1)]
     prior = "the prior" if paintings.has_prior else "a Gaussian fitted to the codes"

@@ -41,7 +41,7 @@ class Loader(Protocol):
     waited_s: float
 
     def shares(self, epoch: int, first_batch: int = 0) -> Iterator[Share]:
-        """The rank's shares of an epoch (from 0) in step order, from a batch on."""
+        """Return the rank's shares of an epoch (from 0) in step order, from a batch on."""
         ...
 
 
@@ -57,14 +57,17 @@ class RankShare:
 
     @property
     def streams(self) -> slice:
+        """Return which of the epoch's streams are this rank's."""
         return rank_share(self.order.streams, self.rank, self.world_size)
 
     @property
     def stream_numbers(self) -> range:
+        """Return the numbers of this rank's streams."""
         return range(self.streams.start, self.streams.stop)
 
     @property
     def rows(self) -> int:
+        """Count the rows of an epoch that are this rank's."""
         return sum(self.order.stream_rows(stream) for stream in self.stream_numbers)
 
     @property
@@ -74,6 +77,7 @@ class RankShare:
 
     @property
     def batches(self) -> int:
+        """Count the batches of an epoch."""
         return self.order.batches(self.batch_size)
 
     def before(self, batch: int) -> int:
@@ -81,11 +85,12 @@ class RankShare:
         return sum(self.order.depth(batch, self.batch_size, s) for s in self.stream_numbers)
 
     def global_count(self, batch: int) -> int:
+        """Count the images of a batch over all ranks."""
         return min(self.batch_size, self.order.rows - batch * self.batch_size)
 
 
 def image_ids(part: RankShare, epoch: int, batch: int) -> list[str]:
-    """The ids of a whole global batch, in its order, whoever has which of them."""
+    """Return the ids of a whole global batch, in its order, whoever has which of them."""
     taken = part.order.take(batch, part.batch_size, slice(0, part.order.streams))
     found: dict[int, str] = {}
     for stream in range(part.order.streams):
@@ -134,6 +139,7 @@ class Resident:
                 np.take(pixels, rows[piece.start : piece.stop], axis=0, out=out, mode="clip")
 
     def shares(self, epoch: int, first_batch: int = 0) -> Iterator[Share]:
+        """Yield this rank's share of each batch of an epoch; see Loader."""
         part = self.part
         started = time.monotonic()
         sequence = self._sequence(epoch)
@@ -181,6 +187,7 @@ class Streamed:
         self.waited_s = 0.0
 
     def shares(self, epoch: int, first_batch: int = 0) -> Iterator[Share]:
+        """Yield this rank's share of each batch of an epoch; see Loader."""
         part = self.part
         with ThreadPoolExecutor(PREFETCH_THREADS, thread_name_prefix="prefetch") as pool:
             try:
@@ -240,7 +247,7 @@ class _Stream:
         return pixels, np.concatenate(rows)[window.order]
 
     def fill(self, pixels: np.ndarray, places: np.ndarray) -> None:
-        """Puts the stream's next rows into some places of a batch."""
+        """Put the stream's next rows into some places of a batch."""
         done = 0
         while done < len(places):
             if self._at == len(self._order):

@@ -28,6 +28,7 @@ class Piece:
 
     @property
     def rows(self) -> int:
+        """Count its rows."""
         return self.stop - self.start
 
 
@@ -40,7 +41,7 @@ class Window:
 
 
 @dataclasses.dataclass(frozen=True)
-class Position:
+class TakenRows:
     """A rank's part of one global batch, (n,) each: place in the batch, stream, row of that."""
 
     positions: np.ndarray
@@ -64,6 +65,7 @@ class Order:
 
     @property
     def rows(self) -> int:
+        """Count the rows of an epoch."""
         return sum(self.group_rows)
 
     def stream_rows(self, stream: int) -> int:
@@ -79,7 +81,8 @@ class Order:
         return -(-self.rows // batch_size)
 
     def pieces(self, stream: int) -> list[Piece]:
-        """What a stream holds, the same in every epoch; each row of the split lies in one piece."""
+        """Return what a stream holds, the same in every epoch; each row of the split lies in one
+        piece."""
         groups = _generator(self.seed, _DEAL, 0).permutation(len(self.group_rows))
         ends = np.cumsum(np.array(self.group_rows, np.int64)[groups])
         first, last = self._span(stream)
@@ -94,7 +97,8 @@ class Order:
         return found
 
     def windows(self, stream: int, epoch: int) -> Iterator[Window]:
-        """A stream's epoch (from 0): its pieces in the epoch's order, rows shuffled in windows."""
+        """Yield a stream's epoch (from 0): its pieces in the epoch's order, rows shuffled in
+        windows."""
         generator = _generator(self.seed, epoch + 1, stream)
         wanted = -(-self.window_rows // self.streams)
         pieces = self.pieces(stream)
@@ -108,8 +112,8 @@ class Order:
         if window:
             yield Window(tuple(window), generator.permutation(sum(p.rows for p in window)))
 
-    def take(self, batch: int, batch_size: int, mine: slice) -> Position:
-        """What of a global batch comes from the streams [mine.start, mine.stop)."""
+    def take(self, batch: int, batch_size: int, mine: slice) -> TakenRows:
+        """Return what of a global batch comes from the streams [mine.start, mine.stop)."""
         first = batch * batch_size
         places = np.arange(first, min(first + batch_size, self.rows))
         depths, streams = np.divmod(places, self.streams)
@@ -120,7 +124,7 @@ class Order:
         if late.any():
             streams[late] = self._longer()[beyond[late]]
         own = (streams >= mine.start) & (streams < mine.stop)
-        return Position(places[own] - first, streams[own], depths[own])
+        return TakenRows(places[own] - first, streams[own], depths[own])
 
     def depth(self, batch: int, batch_size: int, stream: int) -> int:
         """How many of a stream's rows come before a global batch."""
@@ -137,7 +141,7 @@ class Order:
 
 
 def rank_share(count: int, rank: int, world_size: int) -> slice:
-    """A rank's share of `count` things in a row: every one in exactly one share."""
+    """Return a rank's share of `count` things in a row: every one in exactly one share."""
     return slice(count * rank // world_size, count * (rank + 1) // world_size)
 
 

@@ -15,7 +15,8 @@ GIB = 1 << 30
 
 
 def part_of(train: Split, settings: TrainSettings, rank: Rank) -> RankShare:
-    """The rank's part of the train split. Raises InputError where batch or crop do not fit it."""
+    """Return the rank's part of the train split. Raises InputError where batch or crop do not fit
+    it."""
     if settings.fit == "gradient" and settings.batch_size > len(train):
         raise InputError(
             f"batch_size {settings.batch_size} is more than the {len(train)} images of the train "
