@@ -45,7 +45,7 @@ def small_job_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--max-images", type=int, metavar="N", help="A side at most; 3000 if none.")
 @click.option("--least-images", type=int, metavar="N", help="A side at least; 50 if none.")
 @click.option("--relabellings", type=int, metavar="N", help="Of the tests; 1999 if none.")
-@click.option("--seed", type=int, metavar="N", help="Of samples and relabellings.")
+@click.option("--seed", type=int, metavar="N", help="Of samples and permutations.")
 @small_job_options
 def drift(alpha: str | None, **options: Any) -> None:
     """Hold the newest arrivals against the model's own test split: do they come from elsewhere?

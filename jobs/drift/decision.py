@@ -22,7 +22,7 @@ TOLD = 20  # dimensions at most
 TOLD_P = 0.05  # adjusted, of a dimension that is reported
 ENOUGH = 10  # images of a side a dimension, for the chi-square to stand for Hotelling's F
 POWER = 0.8
-LEAST_WAYS = 8.0  # labellings in a night's level, at least: relabellings are drawn with repetition
+LEAST_WAYS = 8.0  # labellings in a night's level, at least: permutations are drawn with repetition
 UNITS = {
     "hotelling": "standard deviations",
     "mmd": "kernel norm",

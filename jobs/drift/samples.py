@@ -210,7 +210,7 @@ def _evened(
     """As many of both, where the side that has more lies further apart in its files.
 
     Neighbours of a side that lies further apart are less alike. With as many blocks of both,
-    relabelling is right all the same (vae_core.stats.two_sample); with more of those that are less
+    permutation is right all the same (vae_core.stats.two_sample); with more of those that are less
     alike it would alarm too often; with more of the others, too rarely. arrived: images, of which
     `arrivals` are a sample.
     """
@@ -264,7 +264,7 @@ def _blocks(side: pa.Table, rule: DriftRule) -> np.ndarray:
 
 def runs(count: int, length: int) -> np.ndarray:
     """(count,): the number of each one's run; all runs but by one as long, none shorter than
-    `length` if there are as many. So a relabelling has as many images as the truth has."""
+    `length` if there are as many. So a permutation has as many images as the truth has."""
     pieces = max(1, count // length)
     return np.arange(count) * pieces // max(1, count)
 

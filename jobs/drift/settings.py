@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field, model_validator
 
 from jobs.settings import Settings
@@ -20,14 +22,25 @@ class DriftRule(Settings):
     least_images: int = Field(
         default=50, ge=10, description="a side; a night with fewer is not tested"
     )
-    relabellings: int = Field(default=1999, ge=99, description="of the permutation tests")
+    relabellings: int = Field(default=1999, ge=99, description="permutations of the tests")
     block_images: int = Field(
         default=16, ge=1, description="neighbours in a source file that are moved together"
     )
     block_by: str | None = Field(
         default=None, description="column whose equal values are moved together, such as camera"
     )
-    seed: int = Field(default=0, ge=0, description="of samples and relabellings")
+    seed: int = Field(default=0, ge=0, description="of samples and permutations")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_the_fields_word(cls, values: Any) -> Any:
+        """Take `permutations` for `relabellings`, the key that configs had before."""
+        if not isinstance(values, dict) or "permutations" not in values:
+            return values
+        if "relabellings" in values:
+            raise ValueError("permutations and relabellings are the same: give one of them")
+        others = {name: value for name, value in values.items() if name != "permutations"}
+        return {**others, "relabellings": values["permutations"]}
 
     @property
     def level(self) -> float:
@@ -38,7 +51,7 @@ class DriftRule(Settings):
     def _can_alarm(self) -> DriftRule:
         if 1 / (1 + self.relabellings) > self.level:
             raise ValueError(
-                f"{self.relabellings} relabellings give no p-value below "
+                f"{self.relabellings} permutations give no p-value below "
                 f"{1 / (1 + self.relabellings):.2g}, and a night may spend {self.level:.2g}: no "
                 f"drift could be found; ask for at least {round(1 / self.level)} relabellings"
             )

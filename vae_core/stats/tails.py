@@ -87,7 +87,7 @@ def _log_choose(n: int, k_K: np.ndarray) -> np.ndarray:
 
 
 def labellings(ours: int, theirs: int) -> float:
-    """How many relabellings of as many blocks there are that a two-sided test can tell apart, where
+    """How many permutations of as many blocks there are that a two-sided test can tell apart, where
     one block of the side that has fewer, and an even share of the other's, change places; infinite
     where that is beyond all use. In pairs a labelling and its opposite are one."""
     fewer, more = sorted((ours, theirs))

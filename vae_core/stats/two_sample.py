@@ -1,13 +1,13 @@
 """Compare two samples: do tonight's images come from where the reference came from?
 
 Each test is a statistic of a labelling, arrivals against reference, and all of them see the same
-random relabellings. So their p-values hold whatever the distribution is, as long as blocks (a
+random permutations. So their p-values hold whatever the distribution is, as long as blocks (a
 source's images of one hour, say) could have come on either side. All tests together give one
 p-value: that of the strongest of them, compared with the strongest of each relabelling
 (nonparametric combination: Pesarin & Salmaso 2010, "Permutation tests for complex data", chapter
 4). Images of a block stay together: what they share is no evidence.
 
-A relabelling swaps blocks within pairs, which are drawn once. Where blocks could have come on
+A permutation swaps blocks within pairs, which are drawn once. Where blocks could have come on
 either side, that is as right as drawing from all. Where those of one side hold together more than
 those of the other, it stays right as long as the difference of a pair is as likely to point one way
 as the other: it is Student's test of the pairs' differences (Scheffé 1943, "On solutions of the
@@ -19,7 +19,7 @@ The tests: Hotelling's T² of the ranks' normal scores (a shift of the mean; a f
 squares is skewed, and no difference of such is as likely to point either way); maximum mean
 discrepancy with a Gaussian kernel (Gretton et al. 2012, "A kernel two-sample test"); a classifier's
 held-out separation (Lopez-Paz & Oquab 2017, "Revisiting classifier two-sample tests"), here a ridge
-regression, whose predictions are linear in the labels, so that each relabelling costs a product and
+regression, whose predictions are linear in the labels, so that each permutation costs a product and
 not a fit; Kolmogorov–Smirnov in each dimension. Each is made of each family of numbers that the
 images have: their embeddings, their scores, and so on.
 
@@ -55,7 +55,7 @@ class Family:
 
     ks_D, ks_p_D: that difference in each dimension, and its p-value, adjusted for all dimensions of
     the family (Westfall & Young's maximum, which holds the error of the family as Holm's procedure
-    does, without D times as many relabellings).
+    does, without D times as many permutations).
     """
 
     tests: dict[str, float]
@@ -67,7 +67,7 @@ class Family:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TwoSample:
     """p_value: of all tests of all families together. smallest_p: that any data could have got, by
-    the number of relabellings."""
+    the number of permutations."""
 
     p_value: float
     families: dict[str, Family]
@@ -150,7 +150,7 @@ def evidence(values_L: np.ndarray) -> np.ndarray:
     """(L,): -log of each labelling's p-value among all, so that tests can be combined.
 
     Ranks alone would tie the strongest labelling of each of many tests, and a night far beyond all
-    relabellings in one test would still be no better than those that happen to lead in another. So
+    permutations in one test would still be no better than those that happen to lead in another. So
     in the tail the p-value goes on as an exponential does that fits the tail's median (after
     Knijnenburg et al. 2009, "Fewer permutations, more accurate P-values"). How well it fits decides
     about power alone: all labellings are treated alike, the true one too, so that the combined
@@ -202,9 +202,9 @@ def weights(
     relabellings: int,
     generator: np.random.Generator,
 ) -> np.ndarray:
-    """(N, 1 + relabellings): 1 / arrivals where an image counts as one, else -1 / reference.
+    """(N, 1 + permutations): 1 / arrivals where an image counts as one, else -1 / reference.
 
-    So that a column times the data is a difference of means. A relabelling draws anew, in each
+    So that a column times the data is a difference of means. A permutation draws anew, in each
     stratum, which of its blocks is the one of the side that has fewer.
     """
     arrives_B, of_N = _sides(is_arrival_N, blocks_N)
@@ -223,7 +223,7 @@ def weights(
 
 def mean_shift(w_NL: np.ndarray, x_ND: np.ndarray) -> np.ndarray:
     """(L,): Hotelling's T², but for a monotone map: with the covariance of both samples together,
-    which no relabelling changes."""
+    which no permutation changes."""
     centred_ND = x_ND - x_ND.mean(axis=0)
     values_D, vectors_DD = np.linalg.eigh(centred_ND.T @ centred_ND / len(x_ND))
     kept_D = values_D > FLOOR * max(values_D.max(), 1e-300)

@@ -17,6 +17,8 @@ from jobs.drift.decision import Decision, decide
 from jobs.drift.features import pixel_columns
 from jobs.drift.samples import Refusals, Sample, Sides, runs
 from jobs.drift.settings import DriftRule
+from jobs.errors import InputError
+from jobs.settings import build
 from tests.helpers import image_bytes, labels
 from tests.rounds import sampled
 
@@ -294,3 +296,10 @@ def test_at_most_twenty_dimensions_are_told_the_most_changed_first() -> None:
     assert len(told) == 20
     assert told[0]["effect"] == max(row["effect"] for row in told)
     assert min(row["effect"] for row in told) > 0.3
+
+
+def test_permutations_are_what_configs_called_relabellings() -> None:
+    named = build(DriftRule, {"permutations": 2500})
+    assert named == build(DriftRule, {"relabellings": 2500})
+    with pytest.raises(InputError, match="give one of them"):
+        build(DriftRule, {"permutations": 2500, "relabellings": 2500})
