@@ -52,7 +52,7 @@ def drift(alpha: str | None, **options: Any) -> None:
 
     What has come since the last judgement is tested: embeddings, scores, pixels and sources, with
     one p-value for all. Where drift is found, the anomalies of these arrivals are marked: their
-    p-values cannot be believed.
+    p-values are not valid.
 
     Example: latentlake drift --dataset photos --model photos --block-by camera
     """
@@ -110,4 +110,4 @@ def _marked(report: dict[str, Any]) -> str:
     counts = report["counts"]
     if not counts.get("drifted"):
         return ""
-    return f" The p-values of {counts['marked']:,} flagged anomalies cannot be believed."
+    return f" The p-values of {counts['marked']:,} flagged anomalies are not valid."

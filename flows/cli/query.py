@@ -88,7 +88,7 @@ def _doubted(rows: Any) -> str:
     if not count:
         return ""
     return (
-        f"\nthe p-values of {count} of these cannot be believed (calibration_valid): drift was "
+        f"\nthe p-values of {count} of these are not valid (calibration_valid): drift was "
         "found, or scores were computed otherwise than the calibration's; see latentlake drift"
     )
 

@@ -106,10 +106,10 @@ class Anomalies:
             if night.drift_tested:
                 self.validity.say(f"Calibration valid: {text}.", "good")
             else:
-                unknown = "Drift was not tested: whether p- and q-values can be believed is unknown"
+                unknown = "Drift was not tested: whether p- and q-values are valid is unknown"
                 self.validity.say(f"{unknown}. If they can, {text}.", "warning")
         else:
-            text = "CALIBRATION NOT VALID on this night: p- and q-values cannot be believed, and "
+            text = "CALIBRATION NOT VALID on this night: p- and q-values are not valid, and "
             text += f"no rate of false alarms is kept. Why: {night.why}."
             self.validity.say(text, "error")
         empty = "Nothing was flagged on this night."

@@ -66,7 +66,7 @@ class ImageDialog:
             kept = "No reconstruction was kept of it: latentlake embed --reconstructions anomalies"
             facts.append(f"{kept} (or all) keeps them.")
         if found.doubt:
-            facts.append(f"CALIBRATION NOT VALID: its p-value cannot be believed; {found.doubt}.")
+            facts.append(f"CALIBRATION NOT VALID: its p-value is not valid; {found.doubt}.")
         self.notice.say(" ".join(facts), "error" if found.doubt else "plain")
         self._show_neighbours(found)
 

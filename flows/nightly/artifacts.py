@@ -31,7 +31,7 @@ UNTOLD = ("rows_read", "unit_seconds", "fewest_flaggable", "model_version", "bat
 MOST_BYTES = 2 << 20  # of a picture in the Prefect server's database
 SHOWN = 20  # rows of an artifact's table
 DRIFTED = (
-    "**The night's images have drifted from the model's own: do not believe its p-values.** "
+    "**The night's images have drifted from the model's own: its p-values are not valid.** "
     "`calibration_valid` is false for its anomalies."
 )
 ANOMALIES = """

@@ -1,4 +1,4 @@
-"""drift: a night's arrivals against the model's own reference; anomalies that cannot be believed.
+"""drift: a night's arrivals against the model's own reference; anomalies that are not valid.
 
 One unit, in this process: samples are small. Where drift was found, the p-values of the arrivals'
 batches stand on a calibration that they are not exchangeable with, and their rows say so.
@@ -263,7 +263,7 @@ class DriftJob(Job):
         )
 
     def _rewrites(self, plan: Plan) -> list[Unit]:
-        """Of each published file with rows of the arrivals' batches that are believed so far."""
+        """Of each published file with rows of the arrivals' batches that are valid so far."""
         jobs = pa.array(_embed_jobs(plan), pa.string())
         units = []
         for table in self.tables(plan):

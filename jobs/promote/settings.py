@@ -29,7 +29,7 @@ class GateRule(Settings):
         default=0.001, ge=0, lt=1, description="least p-value of the calibration on the test split"
     )
     least_images: int = Field(
-        default=50, ge=10, description="test images of both; of fewer nothing is believed"
+        default=50, ge=10, description="test images of both; of fewer nothing is concluded"
     )
     least_anomalies: int = Field(
         default=10, ge=1, description="anomalous ones among them, and normal ones, for AUROC"

@@ -1,4 +1,4 @@
-"""The nights of a model: what each tested and flagged, and whether its p-values can be believed."""
+"""The nights of a model: what each tested and flagged, and whether its p-values are valid."""
 
 from __future__ import annotations
 

@@ -272,12 +272,12 @@ class ReportNight:
 
     @property
     def calibration_is_valid(self) -> bool:
-        """Whether the night's p-values can be believed."""
+        """Whether the night's p-values are valid."""
         return not self.why_not_valid
 
     @functools.cached_property
     def why_not_valid(self) -> str:
-        """Empty where the night's p-values can be believed."""
+        """Empty where the night's p-values are valid."""
         if self.drifted and not self.was_judged_before:
             return "the night's images differ from those that the model was calibrated on"
         doubtful = {row["job_id"] for row in self.batches if not row["calibration_valid"]}

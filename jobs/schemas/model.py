@@ -101,7 +101,7 @@ ANOMALIES = TableSpec(
             column(
                 "calibration_valid",
                 pa.bool_(),
-                "whether the p-values can be believed: false after drift, or where scores and "
+                "whether the p-values are valid: false after drift, or where scores and "
                 "calibration were computed differently",
             ),
             *scores(),
@@ -141,7 +141,7 @@ BATCHES = TableSpec(
             column("calibration_images", pa.int64(), "that the p-values stand on"),
             column("fewest_flaggable", pa.int64(), "fewer can never be flagged, however extreme"),
             column("decision_score", pa.string(), "name of the score that decides"),
-            column("calibration_valid", pa.bool_(), "whether the p-values can be believed"),
+            column("calibration_valid", pa.bool_(), "whether the p-values are valid"),
             *provenance(),
             *model_partition(),
         ]

@@ -32,7 +32,7 @@ IMAGE_COLUMNS = ("image", "img", "bytes", "image_bytes", "jpg", "png", "data", "
 BATCH_ROWS = 512
 BATCH_BYTES = 32 << 20
 LARGE_GROUP_BYTES = 64 << 20
-# A footer is believed only within what its file can hold.
+# A footer is trusted only within what its file can hold.
 MAX_ROWS_A_BYTE = 64
 MAX_EXPANSION = 1000
 
