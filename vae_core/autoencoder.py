@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vae_core.config import ModelConfig
 from vae_core.likelihoods.registry import LIKELIHOODS
+from vae_core.model import Model
 from vae_core.moments import LatentMoments
 from vae_core.networks.plain import DECODERS, ENCODERS
 from vae_core.noise import Noise
@@ -14,7 +15,7 @@ from vae_core.normal import standard_normal
 from vae_core.posteriors import POSTERIORS, Posterior
 
 
-class Autoencoder(nn.Module):
+class Autoencoder(Model):
     """Encodes, decodes, reconstructs and samples, whatever the family: the config says which.
 
     Images are float (N, C, H, W) in [0, 1]. `observe` turns one into what the likelihood sees
@@ -89,11 +90,3 @@ class Autoencoder(nn.Module):
         else:
             z_ND = standard_normal((count, self.config.latent_dim), generator)
         return self.show(z_ND.to(next(self.parameters())))
-
-
-def to_unit_range(pixels_NHWC: Tensor, *, channels_last: bool = False) -> Tensor:
-    """Staged uint8 pixels → float32 in [0, 1], (N, C, H, W), in memory as requested."""
-    x_NCHW = pixels_NHWC.permute(0, 3, 1, 2)
-    if not channels_last:
-        x_NCHW = x_NCHW.contiguous()
-    return x_NCHW.float().div_(255.0)

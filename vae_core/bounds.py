@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vae_core.autoencoder import Autoencoder
+from vae_core.model import Model
 from vae_core.normal import at_least_float32, normal_log_density
 from vae_core.posteriors import Posterior
 
@@ -19,7 +19,7 @@ def normal_log_prob(x_ND: Tensor, mean_ND: Tensor, log_var_ND: Tensor) -> Tensor
     return normal_log_density(x, mean, log_var).sum(-1)
 
 
-def log_weights(model: Autoencoder, target_NCHW: Tensor, eps_KND: Tensor) -> Tensor:
+def log_weights(model: Model, target_NCHW: Tensor, eps_KND: Tensor) -> Tensor:
     """log p(x, z_k) − log q(z_k | x) of K posterior samples, shape (K, N), in nats.
 
     target: what `model.observe` gives. The weights' mean over K estimates the ELBO, their
@@ -30,9 +30,7 @@ def log_weights(model: Autoencoder, target_NCHW: Tensor, eps_KND: Tensor) -> Ten
     return _weights(model, target_NCHW, posterior, eps_KND)
 
 
-def _weights(
-    model: Autoencoder, target_NCHW: Tensor, posterior: Posterior, eps_KND: Tensor
-) -> Tensor:
+def _weights(model: Model, target_NCHW: Tensor, posterior: Posterior, eps_KND: Tensor) -> Tensor:
     samples = len(eps_KND)
     z_KND = model.draw(posterior, eps_KND.to(posterior.mean_ND))
     params = model.decode(z_KND.flatten(0, 1))
@@ -53,7 +51,7 @@ def importance_weighted_bound(log_weights_KN: Tensor) -> Tensor:
 
 @torch.no_grad()
 def log_likelihood(
-    model: Autoencoder,
+    model: Model,
     target_NCHW: Tensor,
     noise: Callable[[int], Tensor],
     *,
@@ -71,7 +69,7 @@ def log_likelihood(
 
 @torch.no_grad()
 def bound_and_elbo(
-    model: Autoencoder,
+    model: Model,
     target_NCHW: Tensor,
     noise: Callable[[int], Tensor],
     *,

@@ -1,6 +1,6 @@
 """What one does with a trained model: move through its latent space, and repair images.
 
-Images are float (N, C, H, W) in [0, 1], as the likelihood sees them (`Autoencoder.observe`).
+Images are float (N, C, H, W) in [0, 1], as the likelihood sees them (`Model.observe`).
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vae_core.autoencoder import Autoencoder
 from vae_core.bounds import normal_log_prob
+from vae_core.model import Model
 from vae_core.normal import standard_normal
 
 
@@ -48,7 +48,7 @@ PATHS = {"linear": linear_path, "spherical": spherical_path}
 
 @torch.no_grad()
 def interpolate(
-    model: Autoencoder, first_CHW: Tensor, second_CHW: Tensor, steps: int, path: str = "linear"
+    model: Model, first_CHW: Tensor, second_CHW: Tensor, steps: int, path: str = "linear"
 ) -> Tensor:
     """Images between two, (steps, C, H, W). Raises ValueError on a path it does not know."""
     if path not in PATHS:
@@ -58,7 +58,7 @@ def interpolate(
 
 
 @torch.no_grad()
-def traverse(model: Autoencoder, z_D: Tensor, dimension: int, values: Tensor) -> Tensor:
+def traverse(model: Model, z_D: Tensor, dimension: int, values: Tensor) -> Tensor:
     """Images of one latent dimension set to each of the values, the rest fixed, (S, C, H, W)."""
     z_SD = z_D.repeat(len(values), 1)
     z_SD[:, dimension] = values.to(z_D)
@@ -78,14 +78,14 @@ def attribute_direction(mean_ND: Tensor, has_N: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def along(model: Autoencoder, z_ND: Tensor, direction_D: Tensor, amounts: Tensor) -> Tensor:
+def along(model: Model, z_ND: Tensor, direction_D: Tensor, amounts: Tensor) -> Tensor:
     """Images moved along a direction by each amount (negative: away), (S, N, C, H, W)."""
     moved = z_ND + amounts.to(z_ND).reshape(-1, 1, 1) * direction_D
     return model.show(moved.flatten(0, 1)).unflatten(0, (len(amounts), len(z_ND)))
 
 
 @torch.no_grad()
-def denoise(model: Autoencoder, noisy_NCHW: Tensor) -> Tensor:
+def denoise(model: Model, noisy_NCHW: Tensor) -> Tensor:
     """Return the reconstruction of a corrupted image; best of a model trained with that
     corruption."""
     return model.show(model.encode(noisy_NCHW).mean_ND)
@@ -93,7 +93,7 @@ def denoise(model: Autoencoder, noisy_NCHW: Tensor) -> Tensor:
 
 @torch.no_grad()
 def impute(
-    model: Autoencoder,
+    model: Model,
     x_NCHW: Tensor,
     known_N1HW: Tensor,
     *,
@@ -140,7 +140,7 @@ class Imputation(NamedTuple):
 
 @torch.no_grad()
 def impute_weighted(
-    model: Autoencoder,
+    model: Model,
     x_NCHW: Tensor,
     known_N1HW: Tensor,
     *,

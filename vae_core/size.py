@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vae_core.autoencoder import Autoencoder
+from vae_core.model import Model
 
 
 def parameter_count(module: nn.Module) -> int:
@@ -15,7 +15,7 @@ def parameter_count(module: nn.Module) -> int:
 
 
 @torch.no_grad()
-def forward_flops(model: Autoencoder) -> int:
+def forward_flops(model: Model) -> int:
     """Floating-point operations of encoding and decoding one image, a multiply-add counted as 2.
 
     Matrix products and convolutions, as torch's own counter finds them; what is element-wise is

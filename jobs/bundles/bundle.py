@@ -24,8 +24,9 @@ from jobs.errors import InputError, JobError
 from jobs.lake.documents import checked, reading
 from jobs.lake.paths import LakePaths
 from jobs.lake.storage import create_or_keep, join, read
-from vae_core.autoencoder import Autoencoder
 from vae_core.config import ModelConfig
+from vae_core.families.registry import family_of
+from vae_core.model import Model
 from vae_core.moments import LatentMoments
 from vae_core.scores.per_image import Scorer
 
@@ -45,9 +46,9 @@ class Bundle:
     about: dict[str, Any]
     sheet: bytes = b""  # PNG of reconstructions and samples
 
-    def network(self) -> Autoencoder:
+    def network(self) -> Model:
         """Return the model with its weights, in evaluation mode."""
-        model = Autoencoder(self.config)
+        model = family_of(self.config).build(self.config)
         model.load_state_dict(self.weights)
         return model.eval()
 
@@ -72,7 +73,7 @@ class Bundle:
 
 
 def make_scorer(
-    model: Autoencoder, about: dict[str, Any], moments: LatentMoments, compute: Compute
+    model: Model, about: dict[str, Any], moments: LatentMoments, compute: Compute
 ) -> Scorer:
     """model: placed."""
     scoring = about["scoring"]
@@ -165,7 +166,8 @@ def _require_fitting(
 ) -> None:
     """Raise ValueError unless they are those of the config's model, and numbers."""
     with torch.device("meta"):  # which takes no memory, whatever the config says
-        wanted = {name: tensor.shape for name, tensor in Autoencoder(config).state_dict().items()}
+        model = family_of(config).build(config)
+        wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if wanted.keys() != weights.keys():
         raise ValueError(
             f"tensors {sorted(wanted.keys() ^ weights.keys())[:3]} are too many or few"

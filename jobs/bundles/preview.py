@@ -8,7 +8,7 @@ from torch import Tensor
 
 from jobs.datasets.splits import ImageSet
 from jobs.imaging.contact_sheet import Row, contact_sheet
-from vae_core.autoencoder import Autoencoder, to_unit_range
+from vae_core.model import Model, to_unit_range
 from vae_core.moments import LatentMoments
 from vae_core.noise import ImageNoise, image_keys
 
@@ -17,7 +17,7 @@ SHEET_IMAGES = 12  # a row
 
 @torch.no_grad()
 def sheet_of(
-    model: Autoencoder, images: ImageSet, heading: str, moments: LatentMoments | None = None
+    model: Model, images: ImageSet, heading: str, moments: LatentMoments | None = None
 ) -> bytes:
     """PNG: images, their reconstructions, and samples; the same for the same weights.
 
@@ -35,10 +35,10 @@ def sheet_of(
             [],
         ),
     ]
-    if model.posterior.has_prior or moments is not None:
+    if model.has_prior or moments is not None:
         sampled = model.sample(SHEET_IMAGES, torch.Generator().manual_seed(0), moments)
         fitted = "from a Gaussian fitted to the codes"
-        prior = "from the prior" if model.posterior.has_prior else fitted
+        prior = "from the prior" if model.has_prior else fitted
         rows.append(Row(f"samples {prior}", shown(sampled), []))
     return contact_sheet(heading, rows)
 

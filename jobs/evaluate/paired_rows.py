@@ -15,7 +15,10 @@ from jobs.lake.paths import LakePaths
 from jobs.schemas.vectors import vectors_of
 from jobs.tables import catalog
 from jobs.tables.delta import Snapshot
-from vae_core.scores.names import SCORES, scores_of
+from vae_core.config import ModelConfig
+from vae_core.families.base import scores_of
+from vae_core.families.registry import family_of
+from vae_core.scores.names import SCORES
 
 COLUMNS = (
     "image_id",
@@ -90,7 +93,8 @@ def _side(
     # Of the job that wrote the rows: another one may have read another label.
     numbers = of_rows(lake, rows)
     label = next((row["of"] for row in numbers if row["metric"] == "probe_accuracy"), None)
-    judged = scores_of(config["posterior"], config["likelihood"]["kind"])
+    built = ModelConfig.from_dict(config)
+    judged = scores_of(family_of(built), built)
     measure = measure_of(config["likelihood"])
     return Side(f"{model}@{version}", dataset, rows, measure, judged, label)
 

@@ -26,8 +26,8 @@ from jobs.schemas.spec import MODEL_PARTITION
 from jobs.tables import catalog
 from jobs.tables.delta import Snapshot
 from jobs.tables.shards import write_shard
-from vae_core.config import LIKELIHOOD_FACTS
-from vae_core.scores.names import scores_of
+from vae_core.families.base import scores_of
+from vae_core.families.registry import family_of
 from vae_core.stats.aggregate_posterior import (
     AggregateFit,
     active_units,
@@ -40,7 +40,16 @@ from vae_core.stats.kolmogorov import ks_two_sample
 from vae_core.stats.ranking import Ranking
 
 CALIBRATED = 0.05  # the p-value below which a share of normal images is looked for
-NO_PRIOR = "a deterministic posterior has no prior"
+# Metrics that a family may not have.
+OF_THE_MODEL = (
+    "log_likelihood",
+    "neg_elbo",
+    "kl",
+    "inference_gap",
+    "aggregate_posterior_kl",
+    "kl_dimension",
+    "bits_per_dim",
+)
 READ_Z = (
     "z of how many of the images that are nearest to samples are test images, not training images: "
     "near 0 is fair, below -3 training images are copied"
@@ -249,15 +258,9 @@ class Summary:
     def _absent(self) -> list[dict[str, Any]]:
         """Rows that say why there is no number."""
         config = self.bundle.config
-        rows = []
-        if config.posterior == "deterministic":
-            names = ["log_likelihood", "neg_elbo", "kl", "inference_gap", "aggregate_posterior_kl"]
-            rows += [self._row((n, None), None, note=NO_PRIOR) for n in [*names, "kl_dimension"]]
-        if self.test["bits_per_dim"].null_count:
-            kind = config.likelihood.kind
-            density = f"the {kind} likelihood is a density: it has no bits"
-            note = density if not LIKELIHOOD_FACTS[kind].discrete else NO_PRIOR
-            rows.append(self._row(("bits_per_dim", None), None, note=note))
+        absent = family_of(config).absent(config)
+        lacking = [name for name in OF_THE_MODEL if name in absent]
+        rows = [self._row((name, None), None, note=absent[name]) for name in lacking]
         label = self.settings["label"]
         if self._probe[1] is not None:
             names = ("probe_accuracy", "probe_accuracy_pca")
@@ -276,7 +279,7 @@ class Summary:
     @property
     def _scores(self) -> list[str]:
         config = self.bundle.config
-        return scores_of(config.posterior, config.likelihood.kind)
+        return scores_of(family_of(config), config)
 
     @functools.cached_property
     def _codes(self) -> np.ndarray:

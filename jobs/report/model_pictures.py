@@ -15,8 +15,8 @@ import torch
 from jobs.bundles.bundle import Bundle, load
 from jobs.bundles.preview import shown
 from jobs.lake.paths import LakePaths
-from vae_core.autoencoder import Autoencoder, to_unit_range
 from vae_core.latent_space import interpolate, traverse
+from vae_core.model import Model, to_unit_range
 from vae_core.noise import ImageNoise, image_keys
 
 STEPS = 9  # of a path or a traversal
@@ -90,7 +90,7 @@ def paint(
         usual=compared,
         flagged=_compare(network, flagged, seed),
         top=float(np.quantile(compared.errors_NHW, 0.995)),
-        has_prior=network.posterior.has_prior,
+        has_prior=network.has_prior,
         samples=shown(network.sample(SAMPLES, generator, bundle.moments)),
         paths=_paths(network, network.observe(x_NCHW, noise)),
         traversals=_traversals(bundle, network, posterior.mean_ND, weight_D, kl_ND is not None),
@@ -103,7 +103,7 @@ def _input(images: dict[str, np.ndarray], seed: int) -> tuple[torch.Tensor, Imag
     return x_NCHW, ImageNoise(seed=seed, keys_N2=keys_N2)
 
 
-def _compare(network: Autoencoder, images: dict[str, np.ndarray], seed: int) -> Compared:
+def _compare(network: Model, images: dict[str, np.ndarray], seed: int) -> Compared:
     if not images:
         return Compared([], [], [], np.zeros((0, 0, 0), np.float32))
     x_NCHW, noise = _input(images, seed)
@@ -113,9 +113,9 @@ def _compare(network: Autoencoder, images: dict[str, np.ndarray], seed: int) -> 
     return Compared(list(images), list(images.values()), shown(mean_NCHW), errors_NHW)
 
 
-def _paths(network: Autoencoder, target_NCHW: torch.Tensor) -> list[list[np.ndarray]]:
+def _paths(network: Model, target_NCHW: torch.Tensor) -> list[list[np.ndarray]]:
     """Between the first images and those that follow them."""
-    way = "spherical" if network.posterior.has_prior else "linear"
+    way = "spherical" if network.has_prior else "linear"
     count = min(PATHS, len(target_NCHW) // 2)
     return [
         shown(interpolate(network, target_NCHW[2 * i], target_NCHW[2 * i + 1], STEPS, way))
@@ -125,7 +125,7 @@ def _paths(network: Autoencoder, target_NCHW: torch.Tensor) -> list[list[np.ndar
 
 def _traversals(
     bundle: Bundle,
-    network: Autoencoder,
+    network: Model,
     mean_ND: torch.Tensor,
     weight_D: torch.Tensor,
     has_kl: bool,

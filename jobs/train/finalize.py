@@ -30,7 +30,7 @@ def publish(training: Training, started: float) -> None:
     """Calibrates, writes the bundle and the unit's completion; the first rank writes."""
     model, rank, settings = training.model, training.rank, training.settings
     moments = final_moments(model, training.splits["train"], settings, rank)
-    if model.likelihood.needs_final_error:
+    if model.needs_final_error:
         validated = validate(model, training.splits["validation"], settings, rank)
         training.published_entry.update(validated.entry)
     about = _about(training)

@@ -33,7 +33,8 @@ from jobs.train.rank import Rank
 from jobs.train.task import TrainTask
 from jobs.train.validation import validate
 from vae_core.all_reduce import Peers
-from vae_core.autoencoder import Autoencoder, to_unit_range
+from vae_core.families.registry import family_of
+from vae_core.model import to_unit_range
 from vae_core.noise import StepNoise
 from vae_core.objectives.objectives import Objective
 from vae_core.training.augment import augment
@@ -68,8 +69,9 @@ class Training:
         self.validation: Split | KeptSplit = self.splits["validation"]
         self.part = part_of(self.splits["train"], self.settings, rank)
         torch.manual_seed(self.settings.seed)  # the same first weights on every rank
-        model = Autoencoder(self.settings.model_config_of(order.image_shape))
-        self.model = place(model, self.hardware)
+        config = self.settings.model_config_of(order.image_shape)
+        self.family = family_of(config)
+        self.model = place(self.family.build(config), self.hardware)
         self.objective = Objective(
             self.model,
             self.settings.objective,
@@ -166,7 +168,7 @@ class Training:
 
     def run(self) -> None:
         """All epochs that are left; the model has its best weights then."""
-        if self.settings.fit == "closed_form":
+        if self.family.trained_by(self.model.config) == "closed_form":
             if not self.is_done:
                 self._solve()
         elif not self.is_done:
@@ -296,7 +298,7 @@ class Training:
             "train_loss_nats": loss / images,
             "train_nats": (recon + kl) / images,
             "train_recon_nats": recon / images,
-            "train_kl_nats": kl / images if self.model.posterior.has_prior else None,
+            "train_kl_nats": kl / images if self.model.has_prior else None,
             "images_per_s": count / max(at.seconds, 1e-9),
             "seconds": at.seconds,
         }

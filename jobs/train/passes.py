@@ -11,8 +11,8 @@ from jobs.datasets.splits import Split
 from jobs.errors import JobError
 from jobs.train.rank import Rank
 from jobs.train.settings import TrainSettings
-from vae_core.autoencoder import Autoencoder, to_unit_range
 from vae_core.families.linear import solve, sums_for
+from vae_core.model import Model, to_unit_range
 from vae_core.moments import LatentMoments
 from vae_core.noise import ImageNoise, image_keys
 from vae_core.scores.per_image import Scorer
@@ -20,7 +20,7 @@ from vae_core.training.final_pass import FinalSums
 
 
 def observed(
-    model: Autoencoder, split: Split, settings: TrainSettings, rank: Rank
+    model: Model, split: Split, settings: TrainSettings, rank: Rank
 ) -> Iterator[tuple[Tensor, ImageNoise]]:
     """Yield this rank's images as the likelihood sees them, with their noise, in batches."""
     device = next(model.parameters()).device
@@ -32,9 +32,7 @@ def observed(
 
 
 @torch.no_grad()
-def closed_form(
-    model: Autoencoder, train: Split, settings: TrainSettings, rank: Rank
-) -> list[float]:
+def closed_form(model: Model, train: Split, settings: TrainSettings, rank: Rank) -> list[float]:
     """Solves the model from sums over the split; its loss, recon_nll, kl and images, summed."""
     try:
         sums = sums_for(model)
@@ -61,9 +59,7 @@ def closed_form(
     return rank.sum(found).tolist()
 
 
-def final_moments(
-    model: Autoencoder, train: Split, settings: TrainSettings, rank: Rank
-) -> LatentMoments:
+def final_moments(model: Model, train: Split, settings: TrainSettings, rank: Rank) -> LatentMoments:
     """Freezes what the likelihood left moving; moments of the aggregate posterior."""
     sums = FinalSums.zeros(settings.latent_dim)
     for target, noise in observed(model, train, settings, rank):

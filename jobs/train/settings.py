@@ -19,7 +19,9 @@ from vae_core.config import (
     ObjectiveConfig,
     PosteriorKind,
 )
-from vae_core.scores.names import DECISIVE, SCORES, scores_of
+from vae_core.families.base import decision_score_of, scores_of
+from vae_core.families.registry import family_of
+from vae_core.scores.names import SCORES
 
 Scoring = Annotated[int, Field(ge=1, le=65_536)]
 
@@ -131,7 +133,7 @@ class TrainSettings(Settings):
     def _objective_fits(self) -> TrainSettings:
         self.model_config_of((1, 1, 1)).check_objective(self.objective)
         self._check_run()
-        known = scores_of(self.posterior, self.likelihood.kind)
+        known = self._scores
         if self.decision_score is not None and self.decision_score not in known:
             raise ValueError(
                 f"decision_score {self.decision_score!r} does not judge images of a "
@@ -160,8 +162,13 @@ class TrainSettings(Settings):
     @property
     def judge(self) -> str:
         """The decision score: the one requested, or the family's own."""
-        known = scores_of(self.posterior, self.likelihood.kind)
-        return self.decision_score or next(name for name in DECISIVE if name in known)
+        config = self.model_config_of((1, 1, 1))
+        return self.decision_score or decision_score_of(family_of(config), config)
+
+    @property
+    def _scores(self) -> list[str]:
+        config = self.model_config_of((1, 1, 1))
+        return scores_of(family_of(config), config)
 
     def model_config_of(self, image_shape: tuple[int, int, int]) -> ModelConfig:
         """Return the model for images of a shape (H, W, C)."""

@@ -12,7 +12,7 @@ import torch
 from jobs.datasets.splits import KeptSplit, Split
 from jobs.train.rank import Rank
 from jobs.train.settings import TrainSettings
-from vae_core.autoencoder import Autoencoder
+from vae_core.model import Model
 from vae_core.scores.per_image import ScoredBatch, Scorer
 from vae_core.training.ema import WeightAverage
 
@@ -28,7 +28,7 @@ class Validated:
 
 
 def validate(
-    model: Autoencoder,
+    model: Model,
     split: Split | KeptSplit,
     settings: TrainSettings,
     rank: Rank,
@@ -53,7 +53,7 @@ def validate(
     sums = rank.sum(torch.from_numpy(sums)).numpy()
     count, nats, kl = sums[:3]
     mean_D, square_D, kl_D = sums[3:].reshape(3, dim) / count
-    has_kl = model.posterior.has_prior
+    has_kl = model.has_prior
     latents: dict[str, Any] = {"active_units": int(np.sum(square_D - mean_D**2 > ACTIVE))}
     if has_kl:
         latents["kl_nats_D"] = [round(float(value), 6) for value in kl_D]

@@ -32,7 +32,7 @@ from tests.benchmarks.bare_loop import CASES, bare_rate
 from tests.benchmarks.rounds import BENCH, Round, main, write_pictures
 from tests.helpers import LATENTLAKE
 from tests.inline import InlineStage, InlineTrain
-from vae_core.autoencoder import to_unit_range
+from vae_core.model import to_unit_range
 
 FOLDER = BENCH / "train"
 

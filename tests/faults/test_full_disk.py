@@ -169,7 +169,7 @@ def test_a_lake_that_goes_while_a_job_plans_is_begun_nowhere_anew(
         if root.exists():
             root.rename(tmp_path / "elsewhere")
 
-    monkeypatch.setattr("jobs.engine.job.require_whole", gone)
+    monkeypatch.setattr("jobs.engine.runner.require_whole", gone)
     monkeypatch.setattr("jobs.maintain.vacuum.require_whole", gone)
     with contextlib.suppress(LatentlakeError):
         JOBS[name](LakePaths(root.as_uri()), worked / "s")

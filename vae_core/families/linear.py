@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from vae_core.autoencoder import Autoencoder
+from vae_core.model import Model
 from vae_core.normal import LOG_2PI, LOG_VAR_LIMIT
 
 
@@ -135,14 +135,14 @@ class ProbabilisticPCA:
         return z @ self.weight_PD.T + self.mean_P + self.sigma2**0.5 * noise
 
 
-def sums_for(model: Autoencoder) -> PixelSums:
+def sums_for(model: Model) -> PixelSums:
     """Empty sums for `solve`. Raises ValueError where the images are too large for them."""
     model.config.check_closed_form()
     return PixelSums.zeros(torch.full((model.config.pixels,), 0.5))
 
 
 @torch.no_grad()
-def solve(model: Autoencoder, sums: PixelSums) -> None:
+def solve(model: Model, sums: PixelSums) -> None:
     """Give a linear model the optimum in closed form.
 
     A Gaussian posterior becomes probabilistic PCA with its exact posterior, so that its ELBO is

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from vae_core.all_reduce import ALONE, Peers
-from vae_core.autoencoder import Autoencoder
 from vae_core.bounds import importance_weighted_bound, normal_log_prob
 from vae_core.config import ObjectiveConfig
+from vae_core.model import Model
 from vae_core.noise import StepNoise
 from vae_core.objectives.penalties import contraction, corrupt, sparsity_kl, weight_norm
 from vae_core.objectives.total_correlation import kl_parts
@@ -35,7 +35,7 @@ class LossTerms(NamedTuple):
 class Batch:
     """A rank's share of one step on its way through an objective."""
 
-    model: Autoencoder
+    model: Model
     config: ObjectiveConfig
     step: int
     target_NCHW: Tensor
@@ -79,7 +79,7 @@ class Objective(nn.Module):
 
     def __init__(
         self,
-        model: Autoencoder,
+        model: Model,
         config: ObjectiveConfig,
         *,
         dataset_size: int = 1,

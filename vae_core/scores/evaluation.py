@@ -8,8 +8,8 @@ import math
 import torch
 from torch import Tensor
 
-from vae_core.autoencoder import Autoencoder
 from vae_core.bounds import bound_and_elbo
+from vae_core.model import Model
 from vae_core.moments import LatentMoments, LatentSums
 from vae_core.noise import ImageNoise
 from vae_core.stats.aggregate_posterior import ACTIVE_VARIANCE
@@ -35,7 +35,7 @@ class EvaluationSums:
         )
 
     @torch.no_grad()
-    def add(self, model: Autoencoder, x_NCHW: Tensor, noise: ImageNoise, samples: int = 1) -> None:
+    def add(self, model: Model, x_NCHW: Tensor, noise: ImageNoise, samples: int = 1) -> None:
         """x in [0, 1]. samples: K posterior samples in recon_nll."""
         target = model.observe(x_NCHW, noise)
         posterior = model.encode(target)
@@ -75,7 +75,7 @@ class Evaluation:
     aggregate_posterior: LatentMoments
 
     @classmethod
-    def of(cls, model: Autoencoder, sums: EvaluationSums) -> Evaluation:
+    def of(cls, model: Model, sums: EvaluationSums) -> Evaluation:
         """Work out the evaluation of a model from its sums."""
         count, latents = float(sums.latents.count), sums.latents
         distortion = float(sums.recon_nll) / count
@@ -102,7 +102,7 @@ class Evaluation:
 
 @torch.no_grad()
 def inference_gap(
-    model: Autoencoder, x_NCHW: Tensor, noise: ImageNoise, *, samples: int, chunk: int = 64
+    model: Model, x_NCHW: Tensor, noise: ImageNoise, *, samples: int, chunk: int = 64
 ) -> Tensor:
     """log p(x) estimated with K samples, less the ELBO with the same samples, (N,) in nats.
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-from vae_core.config import LIKELIHOOD_FACTS
-
 
 @dataclasses.dataclass(frozen=True)
 class ScoreInfo:
@@ -35,17 +33,6 @@ SCORES: dict[str, ScoreInfo] = {
         "bits", "higher", "neg_elbo / ln 2 - complexity_bits; discrete likelihoods only"
     ),
 }
-
-
-def scores_of(posterior: str, likelihood: str) -> list[str]:
-    """Return the scores that a model has which can judge an image, by the config's names."""
-    missing = set()
-    if posterior == "deterministic":
-        missing |= {"kl", "neg_elbo", "typicality", "bits_per_dim", "complexity_corrected"}
-    if not LIKELIHOOD_FACTS[likelihood].discrete:
-        missing |= {"bits_per_dim", "complexity_corrected"}
-    anomalous = {name for name, info in SCORES.items() if info.anomalous == "higher"}
-    return [name for name in SCORES if name in anomalous - missing]
 
 
 # A family's own decision score is the first of these that it has.

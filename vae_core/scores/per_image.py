@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vae_core.autoencoder import Autoencoder, to_unit_range
 from vae_core.bounds import bound_and_elbo
+from vae_core.model import Model, to_unit_range
 from vae_core.moments import LatentMoments
 from vae_core.noise import ImageNoise, image_keys
 from vae_core.posteriors import Posterior
@@ -60,7 +60,7 @@ class Scorer:
     are known; the scores that need them are then None.
     """
 
-    model: Autoencoder
+    model: Model
     batch_size: int
     samples: int
     seed: int

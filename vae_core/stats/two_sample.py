@@ -48,7 +48,7 @@ TESTS = ("hotelling", "mmd", "classifier", "ks")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Family:
+class TestsOfSamples:
     """tests: the p-value of each. effects: how large each one's change is: the largest difference
     of means in standard deviations of a dimension, the root of the squared discrepancy, the AUROC
     of held-out predictions, the largest difference of distribution functions.
@@ -70,7 +70,7 @@ class TwoSample:
     the number of permutations."""
 
     p_value: float
-    families: dict[str, Family]
+    families: dict[str, TestsOfSamples]
     smallest_p: float
 
 
@@ -94,7 +94,7 @@ def two_sample(
     generator = np.random.default_rng(seed)
     strata_N = strata(is_arrival_N, blocks_N, generator)
     w_NL = weights(is_arrival_N, blocks_N, strata_N, relabellings, generator)
-    found: dict[str, Family] = {}
+    found: dict[str, TestsOfSamples] = {}
     strongest_L = np.zeros(w_NL.shape[1])
     for name, pair in families.items():
         x_ND = np.concatenate(pair).astype(np.float64)
@@ -119,7 +119,7 @@ def _labels(families: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> np.ndarray
 
 def _family(
     w_NL: np.ndarray, x_ND: np.ndarray, strata_N: np.ndarray, generator: np.random.Generator
-) -> tuple[Family, np.ndarray]:
+) -> tuple[TestsOfSamples, np.ndarray]:
     """One family's tests, and the strongest evidence among them, (L,)."""
     scaled_ND = _scaled(x_ND)
     ks_DL = ks_statistics(w_NL, x_ND)
@@ -132,7 +132,7 @@ def _family(
     }
     rounded = {name: _rounded(values_L) for name, values_L in found.items()}
     highest_L = found["ks"]
-    family = Family(
+    family = TestsOfSamples(
         tests={name: float(_shares_above(values_L)[0]) for name, values_L in rounded.items()},
         effects={
             "hotelling": float(np.abs(w_NL[:, 0] @ scaled_ND).max()),

@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from vae_core.autoencoder import Autoencoder
+from vae_core.model import Model
 from vae_core.moments import LatentMoments, LatentSums
 from vae_core.noise import ImageNoise
 
@@ -25,7 +25,7 @@ class FinalSums:
         return cls(LatentSums.zeros(dim), torch.zeros(2, dtype=torch.float64))
 
     @torch.no_grad()
-    def add(self, model: Autoencoder, target: Tensor, noise: ImageNoise) -> None:
+    def add(self, model: Model, target: Tensor, noise: ImageNoise) -> None:
         """target (N, C, H, W): what `model.observe` gives."""
         posterior = model.encode(target)
         self.latents.add(posterior.mean_ND, posterior.log_var_ND)
@@ -39,7 +39,7 @@ class FinalSums:
         """For an all-reduce in place."""
         return [*self.latents.tensors(), self.errors]
 
-    def finish(self, model: Autoencoder) -> LatentMoments:
+    def finish(self, model: Model) -> LatentMoments:
         """Freezes what the likelihood left moving; the moments of the aggregate posterior."""
         if model.likelihood.needs_final_error:
             model.likelihood.freeze(float(self.errors[0] / self.errors[1]))

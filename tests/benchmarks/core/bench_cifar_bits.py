@@ -17,10 +17,11 @@ import torch
 
 from tests.benchmarks.core.data import Split, cifar10
 from tests.benchmarks.core.report import Report
-from vae_core.autoencoder import Autoencoder, to_unit_range
+from vae_core.autoencoder import Autoencoder
 from vae_core.bounds import log_likelihood
 from vae_core.config import LikelihoodConfig, ModelConfig, NetworkConfig, ObjectiveConfig
 from vae_core.families.baselines import IndependentValues, ValueCounts
+from vae_core.model import to_unit_range
 from vae_core.noise import StepNoise
 from vae_core.objectives.objectives import Objective
 from vae_core.size import forward_flops, parameter_count

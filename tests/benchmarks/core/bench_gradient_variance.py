@@ -17,8 +17,9 @@ from matplotlib import pyplot as plt
 
 from jobs.imaging.decode import decode
 from tests.benchmarks.core.report import Report
-from vae_core.autoencoder import Autoencoder, to_unit_range
+from vae_core.autoencoder import Autoencoder
 from vae_core.config import LikelihoodConfig, ModelConfig, NetworkConfig, ObjectiveConfig
+from vae_core.model import to_unit_range
 from vae_core.noise import StepNoise
 from vae_core.objectives.objectives import Objective
 from vae_core.training.step import train_step

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from tests.benchmarks.core.data import mnist
 from tests.benchmarks.core.report import Report
-from vae_core.autoencoder import Autoencoder, to_unit_range
+from vae_core.autoencoder import Autoencoder
 from vae_core.bounds import log_likelihood
 from vae_core.config import LikelihoodConfig, ModelConfig, NetworkConfig, ObjectiveConfig
+from vae_core.model import to_unit_range
 from vae_core.noise import ImageNoise, StepNoise
 from vae_core.objectives.objectives import Objective
 from vae_core.training.step import learning_rate, train_step

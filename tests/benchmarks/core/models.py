@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from tests.benchmarks.core.data import Split
-from vae_core.autoencoder import Autoencoder, to_unit_range
+from vae_core.autoencoder import Autoencoder
 from vae_core.config import ModelConfig, ObjectiveConfig
+from vae_core.model import to_unit_range
 from vae_core.moments import LatentMoments
 from vae_core.noise import ImageNoise, StepNoise, image_keys
 from vae_core.objectives.objectives import Objective

@@ -22,8 +22,8 @@ from jobs.train import finalize
 from jobs.train import loop as train_loop
 from jobs.train.settings import TrainSettings
 from tests.inline import InlineEmbed, InlineTrain
-from vae_core.autoencoder import to_unit_range
 from vae_core.families.linear import PixelSums, ProbabilisticPCA
+from vae_core.model import to_unit_range
 from vae_core.scores.names import SCORES
 
 PLAIN = {"posterior": "deterministic", "objective": {"kind": "reconstruction"}}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.unit.vae_core.models import images, model_of
-from vae_core.autoencoder import to_unit_range
+from vae_core.model import to_unit_range
 from vae_core.moments import LatentMoments, LatentSums
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from tests.unit.vae_core.scores.test_per_image import ids, pixels, scorer
-from vae_core.autoencoder import to_unit_range
 from vae_core.bounds import log_likelihood
 from vae_core.likelihoods.registry import LIKELIHOODS
+from vae_core.model import to_unit_range
 from vae_core.noise import ImageNoise, image_keys
 from vae_core.scores import per_image
 

@@ -12,13 +12,13 @@ from torch.distributions import MultivariateNormal
 
 from jobs.bundles import bundle
 from jobs.engine import runner
-from jobs.evaluate.summary import NO_PRIOR
 from jobs.lake.paths import LakePaths
 from jobs.query import views
 from jobs.tables import catalog
 from tests.inline import InlineTrain
 from tests.unit.jobs.evaluate.test_evaluate_refusals import lacking, rows_of
 from tests.unit.jobs.test_families import FAMILIES
+from vae_core.families.base import NO_PRIOR
 
 BAYES = {"log_likelihood", "neg_elbo", "kl", "inference_gap", "aggregate_posterior_kl"}
 

@@ -70,7 +70,7 @@ def test_of_another_dataset_it_is_not_told_and_why(trained: LakePaths, tmp_path:
     for name in ("memorisation", "nearest_train_heldout"):
         assert (found[name]["value"], found[name]["images"]) == (None, None)
         assert (
-            "only told of 'd', which the model was trained on: images of 'e'"
+            "only known of 'd', which the model was trained on: images of 'e'"
             in (found[name]["note"])
         )
     assert found["nearest_train_samples"]["value"] > 0

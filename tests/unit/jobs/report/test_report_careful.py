@@ -80,7 +80,7 @@ def test_the_map_counts_the_flagged_images_that_it_draws(lake: LakePaths, share:
     assert night.flagged > 20 >= Limits(0.01).of(latent_map.POINTS)
     (chart, *_) = map_section(night, Limits(share)).blocks
     told = f"are chosen first; the {drawn} among these are red diamonds"
-    assert told in getattr(chart, "told", "")
+    assert told in getattr(chart, "caption", "")
 
 
 def test_images_of_the_map_are_read_once_and_few_at_a_time(

@@ -161,5 +161,5 @@ def test_a_challenger_that_the_gate_refused(judged: LakePaths) -> None:
     assert made.headline.status == "look"
     page = page_of(made)
     assert page.says("evaluation", "bound no the bound gains −3 nats, <b>no</b>")
-    assert page.says("evaluation", "probe_accuracy not asked no label")
+    assert page.says("evaluation", "probe_accuracy not required no label")
     assert page.says("training", f"m@{now}")

@@ -156,13 +156,17 @@ def test_a_collapsed_dimension_does_not_explode_the_distance() -> None:
 
 
 def test_the_scores_a_config_promises_are_those_its_model_has() -> None:
+    from vae_core.families.base import scores_of
+    from vae_core.families.registry import family_of
     from vae_core.likelihoods.registry import LIKELIHOODS
-    from vae_core.scores.names import SCORES, scores_of
+    from vae_core.scores.names import SCORES
 
     for kind in LIKELIHOODS:
-        held = scorer(kind, kind="mlp").score(pixels(2), ids(2)).scores
+        made = scorer(kind, kind="mlp")
+        held = made.score(pixels(2), ids(2)).scores
         judging = [n for n, v in held.items() if v is not None and SCORES[n].anomalous == "higher"]
-        assert scores_of("gaussian", kind) == judging
+        config = made.model.config
+        assert scores_of(family_of(config), config) == judging
 
 
 @pytest.mark.parametrize("kind", ["mlp", "conv", "residual"])

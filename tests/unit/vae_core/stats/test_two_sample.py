@@ -9,7 +9,7 @@ from scipy import stats
 from tests.rounds import sampled
 from vae_core.stats.tails import smallest_shift
 from vae_core.stats.two_sample import (
-    Family,
+    TestsOfSamples,
     TwoSample,
     discrepancy,
     evidence,
@@ -41,7 +41,7 @@ def labelled(
     return weights(is_arrival, alone, strata(is_arrival, alone, generator), relabellings, generator)
 
 
-def of(found: TwoSample) -> Family:
+def of(found: TwoSample) -> TestsOfSamples:
     """The only family's."""
     return found.families["x"]
 
