@@ -194,19 +194,19 @@ def survived(mutant: Mutant, nearest: int | None) -> tuple[bool, float, str]:
 
 
 def _by_nearness(folder: Path, path: str) -> list[str]:
-    """Its test files: of the module itself, of its part, those that name it, the others."""
-    name = Path(path).stem
-    part = name.split("_")[0]
+    """Its test files: of the module itself, of its room, those that name it, the others."""
+    room, name = Path(path).parent.parts, Path(path).stem
+    of_room = ".".join(room)
+    naming = re.compile(rf"\b{of_room}\.{name}\b|\bfrom {of_room} import [^\n]*\b{name}\b")
 
     def distance(file: Path) -> tuple[int, int]:
-        if file.stem == f"test_{name}":
-            return 0, 0
-        named = len(re.findall(rf"\b{name}\b", file.read_text()))
-        if file.stem.startswith(f"test_{part}"):
-            return 1, -named
-        return 2, -named
+        here = file.parent.relative_to(folder.parent).parts == room
+        named = len(naming.findall(file.read_text()))
+        if here:
+            return (0 if file.stem == f"test_{name}" else 1), -named
+        return (2 if named else 3), -named
 
-    return [str(file) for file in sorted(folder.glob("test_*.py"), key=distance)]
+    return [str(file) for file in sorted(folder.rglob("test_*.py"), key=distance)]
 
 
 def main() -> None:
