@@ -68,7 +68,7 @@ def _run(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def inventory_text(found: dict[str, Any]) -> str:
-    """Return the same for people."""
+    """Write the inventory for people."""
     parts = [f"lake {found['lake']}"]
     for kind in ("datasets", "models", "runs"):
         parts.append(f"\n{kind}\n{records_text(found[kind]) if found[kind] else 'none yet'}")

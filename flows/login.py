@@ -27,7 +27,7 @@ def new_login() -> str:
 
 
 def login_of(home: Path) -> str:
-    """Return the one of a server's home, both made where they are not there; for its user's eyes
+    """Return the login of a server's home, both made where they are not there; for its user's eyes
     alone.
 
     Raises InputError where the file is not ours alone, or not what was written.

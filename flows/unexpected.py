@@ -13,7 +13,7 @@ from jobs.lake.uri import without_keys
 
 
 def unexpected(error: Exception) -> str:
-    """Return what it was, where, and the file that has its traceback."""
+    """Say what it was, where, and the file that has its traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     what = f"{type(error).__name__}: {lines[-1][:300]}" if lines else type(error).__name__
     frames = traceback.extract_tb(error.__traceback__)

@@ -52,7 +52,7 @@ def _known_keys(kind: Any, path: tuple[Any, ...]) -> list[str]:
 
 
 def load_yaml(path: str) -> dict[str, Any]:
-    """Return a config file as a dict; raises InputError that says what is wrong with it.
+    """Read a config file as a dict; raises InputError that says what is wrong with it.
 
     path: of a local file, or a URI.
     """

@@ -86,7 +86,7 @@ def why_train(
 def reason_to_train(
     lake: LakePaths, settings: TrainSettings, rule: RetrainSettings, night: str, requested: bool
 ) -> str | None:
-    """Return the same of a lake."""
+    """Return why a lake's model is trained this night; None where it is not."""
     images = _rows(lake, settings.dataset)
     why = why_train(rule, champion_of(lake, settings), night, images, requested)
     return why or ("a training was left unfinished" if left_unfinished(lake, settings) else None)

@@ -79,7 +79,7 @@ class Steps:
     def run_deferred(
         self, task: Task[Any, JobReport], settings: Any, seconds: float | None
     ) -> JobReport | None:
-        """Return a job without which others still can be done: a user's mistake waits for `end`."""
+        """Run a job without which others still can be done: a user's mistake waits for `end`."""
         try:
             return self.run_required(task, settings, seconds)
         except InputError as error:
@@ -87,7 +87,7 @@ class Steps:
             return self._not_done(task, settings, error)
 
     def end(self) -> list[JobReport]:
-        """Return what was reported. Raises the first mistake, now that all else is done and
+        """Return what was reported; raise the first mistake, now that all else is done and
         reported."""
         if self.mistakes:
             raise self.mistakes[0]
@@ -96,7 +96,7 @@ class Steps:
     def run_advisory(
         self, task: Task[Any, JobReport], settings: Any, seconds: float | None
     ) -> JobReport | None:
-        """Return the same of a job that only judges: what it cannot is reported, and the night
+        """Run a job that only judges: what it cannot is reported, and the night
         goes on.
 
         settings: None where the config asks for none of it.

@@ -16,18 +16,13 @@ from flows.nightly.progress import shown_in_prefect  # noqa: E402
 from jobs.cluster.settings import RaySettings  # noqa: E402
 from jobs.dispatch import run  # noqa: E402
 from jobs.dispatch.request import JobRequest  # noqa: E402
-from jobs.drift.settings import DriftSettings  # noqa: E402
-from jobs.embed.settings import EmbedSettings  # noqa: E402
 from jobs.engine.interruptible import apart  # noqa: E402
 from jobs.engine.report import JobReport  # noqa: E402
 from jobs.errors import ClusterError, StorageError  # noqa: E402
-from jobs.evaluate.settings import EvaluateSettings  # noqa: E402
 from jobs.lake.paths import LakePaths  # noqa: E402
 from jobs.maintain.run import maintained_text  # noqa: E402
 from jobs.maintain.settings import MaintainSettings  # noqa: E402
-from jobs.promote.settings import PromoteSettings  # noqa: E402
-from jobs.stage.settings import StageSettings  # noqa: E402
-from jobs.train.settings import TrainSettings  # noqa: E402
+from jobs.settings import Settings  # noqa: E402
 
 if TYPE_CHECKING:
     from jobs.report.write import Report
@@ -60,41 +55,37 @@ RETRY: dict[str, Any] = {
 
 # Tasks are called, not submitted: Ray wants the main thread.
 @task(name="stage", task_run_name="stage {settings.dataset}", **RETRY)
-def stage(settings: StageSettings, lake: str, night: str, ray: RaySettings) -> JobReport:
+def stage(settings: Settings, lake: str, night: str, ray: RaySettings) -> JobReport:
     """Stage what is new."""
-    with shown_in_prefect(f"stage {settings.dataset}"):
-        return JobReport(**_done(JobRequest.of(settings, lake, night, ray)))
+    return _shown("dataset", JobRequest.of(settings, lake, night, ray))
 
 
 @task(name="train", task_run_name="train {settings.model}", **RETRY)
-def train(settings: TrainSettings, lake: str, night: str, ray: RaySettings) -> JobReport:
+def train(settings: Settings, lake: str, night: str, ray: RaySettings) -> JobReport:
     """Train a model."""
-    with shown_in_prefect(f"train {settings.model}"):
-        return JobReport(**_done(JobRequest.of(settings, lake, night, ray)))
+    return _shown("model", JobRequest.of(settings, lake, night, ray))
 
 
 @task(name="embed", task_run_name="embed {settings.dataset}", **RETRY)
-def embed(settings: EmbedSettings, lake: str, night: str, ray: RaySettings) -> JobReport:
+def embed(settings: Settings, lake: str, night: str, ray: RaySettings) -> JobReport:
     """Embed and score what is new."""
-    with shown_in_prefect(f"embed {settings.dataset}"):
-        return JobReport(**_done(JobRequest.of(settings, lake, night, ray)))
+    return _shown("dataset", JobRequest.of(settings, lake, night, ray))
 
 
 @task(name="evaluate", task_run_name="evaluate {settings.model}", **RETRY)
-def evaluate(settings: EvaluateSettings, lake: str, night: str, ray: RaySettings) -> JobReport:
+def evaluate(settings: Settings, lake: str, night: str, ray: RaySettings) -> JobReport:
     """Evaluate a bundle."""
-    with shown_in_prefect(f"evaluate {settings.model}"):
-        return JobReport(**_done(JobRequest.of(settings, lake, night, ray)))
+    return _shown("model", JobRequest.of(settings, lake, night, ray))
 
 
 @task(name="promote", task_run_name="promote {settings.model}", **RETRY)
-def promote(settings: PromoteSettings, lake: str, night: str, ray: RaySettings) -> JobReport:
+def promote(settings: Settings, lake: str, night: str, ray: RaySettings) -> JobReport:
     """Promote a bundle, if the gate passes it."""
     return JobReport(**_done(JobRequest.of(settings, lake, night, ray)))
 
 
 @task(name="drift", task_run_name="drift {settings.dataset}", **RETRY)
-def drift(settings: DriftSettings, lake: str, night: str, ray: RaySettings) -> JobReport:
+def drift(settings: Settings, lake: str, night: str, ray: RaySettings) -> JobReport:
     """Test the new images for drift."""
     return JobReport(**_done(JobRequest.of(settings, lake, night, ray)))
 
@@ -116,6 +107,12 @@ def maintain(settings: MaintainSettings, lake: str, night: str, ray: RaySettings
         f"```\n{maintained_text(done)}\n```", description="What was merged and removed"
     )
     return done
+
+
+def _shown(about: str, request: JobRequest) -> JobReport:
+    """Run it with its progress in Prefect. about: the setting that says what it is about."""
+    with shown_in_prefect(f"{request.kind} {request.settings[about]}"):
+        return JobReport(**_done(request))
 
 
 def _done(work: JobRequest) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def watch_runs() -> None:
 
 
 def watches() -> list[Automation]:
-    """Return a run whose process was killed is not `Running` for ever, nor `Pending`, which would
+    """End runs whose process was killed: none is `Running` for ever, nor `Pending`, which would
     hold up its dataset's queue."""
     return [
         _watch(

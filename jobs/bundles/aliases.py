@@ -72,7 +72,7 @@ def last_move_text(rows: AliasRows) -> str:
 def next_row(
     lake: LakePaths, head: Snapshot, plan: Plan, *, alias: str, version: str, reason: str, by: str
 ) -> Output:
-    """Return a file with the row that gives the alias of the plan's target to a version.
+    """Write a file with the row that gives the alias of the plan's target to a version.
 
     head: of the aliases table. A row that another job publishes meanwhile makes the commit a
     Conflict, so that no sequence comes twice.

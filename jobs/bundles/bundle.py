@@ -64,7 +64,7 @@ class Bundle:
         return found if can_compile() else dataclasses.replace(found, compiled=False)
 
     def scorer(self, compute: Compute | None = None) -> Scorer:
-        """Return the one code path that calibration, embedding and evaluation score with.
+        """Make the one code path that calibration, embedding and evaluation score with.
 
         compute: the model is placed so; if None, where it was calibrated if that is here.
         """
@@ -129,7 +129,7 @@ def _content(data: bytes) -> str:
 
 
 def _written(folder: str, name: str) -> bytes:
-    """Return a file whose name tells its content."""
+    """Read a file whose name tells its content."""
     uri = join(folder, name)
     data = read(uri)
     if _content(data) not in name:

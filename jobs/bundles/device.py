@@ -43,7 +43,7 @@ M = TypeVar("M", bound=Placeable)
 
 
 def place(model: M, way: Placement) -> M:
-    """Return the model on the device, its networks compiled where that is wanted."""
+    """Put the model on the device, its networks compiled where that is wanted."""
     model.to(way.device)
     if way.channels_last:
         # Only weights of four dimensions have such a format.

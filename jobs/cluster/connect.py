@@ -168,7 +168,7 @@ def _quiet() -> None:
 
 
 def temporary_folder(prefix: str) -> Path:
-    """Return a new private folder that goes with the process; its path is short enough for
+    """Make a private folder that goes with the process; its path is short enough for
     sockets."""
     base = tempfile.gettempdir()
     if len(base) + len(prefix) + 20 > SOCKET_PATH_LIMIT:

@@ -39,7 +39,7 @@ def card_uri(lake: LakePaths, dataset: str, version: int, ending: str) -> str:
 
 
 def dataset_card(lake: LakePaths, dataset: str, version: int | None = None) -> dict[str, Any]:
-    """Return the card of a snapshot, the newest published one if None.
+    """Read or make the card of a snapshot, the newest published one if None.
 
     Raises InputError for an unknown dataset or version.
     """
@@ -140,7 +140,7 @@ def _published(
 
 
 def _picture(dataset: str, images: Snapshot) -> bytes:
-    """Return a sheet of images from all over the snapshot, the same ones whenever it is drawn."""
+    """Draw a sheet of images from all over the snapshot, the same ones whenever it is drawn."""
     shape = image_shape_of(images.schema)
     uris = images.file_uris()
     chosen = [uris[i] for i in np.unique(np.linspace(0, len(uris) - 1, SHEET_ROWS).astype(int))]
@@ -160,7 +160,7 @@ def _picture(dataset: str, images: Snapshot) -> bytes:
 
 
 def card_text(card: dict[str, Any]) -> str:
-    """Return the same for people."""
+    """Write the card for people."""
     height, width, channels = card["image_shape"]
     size = f"{card['bytes'] / 2**20:,.1f} MiB in {card['shards']} shards"
     kind = f"{card['images']:,} images of {height}x{width}x{channels}"

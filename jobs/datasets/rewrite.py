@@ -16,7 +16,7 @@ Change = Callable[[pa.Table], pa.Table]
 
 
 def rewritten(table: Table, path: str, name: str, change: Change) -> Output | None:
-    """Return a file of the table, every row group changed, as a new file; None if nothing is
+    """Write a file of the table anew, every row group changed; None if nothing is
     left."""
     writer = shard_writer(table, name)
     for rows in row_groups(join(table.uri, path)):

@@ -38,8 +38,9 @@ ENTRY = "python -P -m jobs.dispatch.entrypoint"
 
 
 def run_on_cluster(work: JobRequest, asked_by: str = "") -> dict[str, Any]:
-    """Return what the job returns. Raises its own error, or ClusterError where the cluster loses
-    it.
+    """Run it there and return what the job returns.
+
+    Raises the job's own error, or ClusterError where the cluster loses it.
 
     asked_by: who hears of a submission of theirs that has ended well meanwhile; nobody if empty.
     """

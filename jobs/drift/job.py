@@ -211,7 +211,7 @@ class DriftJob(Job):
         )
 
     def _marked(self, plan: Plan, unit: Unit, attempt: str) -> Completion:
-        """Return a published file whose rows of the arrivals say that their p-values do not
+        """Write a published file anew, whose rows of the arrivals say that their p-values do not
         hold."""
         started = time.monotonic()
         name, path = unit.inputs["rewrite"], unit.inputs["path"]

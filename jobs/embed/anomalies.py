@@ -57,7 +57,7 @@ class Flagged:
 
 
 def flag(batch: FlaggedBatch, files: Sequence[str]) -> Flagged:
-    """Return the anomalies of a batch.
+    """Flag the anomalies of a batch.
 
     files: URIs of its embeddings. Memory is that of a file, of the distinct p-values and of the
     flagged rows.

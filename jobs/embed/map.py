@@ -182,7 +182,7 @@ def _each(snapshot: Snapshot, files: Iterable[TableFile]) -> Iterator[tuple[pa.T
 
 
 def fit_pca(snapshot: Snapshot, files: Iterable[TableFile]) -> Projection:
-    """Return the plane of the largest variance; each axis points to where its largest weight is
+    """Fit the plane of the largest variance; each axis points to where its largest weight is
     positive.
 
     From sums that add up over files; of a single dimension y is zero.

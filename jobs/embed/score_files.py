@@ -41,7 +41,7 @@ def embed_files(lake: LakePaths, model: str, files: Sequence[str | Path]) -> lis
 def embed_contents(
     lake: LakePaths, model: str, named: Sequence[tuple[str, bytes]]
 ) -> list[dict[str, Any]]:
-    """Return the same of files that are in memory: names, which errors tell, and what they hold."""
+    """Embed and score files that are in memory: names, which errors tell, and what they hold."""
     bundle = bundles.load(lake, *catalog.resolve_model(lake, model))
     scored, ids = _scored(bundle, lake, named)
     valid = bundle.compute().fingerprint == bundle.about["scoring"]["compute_fingerprint"]

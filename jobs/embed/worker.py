@@ -83,7 +83,7 @@ class EmbedWorker:
         )
 
     def _rewritten(self, rewrite: EmbedRewrite, unit: Unit, attempt: str) -> Completion:
-        """Return a published file without the images that have left the dataset."""
+        """Write a published file anew without the images that have left the dataset."""
         started = time.monotonic()
         name, path = rewrite.table, rewrite.path
         table = next(table for table in self.tables if table.spec.name == name).as_published()

@@ -15,7 +15,7 @@ END_S = 3.0
 
 
 def apart(action: Callable[[], T], stop: Callable[[], None] | None = None) -> T:
-    """Return what the action returns, done on a thread of its own while this one waits for it.
+    """Return what the action returns: it is done on a thread of its own while this one waits.
 
     Ray's waits hear signals, and drop what their handlers raise, other than KeyboardInterrupt
     (2.60): Prefect's timeout of a task, an alarm, was lost there; DuckDB turns it into an error

@@ -31,7 +31,7 @@ class Job(abc.ABC):
 
     @abc.abstractmethod
     def plan(self) -> Plan:
-        """Return a function of what is published and what the inputs list; may be empty."""
+        """Plan from what is published and what the inputs list; the plan may be empty."""
 
     def units(self, plan: Plan) -> Iterator[Unit]:
         """Return the plan's units, in order; of a plan that was saved, those that were saved with

@@ -211,7 +211,7 @@ class EvaluateJob(PoolJob):
         return name, None
 
     def _anomaly(self, images: pa.Schema) -> tuple[AnomalyColumn | None, str | None]:
-        """Return the column that tells anomalies, and why there is none."""
+        """Return the column that tells anomalies, and why there can be none."""
         wanted, own = self.settings.anomaly, passthrough_of(images)
         simple = [field.name for field in own if not pa.types.is_nested(field.type)]
         found = anomaly_column(wanted or DEFAULT, simple)

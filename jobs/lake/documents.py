@@ -18,7 +18,7 @@ class Unreadable(InputError):
 
 
 def parsed(kind: type[T], data: bytes | str, uri: str, remedy: str = MEND) -> T:
-    """Return a document of a kind: a dataclass, a dict.
+    """Read a document as a kind: a dataclass, a dict.
 
     Raises Unreadable that names its place, what is wrong with it, and the remedy.
     """
@@ -27,7 +27,7 @@ def parsed(kind: type[T], data: bytes | str, uri: str, remedy: str = MEND) -> T:
 
 
 def checked(kind: type[T], value: Any, uri: str, remedy: str = MEND) -> T:
-    """Return the same of what has been read already."""
+    """Check what has been read already in the same way."""
     with _told(uri, remedy):
         return _adapter(kind).validate_python(value)
 

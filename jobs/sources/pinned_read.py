@@ -189,7 +189,7 @@ def _is_expired(error: BaseException) -> bool:
 
 
 def read_pinned(uri: str, etag: str, size: int) -> bytes:
-    """Return the whole file, by one request. Raises SourceChanged, or LatentlakeError."""
+    """Read the whole file, by one request. Raises SourceChanged, or LatentlakeError."""
     path = local_name(uri)
 
     def action() -> bytes:

@@ -215,7 +215,7 @@ def load_order(lake: LakePaths, job_id: str, name: str) -> dict[str, Any]:
 
 
 def removals(tonight: StageState, gone: list[Pair]) -> Removals:
-    """Return what has left with the files that are `gone`: pairs that the listing has no more."""
+    """Find what has left with the files that are `gone`: pairs that the listing has no more."""
     leaving = Removals(tonight, tonight.images.partition_rows({}), gone=gone)
     if not gone:
         return leaving

@@ -32,7 +32,7 @@ class Rewriter:
         self.name = name
 
     def run(self, payload: StageRewrite | Correction) -> Done:
-        """Return outputs, counts, details and the published paths that the outputs replace."""
+        """Rewrite; return outputs, counts, details and the published paths that they replace."""
         match payload:
             case StageRewrite():
                 return self._rewritten(payload)

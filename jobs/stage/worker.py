@@ -73,7 +73,7 @@ class StageWorker:
         )
 
     def _staged(self, parts: list[FileRange], unit_id: str, name: str) -> tuple[UnitRows, set[str]]:
-        """Return the unit's rows, and the files that were left for the next run.
+        """Stage the unit's rows; return them and the files that were left for the next run.
 
         A file that turns out bad in its middle has given rows already: then every file is read
         once to judge it, and the unit begins again without the bad ones.

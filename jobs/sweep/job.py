@@ -25,7 +25,7 @@ from jobs.train.job import TrainJob
 def sweep(
     lake: LakePaths, settings: SweepSettings, night: str, ray_settings: RaySettings
 ) -> tuple[JobReport, list[Tried]]:
-    """Return the winner's train report, and all trials, the best one first.
+    """Run the trials; return the winner's train report, and all trials, the best one first.
 
     Raises InputError for settings that cannot be trained, JobError where every trial failed.
     """

@@ -40,7 +40,7 @@ class Tried:
 
 
 def draw(settings: SweepSettings) -> list[Trial]:
-    """Return the trials, a function of the settings; equal draws come once.
+    """Draw the trials, a function of the settings; equal draws come once.
 
     Raises InputError where a setting is unknown or its values do not fit.
     """

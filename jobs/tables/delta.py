@@ -302,7 +302,7 @@ class Snapshot:
     def read(
         self, columns: Sequence[str], partition: dict[str, str] | None = None
     ) -> pa.Table | None:
-        """Return the columns (none of them a partition column) of all files; None if there are
+        """Read the columns (none of them a partition column) of all files; None if there are
         none."""
         tables = [read_shard(uri, columns) for uri in self.file_uris(partition)]
         return pa.concat_tables(tables) if tables else None

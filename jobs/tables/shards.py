@@ -262,7 +262,7 @@ def _finite(value: Any) -> bool:
 
 
 def read_shard(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Return a shard's rows; partition columns are not inside the file."""
+    """Read a shard's rows; partition columns are not inside the file."""
     return _with_file(uri, lambda file: file.read(columns=_listed(columns)))
 
 
@@ -277,7 +277,7 @@ def read_digests(uri: str) -> np.ndarray:
 
 
 def read_row_group(uri: str, index: int, columns: Sequence[str] | None = None) -> pa.Table:
-    """Return the rows of one row group of a shard; its footer is read once a process."""
+    """Read the rows of one row group of a shard; its footer is read once a process."""
     return _with_file(
         uri, lambda file: file.read_row_group(index, columns=_listed(columns)), _footer(uri)
     )
@@ -290,7 +290,7 @@ def row_groups(uri: str, columns: Sequence[str] | None = None) -> Iterator[pa.Ta
 
 
 def read_span(uri: str, start: int, stop: int, columns: Sequence[str] | None = None) -> pa.Table:
-    """Return the rows of a shard from one to another; other row groups are not read."""
+    """Read the rows of a shard from one to another; other row groups are not read."""
     footer, first, parts = _footer(uri), 0, []
     for index in range(footer.num_row_groups):
         count = footer.row_group(index).num_rows

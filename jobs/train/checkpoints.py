@@ -134,7 +134,7 @@ class Saver:
     def save(
         self, position: Position, tensors: dict[str, Tensor], best: dict[str, Tensor] | None
     ) -> None:
-        """Return at once. tensors and best: nobody changes them from now on."""
+        """Save in the background. tensors and best: nobody changes them from now on."""
         assert not self.busy
         self._saving = self._pool.submit(self._save, position, tensors, best)
 
@@ -209,7 +209,7 @@ def unpack(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
 ) -> dict[str, Tensor]:
-    """Return the reverse of `pack`, in place; returns the averaged weights.
+    """Do the reverse of `pack`, in place; return the averaged weights.
 
     Raises JobError where the checkpoint is of another model.
     """

@@ -49,7 +49,7 @@ def publish(training: Training, started: float) -> None:
 
 
 def _compiled_or_not(compute: Compute) -> contextlib.AbstractContextManager[Any]:
-    """Return the model comes as it was trained."""
+    """Run compiled or not: the model comes as it was trained."""
     return contextlib.nullcontext() if compute.compiled else set_stance("force_eager")
 
 

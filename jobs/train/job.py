@@ -123,7 +123,7 @@ class TrainJob(Job):
                 )
 
     def idle(self, plan: Plan) -> tuple[str, dict[str, Any]]:
-        """Return a finished fingerprint is not trained twice."""
+        """Say that a finished fingerprint is not trained twice."""
         name = f"{self.target}@{plan.fingerprint}"
         return f"these settings and images are {name} already", {"version": plan.fingerprint}
 

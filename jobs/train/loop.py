@@ -247,7 +247,7 @@ class Training:
         self._save_if_due()
 
     def _take_in(self) -> float:
-        """Return the steps since the last call, over all ranks; their mean gradient norm."""
+        """Count the steps since the last call, over all ranks; return their mean gradient norm."""
         unseen, self._unseen = self._unseen, []
         local = torch.zeros(5, dtype=torch.float64)
         norms = []

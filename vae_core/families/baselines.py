@@ -46,7 +46,7 @@ class IndependentPixels:
 
     @classmethod
     def fit(cls, counts: ValueCounts, floor: float = 1e-6) -> IndependentPixels:
-        """Return the maximum of the likelihood, variances floored (a border is always black)."""
+        """Fit the maximum of the likelihood, variances floored (a border is always black)."""
         share_PV = counts.counts_PV / counts.counts_PV.sum(1, keepdim=True)
         values_V = torch.arange(LEVELS, dtype=torch.float64) / (LEVELS - 1)
         mean_P = share_PV @ values_V
@@ -97,7 +97,7 @@ class FullGaussian:
 
     @classmethod
     def fit(cls, sums: PixelSums, ridge: float = 1e-6) -> FullGaussian:
-        """Return the maximum of the likelihood, `ridge` (squared intensity) added to every
+        """Fit the maximum of the likelihood, `ridge` (squared intensity) added to every
         variance."""
         covariance = sums.covariance()
         covariance = covariance + ridge * torch.eye(len(covariance), dtype=covariance.dtype)

@@ -83,7 +83,7 @@ class ProbabilisticPCA:
 
     @classmethod
     def fit(cls, sums: PixelSums, dim: int) -> ProbabilisticPCA:
-        """Return the optimum of the likelihood (eqs. 7 and 8). Raises ValueError unless 0 < D <
+        """Fit the optimum of the likelihood (eqs. 7 and 8). Raises ValueError unless 0 < D <
         P."""
         size = len(sums.sum_P)
         if not 0 < dim < size:

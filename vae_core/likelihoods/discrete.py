@@ -159,7 +159,7 @@ class LogisticMixture(Likelihood):
     def sample(
         self, params_NCHW: Tensor, log_sigma: Tensor, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Return a component by Gumbel noise, then its channels in turn."""
+        """Draw a component by Gumbel noise, then its channels in turn."""
         log_weights, means, log_scales, coefficients = self._read(params_NCHW)
         gumbel = -torch.log(-torch.log(uniform_like(log_weights, generator)))
         component = (log_weights + gumbel).argmax(1, keepdim=True)

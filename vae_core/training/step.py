@@ -78,7 +78,7 @@ class Stepper:
         return StepSums(loss, recon_nll, kl, len(x_NCHW), norm)
 
     def step_unseen(self, x_NCHW: Tensor, noise: StepNoise, step: int) -> Tensor:
-        """Return the same without waiting for an accelerator: the sums stay there, (4,) of float32.
+        """Do the same without waiting for an accelerator: the sums stay there, (4,) of float32.
 
         Loss, recon_nll, kl and gradient norm. Where the norm is not finite the optimiser, which
         must be a fused one, leaves weights and its own state as they were: look now and then.

@@ -92,7 +92,7 @@ def _sheet(night: ReportNight, limits: Limits) -> Pictures | Say:
 
 
 def sheet_images(night: ReportNight) -> tuple[str, list[np.ndarray]]:
-    """Return the same for a PNG."""
+    """Return what a PNG of the contact sheet is of."""
     title, ids = shown_images(night, SHOWN)
     return title, list(night.images(ids).values())
 
