@@ -32,6 +32,9 @@ def test_entrypoints_are_flows_that_take_the_parameters(name: str) -> None:
         flow.validate_parameters(each["parameters"])
         assert set(each["parameters"]) <= set(inspect.signature(flow.fn).parameters)
         assert each["concurrency_limit"] == 1
+        # What `serve` shows of the same flow.
+        summary = inspect.getdoc(flow.fn).split("\n\n")[0]
+        assert each["description"] == " ".join(summary.split())
 
 
 def test_both_files_have_the_same_deployments() -> None:
