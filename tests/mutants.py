@@ -29,7 +29,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 GROUPS = {
-    "plan": ("jobs/engine/plan", "jobs/engine/job", "jobs/stage/plan", "jobs/engine/records"),
+    "plan": ("jobs/engine/plan", "jobs/engine/runner", "jobs/stage/plan", "jobs/engine/records"),
     "commit": (
         "jobs/engine/commit",
         "jobs/engine/corrections",

@@ -107,7 +107,7 @@ class Anomalies:
                 self.validity.say(f"Calibration valid: {text}.", "good")
             else:
                 unknown = "Drift was not tested: whether p- and q-values are valid is unknown"
-                self.validity.say(f"{unknown}. If they can, {text}.", "warning")
+                self.validity.say(f"{unknown}. If they are, {text}.", "warning")
         else:
             text = "CALIBRATION NOT VALID on this night: p- and q-values are not valid, and "
             text += f"no rate of false alarms is kept. Why: {night.why}."

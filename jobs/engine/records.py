@@ -275,7 +275,8 @@ def clear(lake: LakePaths, job_id: str) -> None:
 def _remove_but(lake: LakePaths, job_id: str, kept: str) -> None:
     """kept: what the names of those that stay begin with."""
     folder = lake.units(job_id)
-    for name in names_in(folder):
+    # In order of their names: completions go before what they say is there, such as leaving-….
+    for name in sorted(names_in(folder)):
         if not name.startswith(kept) and is_inner(name):
             delete_tree(join(folder, name))
 

@@ -196,8 +196,9 @@ class Removals:
             return [], []
         night = self.tonight.plan.night
         order = LeavingOrder({"gone": self.gone, "homes": self.homes, "night": night})
+        name = order.name  # a digest of all of it
         return [order.unit(fingerprint)], [
-            StageRewrite(table, path, order.name).unit(fingerprint)
+            StageRewrite(table, path, name).unit(fingerprint)
             for table, paths in self.rewrites.items()
             for path in paths
         ]
