@@ -131,6 +131,7 @@ lock: $(VENV)/.runtime   ## write the lock files anew from pyproject.toml
 	$(LOCK) pyproject.toml --extra dev -c requirements.lock -o requirements-dev.lock
 
 wheel: $(VENV)/.runtime  ## the project as a wheel in dist/, to bring to a Ray cluster
+	rm -rf build  # modules that have moved since would come along
 	$(PIP) wheel --no-deps --no-build-isolation -w dist .
 
 clean:                   ## remove the environment and the demo's lake

@@ -1,6 +1,6 @@
 """The Prefect server of one command, where no other is named; it ends with its command.
 
-Prefect starts one by itself when its client is first requested, and for that imports all of its
+Prefect starts one by itself when its client is first used, and for that imports all of its
 server into the command (3.8: two seconds of a core). This one is started before the command imports
 anything large, so that both go on at once, listens on a port that the system chose, imports nothing
 from the working directory, and ends also with a command that was killed.
@@ -89,7 +89,7 @@ class _Server:
 
 def begin() -> None:
     """Start one, unless a server is named, this process has one, or Prefect has read its settings
-    already and starts its own. Call `wait` before Prefect is requested anything."""
+    already and starts its own. Call `wait` before Prefect is used."""
     global _server
     prepare_prefect()
     wanted = os.environ.get("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE") == "true"

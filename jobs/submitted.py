@@ -1,4 +1,7 @@
-"""The entry point that releases before 0.2 submit: says that the cluster has another version."""
+"""What a Ray job of ours runs on the cluster, by the name that it has had in every release.
+
+So whoever submits to a cluster of another release is told both versions.
+"""
 
 import sys
 

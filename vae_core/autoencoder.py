@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from vae_core.config import ModelConfig
 from vae_core.likelihoods.registry import LIKELIHOODS
@@ -16,11 +17,7 @@ from vae_core.posteriors import POSTERIORS, Posterior
 
 
 class Autoencoder(Model):
-    """Encodes, decodes, reconstructs and samples, whatever the family: the config says which.
-
-    Images are float (N, C, H, W) in [0, 1]. `observe` turns one into what the likelihood sees
-    (binarised pixels, say), and that is what `encode` takes.
-    """
+    """Networks × likelihood × posterior, as the config says."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -32,54 +29,46 @@ class Autoencoder(Model):
         self.encoder = ENCODERS[kind](config, features)
         self.decoder = DECODERS[kind](config, self.likelihood.outputs(channels), self.encoder)
 
+    @override
     def compile_networks(self) -> None:
-        """Compile in place, so that weights keep their names. The rest of a step is cheap."""
         self.encoder.compile()
         self.decoder.compile()
 
+    @override
     def observe(self, x_NCHW: Tensor, noise: Noise | None = None) -> Tensor:
-        """Return the image as the likelihood and the encoder see it. noise: for stochastic
-        binarisation.
-
-        Raises ValueError where noise is needed and not given.
-        """
         return self.likelihood.target(x_NCHW, noise)
 
+    @override
     def encode(self, target_NCHW: Tensor) -> Posterior:
-        """Return the posterior; its mean (N, D) is the embedding."""
         return self.posterior.read(self.encoder(target_NCHW))
 
+    @override
     def draw(self, posterior: Posterior, eps: Tensor) -> Tensor:
-        """Latents by standard normal noise of shape (…, N, D). A code has no spread."""
         return self.posterior.draw(posterior, eps)
 
+    @override
     def kl(self, posterior: Posterior) -> Tensor | None:
-        """KL to the prior in nats, (N, D); None for a deterministic posterior."""
         return self.posterior.kl(posterior)
 
+    @override
     def decode(self, z_ND: Tensor) -> Tensor:
-        """Return the likelihood's parameters, (N, outputs, H, W)."""
         return self.decoder(z_ND)
 
+    @override
     def reconstruct(self, x_NCHW: Tensor, noise: Noise | None = None) -> Tensor:
-        """E[x | z = posterior mean], clamped to [0, 1] for display, (N, C, H, W)."""
         return self.show(self.encode(self.observe(x_NCHW, noise)).mean_ND)
 
+    @override
     def show(self, z_ND: Tensor) -> Tensor:
-        """E[x | z], clamped to [0, 1] for display, (N, C, H, W)."""
         return self.likelihood.mean(self.decode(z_ND)).clamp(0.0, 1.0)
 
+    @override
     def sample(
         self,
         count: int,
         generator: torch.Generator | None = None,
         codes: LatentMoments | None = None,
     ) -> Tensor:
-        """E[x | z] of latents from the prior, (count, C, H, W).
-
-        A deterministic posterior has no prior: its latents are drawn from a Gaussian fitted to
-        the codes of training images, which is no part of the model. Raises ValueError without.
-        """
         if not self.posterior.has_prior:
             if codes is None:
                 raise ValueError(

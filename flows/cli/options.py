@@ -127,13 +127,17 @@ def request_of(settings: Settings, options: dict[str, Any], *, fresh: bool = Fal
 
 
 def _require_one_process(name: str, ray: RaySettings, options: dict[str, Any]) -> None:
-    useless = [f"--{option.replace('_', '-')}" for option in OF_WORKERS if options.get(option)]
+    given = [name for name in OF_WORKERS if options.get(name) is not None]
+    # A flag is there either way.
+    useless = [f"--{n.replace('_', '-')}" for n in given if options[n] is not False]
+    instead = ""
     if ray.address is not None and not ray.takes_jobs:
         useless.append(f"--ray-address {ray.address}")
+        instead = "; --ray-address http://HEAD:8265 runs it as a job there"
     if useless:
         raise InputError(
-            f"{name} runs in one process, without Ray workers: leave out {', '.join(useless)}, or "
-            "give --ray-address http://HEAD:8265 to run it as a job there"
+            f"{name} runs in one process, without Ray workers: leave out {', '.join(useless)}"
+            f"{instead}"
         )
 
 

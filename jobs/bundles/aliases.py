@@ -74,8 +74,8 @@ def next_row(
 ) -> Output:
     """Write a file with the row that gives the alias of the plan's target to a version.
 
-    head: of the aliases table. A row that another job publishes meanwhile makes the commit a
-    Conflict, so that no sequence comes twice.
+    head: of the aliases table. A row that another job publishes meanwhile makes the commit
+    raise CommitConflict, so that no sequence comes twice.
     """
     rows = catalog.catalog_rows(lake, ALIASES.name)
     row = {

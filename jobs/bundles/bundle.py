@@ -19,9 +19,9 @@ import safetensors.torch
 import torch
 
 from jobs.bundles.device import can_compile, place
-from jobs.bundles.manifest import AGAIN, FORMAT, Compute, compute_of, read_about
+from jobs.bundles.manifest import AGAIN, FORMAT, Compute, compute_of, config_of, read_about
 from jobs.errors import InputError, JobError
-from jobs.lake.documents import checked, reading
+from jobs.lake.documents import reading
 from jobs.lake.paths import LakePaths
 from jobs.lake.storage import create_or_keep, join, read
 from vae_core.config import ModelConfig
@@ -141,7 +141,7 @@ def load(lake: LakePaths, model: str, version: str) -> Bundle:
     """Raise InputError that names what is missing or broken."""
     folder = lake.bundle(model, version)
     about = read_about(lake, model, version)
-    config = checked(ModelConfig, about["config"], join(folder, "model.json"), AGAIN)
+    config = config_of(lake, model, version, about)
     weights, calibration = (join(folder, about["files"][n]) for n in ("weights", "calibration"))
     with reading(weights, AGAIN):
         tensors = safetensors.torch.load(_written(folder, about["files"]["weights"]))

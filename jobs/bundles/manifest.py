@@ -16,6 +16,7 @@ from jobs.lake.paths import LakePaths
 from jobs.lake.storage import exists, join, read_if_there
 from jobs.lake.uri import is_plain
 from jobs.schemas.dataset import PREPROCESSING
+from vae_core.config import ModelConfig
 from vae_core.precision import Precision
 from vae_core.scores.names import SCORES
 
@@ -155,6 +156,14 @@ def require_same_images(
 def is_there(lake: LakePaths, model: str, model_version: str) -> bool:
     """Whether a bundle is complete."""
     return exists(join(lake.bundle(model, model_version), "model.json"))
+
+
+def config_of(
+    lake: LakePaths, model: str, model_version: str, about: dict[str, Any]
+) -> ModelConfig:
+    """Return the config in what `read_about` gave. Raises InputError where it is damaged."""
+    uri = join(lake.bundle(model, model_version), "model.json")
+    return checked(ModelConfig, about["config"], uri, AGAIN)
 
 
 def read_about(lake: LakePaths, model: str, model_version: str) -> dict[str, Any]:

@@ -77,8 +77,8 @@ def _own_signals() -> Iterator[None]:
 def _connect(settings: RaySettings) -> None:
     if settings.takes_jobs:
         raise InputError(
-            f"{settings.address} takes jobs: stage, train, embed and maintain go there; others "
-            "connect from a node of the cluster, with --ray-address HOST:6379"
+            f"{settings.address} takes jobs, and this is none: run it on a node of the cluster, "
+            "with --ray-address HOST:6379"
         )
     _quiet()
     try:

@@ -1,11 +1,10 @@
-"""What a Ray job of ours runs on the cluster: `python -m jobs.dispatch.entrypoint`."""
+"""The other end of a submission: what `python -m jobs.submitted` does on the cluster."""
 
 from __future__ import annotations
 
 import logging
 import os
 import signal
-import sys
 import traceback
 from typing import Any
 
@@ -52,7 +51,3 @@ def _same_version(theirs: str) -> None:
 
 def _stop(*_: Any) -> None:
     raise KeyboardInterrupt
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -66,7 +66,7 @@ class JobApi:
         return self._asked(lambda: self._client.get_job_logs(submission), within_s)
 
     def submit(self, submission: str, **what: Any) -> None:
-        """Raise Taken where there is one of that id."""
+        """Submit it. Raises SubmissionExists where there is one of that id."""
 
         def submit() -> None:
             try:

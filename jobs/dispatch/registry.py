@@ -29,9 +29,9 @@ class JobKind:
         runs: MODULE:NAME of its class or, where it is no job of one plan, of its function.
         command: the subcommand of `latentlake` that runs it.
         settings: None where its command calls it with plain arguments.
-        makes: which of its settings names what it makes; None where a request cannot ask for it.
+        makes: which of its settings names what it makes; None where it is no request, which a
+            cluster could be given.
         task: its function in `flows.nightly.tasks`; None where no flow runs it.
-        on_cluster: whether it may be submitted as a Ray job, to http://HEAD:8265.
         workers: whether its units run on Ray workers; else one process does it.
     """
 
@@ -40,8 +40,12 @@ class JobKind:
     settings: type[Settings] | None = None
     makes: Literal["dataset", "model"] | None = None
     task: str | None = None
-    on_cluster: bool = False
     workers: bool = False
+
+    @property
+    def on_cluster(self) -> bool:
+        """Whether it may be submitted as a Ray job, to http://HEAD:8265."""
+        return self.makes is not None
 
     def load(self) -> Any:
         """Import what runs it."""
@@ -56,7 +60,6 @@ JOBS: dict[str, JobKind] = {
         settings=StageSettings,
         makes="dataset",
         task="stage",
-        on_cluster=True,
         workers=True,
     ),
     "train": JobKind(
@@ -65,7 +68,6 @@ JOBS: dict[str, JobKind] = {
         settings=TrainSettings,
         makes="model",
         task="train",
-        on_cluster=True,
         workers=True,
     ),
     "embed": JobKind(
@@ -74,7 +76,6 @@ JOBS: dict[str, JobKind] = {
         settings=EmbedSettings,
         makes="model",
         task="embed",
-        on_cluster=True,
         workers=True,
     ),
     "evaluate": JobKind(
@@ -83,7 +84,6 @@ JOBS: dict[str, JobKind] = {
         settings=EvaluateSettings,
         makes="model",
         task="evaluate",
-        on_cluster=True,
         workers=True,
     ),
     "drift": JobKind(
@@ -92,7 +92,6 @@ JOBS: dict[str, JobKind] = {
         settings=DriftSettings,
         makes="model",
         task="drift",
-        on_cluster=True,
     ),
     "promote": JobKind(
         runs="jobs.promote.job:PromoteJob",
@@ -100,21 +99,18 @@ JOBS: dict[str, JobKind] = {
         settings=PromoteSettings,
         makes="model",
         task="promote",
-        on_cluster=True,
     ),
     "drop": JobKind(
         runs="jobs.embed.drop:DropJob",
         command="drop",
         settings=DropSettings,
         makes="model",
-        on_cluster=True,
     ),
     "map": JobKind(
         runs="jobs.embed.map:MapJob",
         command="map",
         settings=MapSettings,
         makes="model",
-        on_cluster=True,
     ),
     "maintain": JobKind(
         runs="jobs.maintain.run:maintain",
@@ -122,7 +118,6 @@ JOBS: dict[str, JobKind] = {
         settings=MaintainSettings,
         makes="dataset",
         task="maintain",
-        on_cluster=True,
         workers=True,
     ),
     # A part of maintain.
@@ -138,13 +133,13 @@ JOBS: dict[str, JobKind] = {
 def kind_of(settings: Settings) -> str:
     """Name the job whose settings these are."""
     return next(
-        name for name, kind in JOBS.items() if kind.makes and kind.settings is type(settings)
+        name for name, kind in JOBS.items() if kind.on_cluster and kind.settings is type(settings)
     )
 
 
 def requested(name: str) -> JobKind:
     """Look up a job that a request may ask for. Raises InputError, which names those there are."""
     kind = JOBS.get(name)
-    if kind is None or kind.makes is None:
-        raise unknown_name("job", name, [known for known, kind in JOBS.items() if kind.makes])
+    if kind is None or not kind.on_cluster:
+        raise unknown_name("job", name, [known for known, kind in JOBS.items() if kind.on_cluster])
     return kind

@@ -34,7 +34,7 @@ START_S = 1200.0  # Ray itself gives a job up that has not begun after 900
 DRIVER_STOP_S = 15  # that a driver has for ending its workers, until Ray ends it
 STOPPED_ROUNDS = 3
 KILLED = 128  # exit codes from here on are signals
-ENTRY = "python -P -m jobs.dispatch.entrypoint"
+ENTRY = "python -P -m jobs.submitted"  # which every release has, and asks for the version
 
 
 def run_on_cluster(work: JobRequest, asked_by: str = "") -> dict[str, Any]:

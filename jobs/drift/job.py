@@ -1,4 +1,4 @@
-"""drift: a night's arrivals against the model's own reference; anomalies that are not valid.
+"""drift: a night's arrivals against the model's own reference; which p-values are not valid.
 
 One unit, in this process: samples are small. Where drift was found, the p-values of the arrivals'
 batches stand on a calibration that they are not exchangeable with, and their rows say so.
@@ -220,7 +220,7 @@ class DriftJob(Job):
         jobs = pa.array(_embed_jobs(plan), pa.string())
         marked = 0
         for rows in row_groups(join(table.uri, path)):
-            theirs = _believed(rows, jobs)
+            theirs = _unmarked(rows, jobs)
             marked += pc.sum(theirs).as_py() or 0  # type: ignore[attr-defined]
             valid = pc.if_else(theirs, False, rows["calibration_valid"])  # type: ignore[attr-defined]
             at = rows.schema.get_field_index("calibration_valid")
@@ -263,14 +263,14 @@ class DriftJob(Job):
         )
 
     def _rewrites(self, plan: Plan) -> list[Unit]:
-        """Of each published file with rows of the arrivals' batches that are valid so far."""
+        """Return rewrites of published files with rows of the arrivals that are not marked yet."""
         jobs = pa.array(_embed_jobs(plan), pa.string())
         units = []
         for table in self.tables(plan):
             snapshot = table.snapshot() if table.spec.name in MARKED else None
             for path in snapshot.paths(self._partition) if snapshot is not None else []:
                 rows = read_shard(join(table.uri, path), ["job_id", "calibration_valid"])
-                if pc.any(_believed(rows, jobs)).as_py():  # type: ignore[attr-defined]
+                if pc.any(_unmarked(rows, jobs)).as_py():  # type: ignore[attr-defined]
                     inputs = {"rewrite": table.spec.name, "path": path}
                     units.append(Unit.of(plan.job_id, inputs, "rewrite"))
         return units
@@ -280,7 +280,7 @@ def _embed_jobs(plan: Plan) -> list[str]:
     return plan.units[0].inputs["embed_jobs"]
 
 
-def _believed(rows: pa.Table, jobs: pa.Array) -> Any:
+def _unmarked(rows: pa.Table, jobs: pa.Array) -> Any:
     """Which rows are of those jobs and not marked yet."""
     theirs = pc.is_in(rows["job_id"], jobs)  # type: ignore[attr-defined]
     return pc.and_(theirs, pc.fill_null(rows["calibration_valid"], True))  # type: ignore[attr-defined]

@@ -51,9 +51,9 @@ class DriftRule(Settings):
     def _can_alarm(self) -> DriftRule:
         if 1 / (1 + self.relabellings) > self.level:
             raise ValueError(
-                f"{self.relabellings} permutations give no p-value below "
+                f"{self.relabellings} relabellings give no p-value below "
                 f"{1 / (1 + self.relabellings):.2g}, and a night may spend {self.level:.2g}: no "
-                f"drift could be found; ask for at least {round(1 / self.level)} relabellings"
+                f"drift could be found; set relabellings to at least {round(1 / self.level)}"
             )
         return self
 

@@ -2,7 +2,7 @@
 
 A batch is what one commit publishes: with `--commit-every` a part of what arrived, else all of it.
 Its p-values, other than those of images that shaped or calibrated the model, go through
-Benjamini–Hochberg together, after all units of the plan, in the one place that commits: a crash
+Benjamini–Hochberg together, after all units of the plan, by a unit of its own: a crash
 cannot change what is flagged.
 """
 

@@ -34,7 +34,7 @@ ROUNDS = 30
 
 
 def retrying(action: Callable[[], Any], what: str, table: str) -> Any:
-    """Run an optimistic commit again after a Conflict, with jitter, bounded.
+    """Run an optimistic commit again after a CommitConflict, with jitter, bounded.
 
     A commit whose answer was lost may have landed: it is tried again a few times, too.
     table: URI of the one that is competed for. Raises JobError that names who won.
@@ -95,7 +95,7 @@ def _complete_last(lake: LakePaths, head: Snapshot) -> None:
 def commit(lake: LakePaths, plan: Plan, head: Snapshot, record: CommitRecord) -> None:
     """Publish the record's files on top of `head`, the newest snapshot of the first table.
 
-    Raises Conflict where another job, or this one in another process, came first: nothing is
+    Raises CommitConflict where another job, or this one in another process, came first: nothing is
     published then.
     """
     if head.has(plan.job_id):

@@ -19,7 +19,7 @@ class StalePlan(Exception):
 
 
 class Job(abc.ABC):
-    """What differs from job to job. `run` below does what does not."""
+    """What differs from job to job. `runner.run` does what does not."""
 
     name: str
     rows_counted: str  # the count that throughput is stated in

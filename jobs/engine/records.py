@@ -195,10 +195,19 @@ def completion_of(data: bytes, uri: str) -> Completion:
     _require_inner(completion.outputs, uri)
     if completion.kind == "work":  # releases before 0.2 wrote no kind
         if "of" in completion.details:
-            return dataclasses.replace(completion, kind="correction")
-        if "rewrites" in completion.details:
-            return dataclasses.replace(completion, kind="rewrite")
+            completion = dataclasses.replace(completion, kind="correction")
+        elif "rewrites" in completion.details:
+            completion = dataclasses.replace(completion, kind="rewrite")
+    if completion.kind == "correction":
+        of, generation = (completion.details.get(name) for name in ("of", "generation"))
+        if not (isinstance(of, str) and isinstance(generation, int)):
+            raise unreadable(uri, "a correction says of which unit it is, and how often", AGAIN)
     return completion
+
+
+def discard_completion(lake: LakePaths, job_id: str, unit_id: str) -> None:
+    """Remove a completion that is not of its unit, so that the unit is done again."""
+    delete(_completion_uri(lake, job_id, unit_id))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,8 +284,7 @@ def clear(lake: LakePaths, job_id: str) -> None:
 def _remove_but(lake: LakePaths, job_id: str, kept: str) -> None:
     """kept: what the names of those that stay begin with."""
     folder = lake.units(job_id)
-    # In order of their names: completions go before what they say is there, such as leaving-….
-    for name in sorted(names_in(folder)):
+    for name in names_in(folder):
         if not name.startswith(kept) and is_inner(name):
             delete_tree(join(folder, name))
 

@@ -12,7 +12,7 @@ from typing import Any
 from jobs.engine import commit as engine_commit
 from jobs.engine import records
 from jobs.engine.job import Job, StalePlan, log
-from jobs.engine.plan import Completion, Plan, Unit
+from jobs.engine.plan import Completion, Plan, Unit, UnitKind
 from jobs.engine.report import JobReport, merged
 from jobs.errors import JobError
 from jobs.lake.storage import begin, hold_new
@@ -134,6 +134,7 @@ class _Work:
         self.plan = plan
         self.executed: set[str] = set()
         self.planned: list[str] | None = None
+        self.kinds: dict[str, UnitKind] = {}
 
     def of_the_plan(self) -> dict[str, Completion]:
         if self.planned is None:
@@ -151,6 +152,7 @@ class _Work:
         def missing() -> Iterator[Unit]:
             for unit in units:
                 order.append(unit.unit_id)
+                self.kinds[unit.unit_id] = unit.kind
                 if unit.unit_id in done:
                     continue
                 if unit.kind == "closing":
@@ -168,6 +170,10 @@ class _Work:
 
     def _completions(self, unit_ids: list[str]) -> dict[str, Completion]:
         found = records.load_completions(self.job.lake, self.plan.job_id, unit_ids)
+        for unit_id in [one for one, made in found.items() if made.kind != self.kinds[one]]:
+            log.warning("%s: the completion of %s is of another kind", self.plan.job_id, unit_id)
+            records.discard_completion(self.job.lake, self.plan.job_id, unit_id)
+            del found[unit_id]
         lost = next((unit_id for unit_id in unit_ids if unit_id not in found), None)
         if lost is not None:
             # Another run of the same job may have committed and cleared the records meanwhile, or

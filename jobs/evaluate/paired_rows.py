@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jobs.bundles.manifest import read_about
+from jobs.bundles.manifest import config_of, read_about
 from jobs.errors import InputError
 from jobs.evaluate.results import MEANS, evaluated, measure_of, of_rows
 from jobs.lake.paths import LakePaths
 from jobs.schemas.vectors import vectors_of
 from jobs.tables import catalog
 from jobs.tables.delta import Snapshot
-from vae_core.config import ModelConfig
 from vae_core.families.base import scores_of
 from vae_core.families.registry import family_of
 from vae_core.scores.names import SCORES
@@ -89,13 +88,12 @@ def _side(
     if rows is None:
         catalog.require_dataset(lake, dataset)
         raise _not_evaluated(model, version, dataset)
-    config = read_about(lake, model, version)["config"]
+    config = config_of(lake, model, version, read_about(lake, model, version))
     # Of the job that wrote the rows: another one may have read another label.
     numbers = of_rows(lake, rows)
     label = next((row["of"] for row in numbers if row["metric"] == "probe_accuracy"), None)
-    built = ModelConfig.from_dict(config)
-    judged = scores_of(family_of(built), built)
-    measure = measure_of(config["likelihood"])
+    judged = scores_of(family_of(config), config)
+    measure = measure_of(config.likelihood)
     return Side(f"{model}@{version}", dataset, rows, measure, judged, label)
 
 

@@ -11,7 +11,7 @@ from jobs.lake.paths import LakePaths
 from jobs.schemas.catalog import EVALUATIONS
 from jobs.tables import catalog
 from jobs.tables.delta import Snapshot, open_snapshot
-from vae_core.config import LIKELIHOOD_FACTS
+from vae_core.config import LIKELIHOOD_FACTS, LikelihoodConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,16 +57,12 @@ def is_by_measure(metric: str) -> bool:
     return metric in _BY_MEASURE
 
 
-def measure_of(likelihood: dict[str, Any]) -> str:
+def measure_of(likelihood: LikelihoodConfig) -> str:
     """Return what a likelihood's nats are of: densities, and masses of other events, do not
-    compare.
-
-    likelihood: as a bundle's config has it.
-    """
-    kind = likelihood["kind"]
-    if kind == "bernoulli":
-        return f"pixels binarised by {likelihood['binarisation']}, {likelihood['threshold']}"
-    return "values of 256" if LIKELIHOOD_FACTS[kind].discrete else "densities"
+    compare."""
+    if likelihood.kind == "bernoulli":
+        return f"pixels binarised by {likelihood.binarisation}, {likelihood.threshold}"
+    return "values of 256" if LIKELIHOOD_FACTS[likelihood.kind].discrete else "densities"
 
 
 def few_note(images: int) -> str | None:

@@ -1,4 +1,4 @@
-"""Settings of judging: how a model is evaluated, what drift is, who becomes champion."""
+"""Settings of an evaluation."""
 
 from __future__ import annotations
 

@@ -27,8 +27,11 @@ CONFIDENCE = 0.95  # of the intervals, both ends together
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One thing that was requested. passes: None where it could not be asked, which holds nothing
-    up. told: a sentence with its numbers."""
+    """One thing that is required.
+
+    passes: None where it could not be checked, which holds nothing up. told: a sentence with its
+    numbers.
+    """
 
     name: str
     passes: bool | None

@@ -168,22 +168,22 @@ class PromoteJob(Job):
         if judged is not None:
             counts["checks"] = [dataclasses.asdict(check) for check in judged.checks]
             if not judged.passes:
-                refused = {
-                    "promoted": False,
-                    "why": self._refusal(version, current, judged),
-                    **counts,
-                }
+                why = self._refusal(version, current, judged)
+                refused = {"promoted": False, "why": why, **counts}
                 return CommitPlan(files={head.uri: []}, counts=refused)
         reason = self._reason(current, judged)
         row = bundles_aliases.next_row(
             self.lake, head, plan, alias=self.alias, version=version, reason=reason, by=self.by
         )
-        refused = {"promoted": True, "why": reason, **counts}
-        return CommitPlan(files={head.uri: [row]}, counts=refused)
+        promoted = {"promoted": True, "why": reason, **counts}
+        return CommitPlan(files={head.uri: [row]}, counts=promoted)
 
     def _overtaken(self, plan: Plan, rows: bundles_aliases.AliasRows) -> NoReturn:
-        """Return the fence. What this call has just planned, its user decided on a champion that
-        is none any more; what an earlier call left behind is only dropped."""
+        """Give up: the alias has moved since the plan was made.
+
+        What this call has just planned, its user decided on a champion that is none any more;
+        what an earlier call left behind is only dropped.
+        """
         if not rows:
             raise StalePlan(f"{self.first_table} has lost its rows")
         text = f"{self.alias} of {self.target} was {bundles_aliases.last_move_text(rows)} meanwhile"

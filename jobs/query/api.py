@@ -99,8 +99,7 @@ class Embeddings:
         dataset: str | None = None,
         flagged: bool = False,
     ) -> pa.Table:
-        """Return the most anomalous images, worst first; calibration_valid: whether p_value
-        is valid.
+        """Return the most anomalous images, worst first, each with whether its p-value is valid.
 
         score: one of RANKED; the bundle's decision score if None. p_value ranks ascending.
         flagged: only those that were flagged when their batch was embedded, with their evidence.

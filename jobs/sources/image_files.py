@@ -41,8 +41,8 @@ def read(part: FileRange, layout: Layout, columns: list[str]) -> Iterator[Source
 
 
 def read_many(parts: Sequence[FileRange]) -> Iterator[SourceBatch | list[FileRange]]:
-    """Yield the rows of many files in order, in batches; between them, parts that were
-    SourceChanged."""
+    """Yield the rows of many files in order, in batches; between them, those that have
+    changed since they were listed."""
     pending: list[tuple[FileRange, Image]] = []
     size = 0
     for part, image in _images(parts):

@@ -1,4 +1,4 @@
-"""Pinned reads: a source file is read as the listing saw it, or `Replaced` says that it is not.
+"""Pinned reads: a source file is read as the listing saw it, or SourceChanged is raised.
 
 On S3 the pin is the etag, sent with every range as If-Match. On a local disk it is size and time of
 change, compared with the open file, and a hash of both ends from before and after the reading. On

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import time
 from collections.abc import Iterator
 
 from typing_extensions import override
@@ -26,14 +25,12 @@ from jobs.hashing import digest
 from jobs.lake.paths import LakePaths, valid_name
 from jobs.schemas.dataset import DATASET_TABLES, PREPROCESSING, QUARANTINE, passthrough_of
 from jobs.sources.listing import list_files
-from jobs.stage.payloads import LeavingOrder
 from jobs.stage.plan import Pair, UnitStream
 from jobs.stage.reconcile import (
     StageState,
     already_held,
     removals,
     require_whole_files,
-    save_order,
     still_gone,
 )
 from jobs.stage.settings import StageSettings
@@ -193,15 +190,14 @@ class StageJob(PoolJob):
         return ImportedWorker("jobs.stage.worker", "StageWorker")
 
     def close(self, plan: Plan, unit: Unit, attempt: str) -> Completion:
-        """Keep what says what leaves, for the rewrites."""
-        started = time.monotonic()
-        save_order(self.lake, plan.job_id, LeavingOrder(unit.inputs["leaving"]))
+        """Keep what leaves in the completion, for the rewrites."""
         return Completion(
             unit_id=unit.unit_id,
             attempt=attempt,
             outputs=[],
             counts={},
-            seconds=time.monotonic() - started,
+            seconds=0.0,
+            details=unit.inputs,
             kind=unit.kind,
         )
 

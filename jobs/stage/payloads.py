@@ -7,7 +7,6 @@ from typing import Any
 
 from jobs.engine.corrections import Correction
 from jobs.engine.plan import Unit
-from jobs.hashing import digest
 from jobs.sources.base import FileRange
 
 
@@ -24,20 +23,15 @@ class ReadRanges:
 
 @dataclasses.dataclass(frozen=True)
 class LeavingOrder:
-    """What leaves with source files that have gone, to be kept beside the plan.
+    """What leaves with source files that have gone.
 
-    It is too large to go to every rewrite.
+    It is too large to go to every rewrite, which read it from the completion of this one.
 
     Attributes:
         order: `gone` files, `homes` that images move to, and the `night`.
     """
 
     order: dict[str, Any]
-
-    @property
-    def name(self) -> str:
-        """Of its file."""
-        return f"leaving-{digest(self.order)}.json"
 
     def unit(self, fingerprint: str) -> Unit:
         """Make it a unit, which the job does itself."""
@@ -51,7 +45,7 @@ class StageRewrite:
     Attributes:
         table: its table's name.
         path: within the table.
-        order: name of the file beside the plan that says what leaves.
+        order: id of the closing unit whose completion says what leaves.
     """
 
     table: str

@@ -8,7 +8,6 @@ earliest occurrence that is left, and without one it leaves the next snapshot.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,10 +18,10 @@ import pyarrow.compute as pc
 from jobs.engine.corrections import corrected_unit
 from jobs.engine.job import StalePlan
 from jobs.engine.plan import Completion, Plan, Unit
-from jobs.engine.records import AGAIN
-from jobs.lake.documents import parsed
+from jobs.engine.records import load_completions
+from jobs.errors import StorageError
 from jobs.lake.paths import LakePaths
-from jobs.lake.storage import create_or_keep, join, read
+from jobs.lake.storage import join
 from jobs.stage.payloads import LeavingOrder, StageRewrite
 from jobs.stage.plan import Pair, known_files
 from jobs.stage.tables import StageTables
@@ -190,29 +189,28 @@ class Removals:
     gone: list[Pair] = dataclasses.field(default_factory=list)
 
     def units(self, fingerprint: str) -> tuple[list[Unit], list[Unit]]:
-        """Return what says what leaves, and the rewrites of the published files that these rows
-        lie in."""
+        """Return the unit that keeps what leaves, and rewrites of the files with these rows."""
         if not self.gone:
             return [], []
         night = self.tonight.plan.night
         order = LeavingOrder({"gone": self.gone, "homes": self.homes, "night": night})
-        name = order.name  # a digest of all of it
-        return [order.unit(fingerprint)], [
-            StageRewrite(table, path, name).unit(fingerprint)
+        closing = order.unit(fingerprint)
+        return [closing], [
+            StageRewrite(table, path, closing.unit_id).unit(fingerprint)
             for table, paths in self.rewrites.items()
             for path in paths
         ]
 
 
-def save_order(lake: LakePaths, job_id: str, order: LeavingOrder) -> None:
-    """Keep it beside the plan."""
-    create_or_keep(join(lake.units(job_id), order.name), json.dumps(order.order).encode())
+def leaving_order(lake: LakePaths, job_id: str, unit_id: str) -> dict[str, Any]:
+    """Read what leaves from the closing unit's completion.
 
-
-def load_order(lake: LakePaths, job_id: str, name: str) -> dict[str, Any]:
-    """Load what says what leaves."""
-    uri = join(lake.units(job_id), name)
-    return parsed(dict[str, Any], read(uri), uri, AGAIN)
+    Raises StorageError where it is gone: another process has finished the job, or dropped it.
+    """
+    found = load_completions(lake, job_id, [unit_id])
+    if unit_id not in found:
+        raise StorageError(f"{lake.units(job_id)}: what leaves is not recorded; run it again")
+    return found[unit_id].details["leaving"]
 
 
 def removals(tonight: StageState, gone: list[Pair]) -> Removals:

@@ -13,7 +13,7 @@ from jobs.engine.corrections import Correction
 from jobs.engine.plan import JobContext
 from jobs.lake.paths import LakePaths
 from jobs.stage.payloads import StageRewrite
-from jobs.stage.reconcile import leaving_rows, load_order
+from jobs.stage.reconcile import leaving_order, leaving_rows
 from jobs.stage.tables import StageTables
 from jobs.tables.data_file import Output
 
@@ -41,7 +41,7 @@ class Rewriter:
 
     def _rewritten(self, payload: StageRewrite) -> Done:
         name, path = payload.table, payload.path
-        order = load_order(self.lake, self.context.job_id, payload.order)
+        order = leaving_order(self.lake, self.context.job_id, payload.order)
         leaving = _Removals(order)
         change = {
             "images": leaving.images,
@@ -64,7 +64,7 @@ class Rewriter:
             for number, path in enumerate(correction.outputs.get(name, [])):
                 output = rewritten(self.tables[name], path, f"{self.name}-{number:03d}", change)
                 outputs += [output] if output else []
-        return outputs, drop.removed_counts(), correction.details, {}
+        return outputs, drop.counts_left(), correction.details, {}
 
 
 class _Drop:
@@ -98,7 +98,7 @@ class _Drop:
         self._fates.update(fate.to_pylist())
         return rows.set_column(rows.schema.get_field_index("fate"), "fate", fate)
 
-    def removed_counts(self) -> dict[str, int]:
+    def counts_left(self) -> dict[str, int]:
         """Return the unit's counts. A promoted row has no image of tonight: it is the duplicate of
         one."""
         read = self._fates["staged"] + self._fates["duplicate"]

@@ -36,7 +36,7 @@ from jobs.tables.shards import read_digests, read_shard
 from jobs.tables.sync import sync_files
 
 APP = "latentlake"
-MOST_VERSIONS = 10_000_000  # deltalake counts up to what it is requested (1.6.6)
+MOST_VERSIONS = 10_000_000  # deltalake counts up to the version that is wanted (1.6.6)
 LOOKED_AT = 10  # for the last commit of a job
 
 
@@ -52,8 +52,7 @@ class Table:
         return open_snapshot(self.uri, version)
 
     def now(self) -> Snapshot:
-        """Return the newest snapshot of a table that has been there: StorageError where it has
-        gone."""
+        """Return the newest snapshot. Raises StorageError where the table has gone."""
         return still_there(self.snapshot(), self.uri)
 
     def ensure(self) -> Snapshot:
@@ -321,7 +320,7 @@ class Snapshot:
 
         removed: paths that the snapshot has. same_rows: the rows only moved to other files. schema:
         that of a first commit, as `Table.delta_schema` gives it.
-        Raises Conflict where that version exists already.
+        Raises CommitConflict where that version exists already.
         """
         sequence = self.commits + 1
         properties = CommitProperties(
@@ -376,8 +375,7 @@ def _partition_of(action: dict[str, Any]) -> dict[str, str]:
 
 
 def open_snapshot(uri: str, version: int | None = None) -> Snapshot | None:
-    """Raise InputError where the table exists but does not have the version yet."""
-
+    """Open a table. Raises InputError where it is there, but has not the version yet."""
     if version is not None and not 0 <= version <= MOST_VERSIONS:
         raise InputError(f"{uri} has no version {version}")
 

@@ -74,7 +74,7 @@ def _require_last(lines: list[bytes], info: dict[str, Any], uri: str) -> None:
 def entries(table_uri: str, newest: int, oldest: int) -> Iterator[dict[str, Any]]:
     """Those of versions, the newest first, as far as the log has them without a gap."""
     versions = range(newest, oldest - 1, -1)
-    # The newest alone is what is requested mostly.
+    # Mostly the newest alone is wanted.
     first = (entry(table_uri, version) for version in versions[:FEW])
     names = (str(version) for version in versions[FEW:])
     rest = (found for _, found in read_ahead(names, lambda name: entry(table_uri, int(name))))

@@ -70,8 +70,9 @@ class Training:
         self.part = part_of(self.splits["train"], self.settings, rank)
         torch.manual_seed(self.settings.seed)  # the same first weights on every rank
         config = self.settings.model_config_of(order.image_shape)
-        self.family = family_of(config)
-        self.model = place(self.family.build(config), self.hardware)
+        family = family_of(config)
+        self._by_gradient = family.trained_by(config) == "gradient"
+        self.model = place(family.build(config), self.hardware)
         self.objective = Objective(
             self.model,
             self.settings.objective,
@@ -79,12 +80,9 @@ class Training:
             peers=Peers(world_size=rank.world_size),
         )
         trainable = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            trainable, weight_decay=self.settings.weight_decay, fused=True
-        )
-        self.average = (
-            WeightAverage(self.model, self.settings.ema_decay) if self.settings.ema_decay else None
-        )
+        decay, ema = self.settings.weight_decay, self.settings.ema_decay
+        self.optimizer = torch.optim.AdamW(trainable, weight_decay=decay, fused=True)
+        self.average = WeightAverage(self.model, ema) if ema else None
         self.stepper = self._stepper()
         self.position = Position()
         self.best: dict[str, Tensor] | None = None
@@ -141,7 +139,7 @@ class Training:
 
     @property
     def _epochs_wanted(self) -> int:
-        return self.settings.epochs if self.settings.fit == "gradient" else 1
+        return self.settings.epochs if self._by_gradient else 1
 
     @property
     def is_done(self) -> bool:
@@ -168,7 +166,7 @@ class Training:
 
     def run(self) -> None:
         """All epochs that are left; the model has its best weights then."""
-        if self.family.trained_by(self.model.config) == "closed_form":
+        if not self._by_gradient:
             if not self.is_done:
                 self._solve()
         elif not self.is_done:

@@ -28,7 +28,7 @@ class Rank:
         return self.index == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """Return the element-wise sum over ranks, in place."""
+        """Sum over ranks by element, in place; return the same tensor."""
         if self.world_size > 1:
             dist.all_reduce(values)
         return values

@@ -314,11 +314,9 @@ def test_a_wheel_brings_its_own_code(
     with zipfile.ZipFile(wheel) as held:
         parts = {name: held.read(name) for name in held.namelist()}
     main = b'if __name__ == "__main__":'
-    assert main in parts["jobs/dispatch/entrypoint.py"]
+    assert main in parts["jobs/submitted.py"]
     changed = b'raise SystemExit("the changed one")\n' + main
-    parts["jobs/dispatch/entrypoint.py"] = parts["jobs/dispatch/entrypoint.py"].replace(
-        main, changed
-    )
+    parts["jobs/submitted.py"] = parts["jobs/submitted.py"].replace(main, changed)
     with zipfile.ZipFile(wheel, "w") as made:
         for name, data in parts.items():
             made.writestr(name, data)

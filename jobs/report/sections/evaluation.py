@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from jobs.bundles.manifest import config_of
 from jobs.evaluate.compare import Difference
 from jobs.evaluate.results import is_by_measure, measure_of
 from jobs.report.blocks import (
@@ -97,8 +98,12 @@ def _passed(value: bool | None) -> str:
 def _measures(night: ReportNight) -> list[str]:
     """Return what the likelihoods of both champions are of: two where they do not compare."""
     both = (night.version, night.previous)
-    found = [about for version, about in night.versions.items() if version in both]
-    return sorted({measure_of(about["config"]["likelihood"]) for about in found})
+    configs = [
+        config_of(night.lake, night.model, version, about)
+        for version, about in night.versions.items()
+        if version in both
+    ]
+    return sorted({measure_of(config.likelihood) for config in configs})
 
 
 IN_PAIRS = (

@@ -58,6 +58,33 @@ def test_a_damaged_record_of_one_job_stops_no_other(
     assert staged_labels(lake) == labels_of(range(300))
 
 
+WRONG = [
+    {"kind": "rewrite"},
+    {"kind": "closing"},
+    {"kind": "correction"},
+    {"kind": "correction", "details": {"of": "u", "generation": "x"}},
+    {"details": {"of": "u"}},
+    {"kind": "nothing"},
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=str)
+def test_a_completion_that_is_not_of_its_unit_costs_no_row(
+    lake: LakePaths, source: Path, wrong: dict[str, object]
+) -> None:
+    waiting = InlineStage(lake, source.parent)
+    plan = records.save_plan(lake, waiting.plan())
+    waiting.execute(plan, waiting.units(plan))
+    root = local_path(lake.uri)
+    assert root is not None
+    file = min((root / "units" / plan.job_id / "completions").iterdir())
+    file.write_text(json.dumps(json.loads(file.read_text()) | wrong))
+    report = runner.run(InlineStage(lake, source.parent))
+    assert report.job_ids == [plan.job_id]
+    assert report.units == 1  # done again
+    assert staged_labels(lake) == labels_of(range(300))
+
+
 def test_a_damaged_commit_record_keeps_vacuum_from_its_dataset(
     lake: LakePaths, half_done: Path, source: Path
 ) -> None:

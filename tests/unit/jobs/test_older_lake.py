@@ -52,6 +52,9 @@ def test_what_it_left_undone_is_finished_and_what_is_there_stays(older: LakePath
     report = runner.run(InlineEmbed(older, night="2026-01-02", reconstructions="sample"))
     assert report.job_ids == [LEFT]
     assert report.units == 0  # its units were done
+    batches = views.sql(older, "SELECT batch, job_id FROM batches").to_pylist()
+    assert {"batch": report.counts["batch"], "job_id": LEFT} in batches
+    assert len(batches) == 2
     after = codes(older)
     assert len(after) == 270
     assert {name: after[name] for name in before} == before

@@ -1,9 +1,9 @@
 """What real libraries got wrong, and is tested nowhere else.
 
-Elsewhere: the clamp that erases the KL's gradient, logsumexp over the wrong axis (test_objectives),
-BCE on grey pixels, missing constants (test_likelihoods), embedding by a sample (test_autoencoder),
-ranks of unequal size (test_peers), padding (test_scores), calibration by training scores
-(jobs/test_embed).
+Elsewhere: the clamp that erases the KL's gradient, logsumexp over the wrong axis (objectives),
+BCE on grey pixels, missing constants (likelihoods), embedding by a sample (test_autoencoder),
+ranks of unequal size (test_all_reduce), padding (scores), calibration by training scores
+(jobs/embed).
 """
 
 from __future__ import annotations

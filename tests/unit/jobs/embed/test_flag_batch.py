@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from jobs.embed import job as embed_job
@@ -10,7 +12,8 @@ from jobs.engine import runner
 from jobs.lake.paths import LakePaths
 from jobs.query import views
 from jobs.tables.delta import Snapshot
-from tests.inline import InlineEmbed, OvertakenEmbed
+from tests.helpers import write_source
+from tests.inline import InlineEmbed, InlineStage, OvertakenEmbed
 
 
 @pytest.fixture
@@ -45,11 +48,15 @@ def test_a_commit_that_was_cut_short_flags_nothing_again(
 
 
 def test_one_that_another_job_overtook_flags_what_is_left(
-    trained: LakePaths, flagged: list[str]
+    trained: LakePaths, tmp_path: Path, flagged: list[str]
 ) -> None:
-    """The rival has flagged the same images: the loser's units are corrected, and none is left."""
-    report = runner.run(OvertakenEmbed(trained, InlineEmbed(trained, night="2026-01-02")))
-    assert len(flagged) == len(set(flagged))
-    assert report.counts["embedded"] == 0
-    assert len(views.sql(trained, "SELECT * FROM embeddings")) == 600
-    assert len(views.sql(trained, "SELECT * FROM batches")) == 1
+    """The rival embeds the older images meanwhile: this job is left with the others."""
+    write_source(tmp_path / "more" / "b.parquet", range(600, 650))
+    runner.run(InlineStage(trained, tmp_path / "more", night="2026-01-02"))
+    rival = InlineEmbed(trained, night="2026-01-02", until="2026-01-01")
+    report = runner.run(OvertakenEmbed(trained, rival, night="2026-01-03"))
+    assert report.counts["embedded"] == 50
+    assert len(flagged) == len(set(flagged)) == 3  # of all, the rival's, of what is left
+    ids = views.sql(trained, "SELECT image_id FROM embeddings")["image_id"].to_pylist()
+    assert len(ids) == len(set(ids)) == 650
+    assert len(views.sql(trained, "SELECT * FROM batches")) == 2

@@ -14,8 +14,6 @@ from PIL import Image
 
 from jobs.bundles import bundle
 from jobs.bundles.manifest import Compute
-from jobs.embed.drop import DropJob
-from jobs.embed.settings import DropSettings
 from jobs.engine import commit as engine_commit
 from jobs.engine import runner
 from jobs.errors import InputError
@@ -382,36 +380,3 @@ def test_a_redo_begins_anew_where_another_embed_came_first(
     runner.run(OvertakenEmbed(trained, rival, night="2026-01-02", redo=True))
     ids = embedded(trained)["image_id"].to_pylist()
     assert len(ids) == len(set(ids)) == 650
-
-
-def test_a_dropped_version_leaves_every_table_and_can_be_embedded_again(trained: LakePaths) -> None:
-    runner.run(InlineEmbed(trained, reconstructions="all", alpha=0.9))
-    report = runner.run(DropJob(trained, DropSettings(model="m@champion"), "2026-01-02"))
-    assert report.counts["dropped"] == 600
-    for table in ("embeddings", "reconstructions", "anomalies", "batches"):
-        assert len(views.sql(trained, f"SELECT * FROM {table}")) == 0, table
-    assert (
-        runner.run(
-            DropJob(trained, DropSettings(model="m@champion", dataset="d"), "2026-01-02")
-        ).job_ids
-        == []
-    )
-    with pytest.raises(InputError, match="m@VERSION"):
-        DropJob(trained, DropSettings(model="m"), "2026-01-02")
-    again = InlineEmbed(trained, reconstructions="all", alpha=0.9)  # the same work by every name
-    assert runner.run(again).counts["embedded"] == 600
-    assert len(views.sql(trained, "SELECT DISTINCT image_id FROM embeddings")) == 600
-    assert runner.run(InlineEmbed(trained, reconstructions="all", alpha=0.9)).job_ids == []
-
-
-def test_settings_that_contradict_each_other_are_refused() -> None:
-    from jobs.embed.settings import EmbedSettings
-    from jobs.settings import build
-
-    for values, message in (
-        ({"scores": "none", "reconstructions": "all"}, "reconstructions come with scores"),
-        ({"redo": True, "commit_every": 2}, "without commit_every"),
-        ({"reconstructions": "some"}, "'none', 'anomalies', 'sample' or 'all'"),
-    ):
-        with pytest.raises(InputError, match=message):
-            build(EmbedSettings, {"dataset": "d", "model": "m", **values})

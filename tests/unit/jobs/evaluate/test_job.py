@@ -16,8 +16,6 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from jobs.bundles import bundle
-from jobs.embed.drop import DropJob
-from jobs.embed.settings import DropSettings
 from jobs.engine import commit as engine_commit
 from jobs.engine import records, runner
 from jobs.evaluate import results as evaluate_results
@@ -390,12 +388,3 @@ def test_what_it_replaced_is_vacuumed_and_what_holds_is_kept(lake: LakePaths) ->
 def test_nothing_is_left_in_the_units_folder(lake: LakePaths) -> None:
     again(lake, samples=5)
     assert not [p for p in Path(lake.all_units.removeprefix("file://")).rglob("*") if p.is_file()]
-
-
-def test_a_dropped_version_is_still_judged(lake: LakePaths) -> None:
-    """Its bundle stays, and so does what was found out of it."""
-    before = evaluated(lake)
-    runner.run(InlineEmbed(lake))
-    runner.run(DropJob(lake, DropSettings(model="m@champion"), "2026-01-02"))
-    assert evaluated(lake).equals(before)
-    assert again(lake).executed == []

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.engine import records, runner
+from jobs.engine.records import completed_units, discard_completion, unfinished_plans
 from jobs.errors import JobError
 from jobs.lake.paths import LakePaths
 from jobs.query import views
@@ -177,6 +178,36 @@ def test_a_crash_in_a_removal_is_completed(lake, tmp_path, monkeypatch, tables_c
     assert staged_ids(lake) == set(image_ids(range(40, 90)))
     nights = views.sql(lake, "SELECT DISTINCT removed_night FROM sources").to_pylist()
     assert {row["removed_night"] for row in nights} == {None, "2026-01-03"}
+
+
+@pytest.mark.parametrize("killed", ["before it is recorded", "after it", "and it is lost"])
+def test_what_leaves_is_recorded_for_the_rewrites_that_a_kill_left(lake, tmp_path, killed) -> None:
+    folder = tmp_path / "s"
+    write(folder / "a.parquet", range(50))
+    write(folder / "b.parquet", range(40, 90))
+    run(lake, folder)
+    (folder / "a.parquet").unlink()
+
+    class Killed(InlineStage):
+        def close(self, plan, unit, attempt):
+            if killed == "before it is recorded":
+                raise KeyboardInterrupt
+            return super().close(plan, unit, attempt)
+
+        def execute(self, plan, units):
+            raise KeyboardInterrupt  # there is nothing but rewrites
+
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(Killed(lake, folder, "2026-01-03", max_removed=1.0))
+    (plan,) = unfinished_plans(lake, "stage", "d")
+    done = completed_units(lake, plan.job_id)
+    assert len(done) == (killed != "before it is recorded")
+    if killed == "and it is lost":
+        discard_completion(lake, plan.job_id, *done)
+    report = run(lake, folder, "2026-01-04")
+    assert report.counts["removed_images"] == 40
+    assert staged_ids(lake) == set(image_ids(range(40, 90)))
+    assert run(lake, folder, "2026-01-05").units == 0
 
 
 def test_a_rival_that_removes_what_this_job_took_for_known_loses_no_image(lake, tmp_path) -> None:

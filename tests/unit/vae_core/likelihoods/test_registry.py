@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from torch.distributions import Normal
 
 from tests.unit.vae_core.models import image_noise_of
 from vae_core.all_reduce import ALONE
-from vae_core.config import LIKELIHOOD_FACTS, LikelihoodConfig, LikelihoodKind
+from vae_core.config import LikelihoodConfig
 from vae_core.likelihoods import base as likelihood_module
 from vae_core.likelihoods.base import Likelihood
 from vae_core.likelihoods.bernoulli import Bernoulli, ContinuousBernoulli, log_normaliser
@@ -22,26 +21,6 @@ from vae_core.likelihoods.gaussian import SIGMA_FLOOR, Gaussian, OptimalGaussian
 from vae_core.likelihoods.registry import LIKELIHOODS
 from vae_core.noise import StepNoise
 from vae_core.normal import soft_bound
-
-
-def test_every_likelihood_has_its_facts() -> None:
-    kinds = list(get_args(LikelihoodKind))
-    assert list(LIKELIHOODS) == list(LIKELIHOOD_FACTS) == kinds
-
-
-@pytest.mark.parametrize("kind", LIKELIHOODS)
-def test_the_facts_are_true_of_it(kind: LikelihoodKind) -> None:
-    """Of one grey pixel: a mass sums to one over the values it can have, a density does not."""
-    facts = LIKELIHOOD_FACTS[kind]
-    likelihood = LIKELIHOODS[kind](LikelihoodConfig(kind=kind))
-    if facts.outputs is not None:
-        assert likelihood.outputs(3) == 3 * facts.outputs
-    values = torch.arange(256).reshape(256, 1, 1, 1) / 255.0
-    if kind == "bernoulli":
-        values = torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1)
-    params = torch.randn(1, likelihood.outputs(1), 1, 1).expand(len(values), -1, -1, -1)
-    total = likelihood.log_prob(params, likelihood.scale(), values).exp().sum().item()
-    assert (abs(total - 1.0) < 1e-4) == facts.discrete
 
 
 def test_bernoulli_agrees_with_torch_distributions_pixel_by_pixel() -> None:
