@@ -189,6 +189,13 @@ def load_completions(
         return found
 
 
+def load_completion(lake: LakePaths, job_id: str, unit_id: str) -> Completion | None:
+    """Load one unit's completion, by its name; None where it has none."""
+    uri = _completion_uri(lake, job_id, unit_id)
+    body = read_if_there(uri)
+    return completion_of(body, uri) if body is not None else None
+
+
 def completion_of(data: bytes, uri: str) -> Completion:
     """uri: where it lies, for whoever reads that it is damaged."""
     completion = parsed(Completion, data, uri, AGAIN)

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from jobs.engine.corrections import corrected_unit
 from jobs.engine.job import StalePlan
 from jobs.engine.plan import Completion, Plan, Unit
-from jobs.engine.records import load_completions
+from jobs.engine.records import load_completion
 from jobs.errors import StorageError
 from jobs.lake.paths import LakePaths
 from jobs.lake.storage import join
@@ -207,10 +207,10 @@ def leaving_order(lake: LakePaths, job_id: str, unit_id: str) -> dict[str, Any]:
 
     Raises StorageError where it is gone: another process has finished the job, or dropped it.
     """
-    found = load_completions(lake, job_id, [unit_id])
-    if unit_id not in found:
+    found = load_completion(lake, job_id, unit_id)
+    if found is None:
         raise StorageError(f"{lake.units(job_id)}: what leaves is not recorded; run it again")
-    return found[unit_id].details["leaving"]
+    return found.details["leaving"]
 
 
 def removals(tonight: StageState, gone: list[Pair]) -> Removals:
