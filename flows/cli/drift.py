@@ -48,10 +48,10 @@ def small_job_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--seed", type=int, metavar="N", help="Of samples and permutations.")
 @small_job_options
 def drift(alpha: str | None, **options: Any) -> None:
-    """Hold the newest arrivals against the model's own test split: do they come from elsewhere?
+    """Compare the newest images with the model's own test split: do they come from elsewhere?
 
     What has come since the last judgement is tested: embeddings, scores, pixels and sources, with
-    one p-value for all. Where drift is found, the anomalies of these arrivals are marked: their
+    one p-value for all. Where drift is found, the anomalies of these images are marked: their
     p-values are not valid.
 
     Example: latentlake drift --dataset photos --model photos --block-by camera

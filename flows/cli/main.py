@@ -272,7 +272,7 @@ def nightly(config: str, night: str | None, retrain: bool, lake: str | None, as_
 def serve(
     configs: tuple[str, ...], port: int, home: str | None, runs_at_once: int, show_login: bool
 ) -> None:
-    """Serve: a Prefect server with its UI, a worker and the deployments of nightly configs, here.
+    """Start a Prefect server with its UI, a worker and the deployments of nightly configs, here.
 
     Example: latentlake serve nightly.yaml
     """
